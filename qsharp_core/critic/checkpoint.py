@@ -1,0 +1,279 @@
+"""A critic's folder on disk: read, checked and written. Nothing is unpickled.
+
+    critic.json          what it is (`CriticCard`)
+    backbone/            a Hugging Face AutoModel: config.json, model.safetensors
+    head.safetensors     `weight`, `bias`, and `hidden.weight`, `hidden.bias` where the card has an `mlp`
+
+`"borrow": ["input_embeddings"]` in the card means that the backbone's token embeddings are not stored: they are the
+reference's, read from its folder. It must then be the reference the critic was made for.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from qsharp_core.critic.model import Critic, Head, HeadShape
+from qsharp_core.errors import CriticError
+from qsharp_core.returns import Bernoulli, Categorical, ReturnDistribution
+
+CARD, HEAD, BACKBONE = "critic.json", "head.safetensors", "backbone"
+
+
+class BernoulliCard(BaseModel):
+    """`{"kind": "bernoulli"}`."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["bernoulli"]
+
+
+class CategoricalCard(BaseModel):
+    """`{"kind": "categorical", "atoms": [ascending rewards]}`."""
+
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["categorical"]
+    atoms: list[float] = Field(min_length=2)
+
+
+class MLPCard(BaseModel):
+    """A hidden layer in the head."""
+
+    model_config = ConfigDict(extra="forbid")
+    width: int = Field(gt=0)
+    activation: Literal["gelu"] = "gelu"
+
+
+class CriticCard(BaseModel):
+    """`critic.json`. Fields it does not name are kept as they are: metrics, parent version, notes."""
+
+    model_config = ConfigDict(extra="allow")
+    format: Literal[1] = 1
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    version: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    head: Literal["V", "Q"]
+    distribution: Annotated[BernoulliCard | CategoricalCard, Field(discriminator="kind")]
+    reward_range: tuple[float, float] = (0.0, 1.0)
+    mlp: MLPCard | None = None
+    borrow: list[Literal["input_embeddings"]] = []
+    tokenizer_fingerprint: str | None = None
+    recommended_eta: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        low, high = self.reward_range
+        if not low < high:
+            raise ValueError(f"reward_range must ascend, got [{low}, {high}]")
+        if isinstance(self.distribution, BernoulliCard):
+            if self.reward_range != (0.0, 1.0):
+                raise ValueError("a Bernoulli critic's reward_range is [0, 1]")
+        else:
+            atoms = self.distribution.atoms
+            if atoms != sorted(set(atoms)):
+                raise ValueError("atoms must ascend")
+            if atoms[0] < low or atoms[-1] > high:
+                raise ValueError(f"atoms must lie within reward_range [{low}, {high}]")
+        return self
+
+    @property
+    def key(self) -> str:
+        """`name@version`."""
+        return f"{self.name}@{self.version}"
+
+    def returns(self) -> ReturnDistribution:
+        """The return distribution that the head's outputs parametrise."""
+        if isinstance(self.distribution, BernoulliCard):
+            return Bernoulli()
+        return Categorical(tuple(self.distribution.atoms), self.reward_range)
+
+
+def read_card(folder: Path) -> CriticCard:
+    """`critic.json` of a folder, checked.
+
+    Raises:
+        CriticError: missing, not JSON, or with a wrong field; the message names it.
+    """
+    path = folder / CARD
+    try:
+        return CriticCard.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise CriticError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the file"
+        raise CriticError(f"{path}: {field}: {first['msg']}") from error
+
+
+def load(
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    reference: Path | None = None,
+) -> tuple[CriticCard, Critic]:
+    """A critic from its folder, in evaluation mode.
+
+    Args:
+        folder: see the module's docstring.
+        dtype: of the weights in memory, whatever they are on disk.
+        device: where they go.
+        reference: the reference model's folder, for critics that borrow from it.
+
+    Raises:
+        CriticError: with the file and the reason.
+    """
+    from transformers import AutoModel  # heavy: only those who load a critic pay for it
+
+    card = read_card(folder)
+    returns = card.returns()
+    backbone_folder = folder / BACKBONE
+    if not (backbone_folder / "config.json").is_file():
+        raise CriticError(f"{backbone_folder / 'config.json'} is missing")
+    try:
+        backbone, report = AutoModel.from_pretrained(
+            backbone_folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        raise CriticError(f"{backbone_folder} is no Hugging Face model: {error}") from error
+    missing = set(report["missing_keys"])
+    embeddings = backbone.get_input_embeddings()
+    if "input_embeddings" in card.borrow:
+        borrowed = {name for name, p in backbone.named_parameters() if p is embeddings.weight}
+        missing -= borrowed
+        if reference is None:
+            raise CriticError(f"{folder} borrows the reference's embeddings: the reference's folder is needed")
+        _borrow(embeddings, input_embeddings(reference), folder)
+    if missing:
+        raise CriticError(f"{backbone_folder}: weights are missing: {', '.join(sorted(missing)[:5])}")
+
+    shape = HeadShape(
+        kind=card.head,
+        hidden=backbone.config.get_text_config().hidden_size,
+        n_out=returns.n_out,
+        vocab=embeddings.weight.shape[0],
+        mlp=card.mlp.width if card.mlp else None,
+    )
+    head = Head(shape)
+    _load_head(head, folder / HEAD)
+    critic = Critic(backbone, head, returns).to(device=device, dtype=dtype).eval()
+    return card, critic.requires_grad_(False)
+
+
+def save(folder: Path, card: CriticCard, critic: Critic) -> None:
+    """Writes a critic's folder so that it is there whole or not at all.
+
+    Weights are stored in the dtype they have. A folder of the same name must not exist.
+
+    Raises:
+        FileExistsError: versions are never overwritten.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists: versions are never overwritten")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    (temporary / BACKBONE).mkdir(parents=True)
+    weights = {k: v.contiguous() for k, v in critic.backbone.state_dict().items()}
+    if "input_embeddings" in card.borrow:
+        embedding = critic.backbone.get_input_embeddings().weight
+        weights = {k: v for k, v in weights.items() if v.data_ptr() != embedding.data_ptr()}
+    critic.backbone.config.save_pretrained(temporary / BACKBONE)
+    save_file(weights, temporary / BACKBONE / "model.safetensors", metadata={"format": "pt"})
+    save_file({k: v.contiguous() for k, v in critic.head.state_dict().items()}, temporary / HEAD)
+    (temporary / CARD).write_text(card.model_dump_json(indent=2, exclude_none=True) + "\n")
+    for path in [*temporary.rglob("*"), temporary]:
+        _fsync(path)
+    temporary.rename(folder)
+    _fsync(folder.parent)
+
+
+def check_vocabulary(card: CriticCard, folder: Path, critic: Critic, reference_tokenizer: Any | None) -> None:
+    """The critic's token ids must mean what the reference's mean, token by token.
+
+    Compared with the tokenizer in the critic's `backbone/`, or with the card's fingerprint; a critic that carries
+    neither is held to the vocabulary's size.
+
+    Raises:
+        CriticError: with the first difference.
+    """
+    if reference_tokenizer is None:
+        return
+    theirs = _vocabulary(reference_tokenizer)
+    if critic.vocab < len(theirs):
+        raise CriticError(
+            f"{card.key} embeds {critic.vocab} token ids and the reference's vocabulary has {len(theirs)}"
+        )
+    if (folder / BACKBONE / "tokenizer_config.json").is_file():
+        from transformers import AutoTokenizer
+
+        ours = _vocabulary(AutoTokenizer.from_pretrained(folder / BACKBONE, local_files_only=True))
+        for index in sorted(ours.keys() | theirs.keys()):
+            if ours.get(index) != theirs.get(index):
+                raise CriticError(
+                    f"{card.key} was made for another vocabulary: token {index} is {ours.get(index)!r} there "
+                    f"and {theirs.get(index)!r} in the reference"
+                )
+    elif card.tokenizer_fingerprint not in (None, fingerprint(reference_tokenizer)):
+        raise CriticError(f"{card.key} was made for another vocabulary: its tokenizer fingerprint differs")
+
+
+def fingerprint(tokenizer: Any) -> str:
+    """SHA-256 of a tokenizer's `id -> token` table, for `CriticCard.tokenizer_fingerprint`."""
+    table = json.dumps(sorted(_vocabulary(tokenizer).items()), ensure_ascii=True)
+    return hashlib.sha256(table.encode()).hexdigest()
+
+
+def input_embeddings(model_folder: Path) -> Tensor:
+    """The token embeddings `[V, D]` of a Hugging Face model's folder, without loading the rest.
+
+    Raises:
+        CriticError: there are none to be found.
+    """
+    names = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+    for path in sorted(Path(model_folder).glob("*.safetensors")):
+        with safe_open(path, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - not a dict
+                if name.endswith(names):
+                    return tensors.get_tensor(name)
+    raise CriticError(f"no token embeddings in {model_folder}/*.safetensors")
+
+
+def _borrow(embeddings: nn.Module, weight: Tensor, folder: Path) -> None:
+    if embeddings.weight.shape != weight.shape:
+        raise CriticError(
+            f"{folder} borrows embeddings of shape {list(embeddings.weight.shape)}, "
+            f"the reference's are {list(weight.shape)}"
+        )
+    with torch.no_grad():
+        embeddings.weight.copy_(weight)
+
+
+def _load_head(head: Head, path: Path) -> None:
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CriticError(f"{path} cannot be read: {error}") from error
+    wanted = {name: list(p.shape) for name, p in head.state_dict().items()}
+    found = {name: list(p.shape) for name, p in stored.items()}
+    if wanted != found:
+        raise CriticError(f"{path}: wanted {wanted}, found {found}")
+    head.load_state_dict(stored)
+
+
+def _vocabulary(tokenizer: Any) -> dict[int, str]:
+    return {index: token for token, index in tokenizer.get_vocab().items()}
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

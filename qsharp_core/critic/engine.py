@@ -1,0 +1,350 @@
+"""Scores the next-token candidates of many rows at once, with a paged cache of keys and values.
+
+Each step, for every row: what the cache lacks of the row's history is run (usually nothing: the chosen token was a
+candidate of the step before, whose keys and values were kept), then all candidates of all rows are run together, each
+attending to its row's prefix and to itself (V head); or the last token is run and all candidates are read off its
+hidden state (Q head).
+
+Invariant: the scores equal those of a plain forward pass over `history + [candidate]`. The state follows from token ids:
+callers hand over each row's whole history, and may drop, roll back, move or repeat rows as they like.
+
+Shapes: R rows, K most candidates of a row, N packed tokens.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qsharp_core.critic import cache
+from qsharp_core.critic.attention import PAGED, CandidatePass, Layout, Pass, Pool, PrefillPass, ProbePass
+from qsharp_core.critic.cache import BlockPool, Sequence
+from qsharp_core.critic.model import Critic
+from qsharp_core.errors import CriticError
+
+# Tokens a prefill pass runs at once: enough to fill the matrix units, little enough to bound its workspace.
+PREFILL_TOKENS = 1024
+
+
+@dataclass
+class _Row:
+    """A row of the running call: its place in the call, and what must be run for it."""
+
+    index: int
+    sequence: Sequence
+    history: list[int]
+    start: int  # tokens from here to the end of the history are missing
+
+
+@dataclass
+class _Kept:
+    """Candidates' keys and values of the last step, per layer `[N, G, D]`."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+
+@dataclass
+class _Choice:
+    """Where a sequence's candidates of the last step are kept: valid for `history + [id]` alone."""
+
+    history: list[int]
+    packed_of_id: dict[int, int]
+    kept: _Kept
+
+
+class CriticEngine:
+    """A critic, its cache, and the sequences it serves.
+
+    Args:
+        critic: in evaluation mode, on its device. Its backbone's attention is switched to the paged one.
+        cache_tokens: token positions the pool holds (rounded up to blocks); the longest history must fit.
+        block_size: positions per block.
+
+    Raises:
+        CriticError: the backbone's cached scores differ from a plain forward pass.
+    """
+
+    def __init__(self, critic: Critic, cache_tokens: int, block_size: int = 16) -> None:
+        self.critic = critic
+        self.blocks = BlockPool(-(-cache_tokens // block_size), block_size)
+        parameter = next(critic.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self._open: OrderedDict[int, Sequence] = OrderedDict()  # by id(), least recently used first
+        self._choices: dict[int, _Choice] = {}
+        critic.backbone.set_attn_implementation(PAGED)
+        self.pool = self._allocate()
+        self._check_against_plain_forward()
+
+    @property
+    def capacity(self) -> int:
+        """The longest history, in tokens, that can be scored."""
+        limit = self.critic.max_length
+        room = self.blocks.blocks * self.blocks.block_size
+        # A V head runs the candidate at the position after the history.
+        return room if limit is None else min(room, limit - (self.critic.head.shape.kind == "V"))
+
+    def open(self) -> Sequence:
+        """A handle for a request."""
+        sequence = Sequence()
+        self._open[id(sequence)] = sequence
+        return sequence
+
+    def close(self, sequence: Sequence) -> None:
+        """Gives a request's blocks back; its prefixes stay shareable until the blocks are reused."""
+        cache.truncate(self.blocks, sequence, 0)
+        del self._open[id(sequence)]
+        self._choices.pop(id(sequence), None)
+
+    @torch.inference_mode()
+    def score(
+        self, sequences: list[Sequence], histories: list[list[int]], ids_RK: Tensor, mask_RK: Tensor
+    ) -> Tensor:
+        """The head's outputs for every candidate of every row.
+
+        Args:
+            sequences: a handle of `open` per row, each at most once.
+            histories: each row's tokens so far, one at least and `capacity` at most.
+            ids_RK: candidates, int64.
+            mask_RK: which of them are asked for.
+
+        Returns:
+            `[R, K, n_out]` in the critic's dtype; zeros outside the mask.
+        """
+        outputs = torch.zeros(*ids_RK.shape, self.critic.distribution.n_out, dtype=self.dtype, device=self.device)
+        before, self._choices = self._choices, {}
+        group: list[_Row] = []
+        try:
+            for index, (sequence, history) in enumerate(zip(sequences, histories, strict=True)):
+                assert 0 < len(history) <= self.capacity, (len(history), self.capacity)
+                self._open.move_to_end(id(sequence))
+                row = self._reserve(index, sequence, history, before, group)
+                if row is None:  # the pool is full of this call's own rows: finish them first
+                    self._run(group, ids_RK, mask_RK, outputs)
+                    group = []
+                    row = self._reserve(index, sequence, history, before, group)
+                    assert row is not None
+                group.append(row)
+            self._run(group, ids_RK, mask_RK, outputs)
+        except BaseException:
+            self.reset()  # blocks may be published that were never computed
+            raise
+        return outputs
+
+    @torch.inference_mode()
+    def score_plain(self, tokens: list[int]) -> Tensor:
+        """Outputs `[S, n_out]` for every token given those before it, by a plain forward pass without the cache."""
+        with self._plain_attention():
+            return self.critic(torch.tensor([tokens], device=self.device))[0]
+
+    def reset(self) -> None:
+        """Forgets everything computed; open sequences stay open and are computed again."""
+        for sequence in self._open.values():
+            cache.truncate(self.blocks, sequence, 0)
+        self._choices.clear()
+        self.blocks.forget_all()
+
+    # -- bookkeeping
+
+    def _reserve(
+        self, index: int, sequence: Sequence, history: list[int], before: dict[int, _Choice], group: list[_Row]
+    ) -> _Row | None:
+        """Blocks for the whole history; None if the rows already in `group` leave too little room."""
+        # A Q head reads the last token's hidden state, so that one is always run.
+        reuse = len(history) - (self.critic.head.shape.kind == "Q")
+        cache.adopt(self.blocks, sequence, history, reuse)
+        protected = {id(row.sequence) for row in group} | {id(sequence)}
+        victims = (s for key, s in self._open.items() if key not in protected and s.blocks)
+        while cache.blocks_wanted(self.blocks, sequence, len(history)) > self.blocks.free:
+            victim = next(victims, None)
+            if victim is None:
+                return None
+            cache.truncate(self.blocks, victim, 0)
+        self._take_choice(sequence, history, before.get(id(sequence)))
+        start = len(sequence.tokens)
+        cache.extend(self.blocks, sequence, history[start:])
+        return _Row(index, sequence, history, start)
+
+    def _take_choice(self, sequence: Sequence, history: list[int], choice: _Choice | None) -> None:
+        """Copies the chosen candidate's keys and values into the pool, where they were kept."""
+        if choice is None or len(sequence.tokens) != len(history) - 1 or choice.history != history[:-1]:
+            return
+        packed = choice.packed_of_id.get(history[-1])
+        if packed is None:
+            return
+        cache.extend(self.blocks, sequence, history[-1:])
+        slot = self._slots(sequence, len(history) - 1, len(history))[0]
+        for layer in range(len(self.pool.keys)):
+            self.pool.keys[layer][slot] = choice.kept.keys[layer][packed]
+            self.pool.values[layer][slot] = choice.kept.values[layer][packed]
+
+    def _slots(self, sequence: Sequence, start: int, stop: int) -> list[int]:
+        size = self.blocks.block_size
+        table = sequence.blocks
+        return [table[p // size] * size + p % size for p in range(start, stop)]
+
+    # -- forward passes
+
+    def _run(self, group: list[_Row], ids_RK: Tensor, mask_RK: Tensor, outputs: Tensor) -> None:
+        if not group:
+            return
+        last_hidden = self._prefill(group)
+        rows = torch.tensor([row.index for row in group], device=self.device)
+        ids, mask = ids_RK[rows], mask_RK[rows]
+        ids = ids.clamp(max=self.critic.vocab - 1)  # ids past the tokenizer's end are padding of the reference's table
+        if self.critic.head.shape.kind == "Q":
+            hidden = torch.stack([last_hidden[row.index] for row in group])
+            scored = self.critic.head.of_tokens(hidden, ids).masked_fill(~mask[..., None], 0.0)
+        else:
+            scored = torch.zeros_like(outputs[rows])
+            scored[mask] = self.critic.head.at_tokens(self._run_candidates(group, ids, mask))
+        outputs[rows] = scored
+
+    def _prefill(self, group: list[_Row]) -> dict[int, Tensor]:
+        """Runs what is missing, in passes of `PREFILL_TOKENS`; each row's last hidden state, where it was run."""
+        last: dict[int, Tensor] = {}
+        pieces: list[tuple[_Row, int, int]] = []
+        room, longest = PREFILL_TOKENS, 0
+        for row in group:
+            start = row.start
+            while start < len(row.history):
+                stop = min(len(row.history), start + room)
+                longest = max(longest, stop - start)
+                # Rows are padded to the longest piece inside attention: bound that too.
+                if pieces and longest * (len(pieces) + 1) > 2 * PREFILL_TOKENS:
+                    self._prefill_pass(pieces, last)
+                    pieces, room, longest = [], PREFILL_TOKENS, 0
+                    continue
+                pieces.append((row, start, stop))
+                room -= stop - start
+                start = stop
+                if room == 0:
+                    self._prefill_pass(pieces, last)
+                    pieces, room, longest = [], PREFILL_TOKENS, 0
+        if pieces:
+            self._prefill_pass(pieces, last)
+        return last
+
+    def _prefill_pass(self, pieces: list[tuple[_Row, int, int]], last: dict[int, Tensor]) -> None:
+        tokens = [t for row, start, stop in pieces for t in row.history[start:stop]]
+        slots = [s for row, start, stop in pieces for s in self._slots(row.sequence, start, stop)]
+        layout = self._layout(
+            [(row.sequence, stop) for row, _, stop in pieces],
+            [list(range(start, stop)) for _, start, stop in pieces],
+        )
+        step = PrefillPass(self.pool, torch.tensor(slots, device=self.device), layout)
+        hidden = self._forward(torch.tensor(tokens, device=self.device), layout, step)
+        end = 0
+        for row, start, stop in pieces:
+            end += stop - start
+            last[row.index] = hidden[end - 1]
+
+    def _run_candidates(self, group: list[_Row], ids: Tensor, mask: Tensor) -> Tensor:
+        """Hidden states of all asked candidates, packed `[N, D]`; keeps their keys and values."""
+        counts = mask.sum(-1).tolist()
+        layout = self._layout(
+            [(row.sequence, len(row.history)) for row in group],
+            [[len(row.history)] * count for row, count in zip(group, counts, strict=True)],
+        )
+        tokens = ids[mask]
+        if not len(tokens):
+            return torch.empty(0, self.critic.head.shape.hidden, dtype=self.dtype, device=self.device)
+        step = CandidatePass(self.pool, layout, {}, {})
+        hidden = self._forward(tokens, layout, step)
+        layers = range(len(self.pool.keys))
+        kept = _Kept([step.keys[i] for i in layers], [step.values[i] for i in layers])
+        packed = 0
+        for row, token_ids in zip(group, tokens.split(counts), strict=True):
+            packed_of_id = {t: packed + i for i, t in enumerate(token_ids.tolist())}
+            self._choices[id(row.sequence)] = _Choice(row.history, packed_of_id, kept)
+            packed += len(token_ids)
+        return hidden
+
+    def _layout(self, keys: list[tuple[Sequence, int]], positions: list[list[int]]) -> Layout:
+        rows, most = len(positions), max(map(len, positions))
+        longest = max(length for _, length in keys)
+        packed = torch.zeros(rows, most, dtype=torch.int64)
+        valid = torch.zeros(rows, most, dtype=torch.bool)
+        position = torch.zeros(rows, most, dtype=torch.int64)
+        key_slots = torch.zeros(rows, longest, dtype=torch.int64)
+        size = self.blocks.block_size
+        offsets = torch.arange(size)
+        done = 0
+        for r, ((sequence, length), own) in enumerate(zip(keys, positions, strict=True)):
+            packed[r, : len(own)] = torch.arange(done, done + len(own))
+            valid[r, : len(own)] = True
+            position[r, : len(own)] = torch.tensor(own, dtype=torch.int64)
+            table = torch.tensor(sequence.blocks, dtype=torch.int64)
+            key_slots[r, :length] = (table[:, None] * size + offsets).flatten()[:length]
+            done += len(own)
+        lengths = torch.tensor([length for _, length in keys])
+        return Layout(*(t.to(self.device) for t in (packed, valid, key_slots, lengths, position)))
+
+    def _forward(self, tokens_N: Tensor, layout: Layout, step: Pass) -> Tensor:
+        """Last hidden states `[N, D]` of packed tokens."""
+        return self.critic.backbone(
+            input_ids=tokens_N[None],
+            position_ids=layout.position_RM[layout.valid_RM][None],
+            use_cache=False,
+            critic_pass=step,
+        ).last_hidden_state[0]
+
+    # -- set-up
+
+    def _allocate(self) -> Pool:
+        probe = ProbePass({})
+        one = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+        with torch.inference_mode():
+            self.critic.backbone(input_ids=one, position_ids=one, use_cache=False, critic_pass=probe)
+        slots = self.blocks.blocks * self.blocks.block_size
+
+        def zeros(shape: torch.Size) -> Tensor:
+            return torch.zeros(slots, *shape, dtype=self.dtype, device=self.device)
+
+        layers = [probe.shapes[layer] for layer in sorted(probe.shapes)]
+        if not layers or sorted(probe.shapes) != list(range(len(layers))):
+            raise CriticError(
+                f"{type(self.critic.backbone).__name__} cannot serve as a critic's backbone: "
+                "its attention does not go through transformers' AttentionInterface"
+            )
+        return Pool([zeros(keys) for keys, _ in layers], [zeros(values) for _, values in layers])
+
+    @contextmanager
+    def _plain_attention(self) -> Iterator[None]:
+        self.critic.backbone.set_attn_implementation("sdpa")
+        try:
+            yield
+        finally:
+            self.critic.backbone.set_attn_implementation(PAGED)
+
+    @torch.inference_mode()
+    def _check_against_plain_forward(self) -> None:
+        """Refuses a backbone whose attention the paged functions do not reproduce."""
+        length = min(self.capacity, 2 * self.blocks.block_size + 3)
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(self.critic.vocab, (length + 1,), generator=generator).tolist()
+        with self._plain_attention():
+            plain = self.critic.backbone(
+                input_ids=torch.tensor([tokens], device=self.device), use_cache=False
+            ).last_hidden_state[0]
+        sequence = self.open()
+        history = tokens[:length]
+        row = self._reserve(0, sequence, history, {}, [])
+        assert row is not None
+        got = [(self._prefill([row])[0], plain[length - 1])]
+        if self.critic.head.shape.kind == "V":
+            ids = torch.tensor([tokens[length:]], device=self.device)
+            got.append((self._run_candidates([row], ids, torch.ones_like(ids, dtype=torch.bool))[0], plain[length]))
+        self.close(sequence)
+        self.reset()
+        tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
+        for ours, theirs in got:
+            worst = ((ours - theirs).abs().max() / theirs.abs().max()).item()
+            if not worst < tolerance:
+                raise CriticError(
+                    f"{type(self.critic.backbone).__name__} cannot serve as a critic's backbone: with the paged cache "
+                    f"its hidden states differ from a plain forward pass by {worst:.2g} of their size"
+                )

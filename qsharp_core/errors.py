@@ -1,0 +1,54 @@
+"""Every error this project raises on purpose.
+
+    QSharpError
+    ├── ConfigError            the server or the engine was started with settings that cannot work
+    ├── CriticError            a critic on disk cannot be used: unreadable, or made for another vocabulary
+    ├── GuidanceError          a request's guidance is wrong (HTTP 400); names the field
+    │   ├── UnknownCriticError     it names a critic that is not loaded
+    │   └── NoCriticError          it asks for guidance and none is loaded (HTTP 409)
+    └── CriticFailure          the critic failed while it scored this request (HTTP 500)
+
+`server.errors` maps them to HTTP; nothing else does. `GuidanceError` is a `ValueError`, because that is
+what vLLM turns into a 400 when a request is admitted.
+"""
+
+
+class QSharpError(Exception):
+    """Base of all."""
+
+
+class ConfigError(QSharpError):
+    """Settings that cannot work together; the message says what to change."""
+
+
+class CriticError(QSharpError):
+    """A critic folder that cannot be loaded; the message says which file and why."""
+
+
+class GuidanceError(QSharpError, ValueError):
+    """A wrong field in a request.
+
+    Args:
+        message: what is wrong and what the field accepts.
+        param: the field's name, as the client wrote it.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnknownCriticError(GuidanceError):
+    """The request names a critic, or a version of it, that is not loaded."""
+
+
+class NoCriticError(GuidanceError):
+    """The request asks for guidance, and no critic is loaded."""
+
+
+class CriticFailure(QSharpError):
+    """The critic gave no usable score for a request; `reason` is a metric's label."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason

@@ -1,0 +1,204 @@
+"""Critics loaded in this worker: versions, which is active, who still uses them.
+
+A request keeps the version it began with. A version that was told to go is freed when its last request ends.
+"""
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qsharp_core.critic import checkpoint
+from qsharp_core.critic.cache import Sequence
+from qsharp_core.critic.checkpoint import CriticCard
+from qsharp_core.critic.engine import CriticEngine
+from qsharp_core.errors import CriticError, NoCriticError, UnknownCriticError
+from qsharp_core.vllm_plugin.settings import EngineSettings, parse_critic
+
+BLOCK_SIZE = 16
+DEFAULT_CACHE_BYTES = 2 * 2**30
+
+
+@dataclass(eq=False)
+class LoadedCritic:
+    """A version in memory."""
+
+    card: CriticCard
+    path: Path
+    engine: CriticEngine
+    users: int = 0
+    leaving: bool = False
+
+    def open(self) -> Sequence:
+        """A handle for a request, which keeps this version alive."""
+        self.users += 1
+        return self.engine.open()
+
+    def close(self, sequence: Sequence) -> None:
+        """Ends a request's use."""
+        self.users -= 1
+        self.engine.close(sequence)
+
+
+class Registry:
+    """The worker's critics, by `name@version`.
+
+    Args:
+        load: reads a critic's folder: `(path, name or None) -> LoadedCritic`.
+    """
+
+    def __init__(self, load: Callable[[Path, str | None], LoadedCritic]) -> None:
+        self.load = load
+        self.critics: dict[str, LoadedCritic] = {}
+        self.active: dict[str, str] = {}  # name -> key; the first name is the default
+
+    def add(self, critic: LoadedCritic) -> str:
+        """Makes a loaded critic available; the first version of a name becomes the active one."""
+        key = critic.card.key
+        present = self.critics.get(key)
+        if present is not None and not present.leaving:
+            raise CriticError(f"{key} is loaded already")
+        if present is not None:
+            raise CriticError(f"{key} is being unloaded: it is still used by {present.users} requests")
+        self.critics[key] = critic
+        self.active.setdefault(critic.card.name, key)
+        return key
+
+    def resolve(self, name: str | None) -> LoadedCritic:
+        """The critic a request means: None is the default's active version.
+
+        Raises:
+            NoCriticError, UnknownCriticError.
+        """
+        if not self.active:
+            raise NoCriticError("guidance was asked for and no critic is loaded", "critic")
+        key = next(iter(self.active.values())) if name is None else self.active.get(name, name)
+        critic = self.critics.get(key)
+        if critic is None or critic.leaving:
+            raise UnknownCriticError(f"critic {name!r} is not loaded", "critic")
+        return critic
+
+    def activate(self, key: str) -> None:
+        """Requests that name no version get this one from now on."""
+        critic = self.critics.get(key)
+        if critic is None or critic.leaving:
+            raise UnknownCriticError(f"critic {key!r} is not loaded", "critic")
+        self.active[critic.card.name] = key
+
+    def unload(self, key: str) -> None:
+        """No new request gets this version; it is freed as soon as none uses it."""
+        critic = self.critics.get(key)
+        if critic is None:
+            raise UnknownCriticError(f"critic {key!r} is not loaded", "critic")
+        critic.leaving = True
+        if self.active.get(critic.card.name) == key:
+            del self.active[critic.card.name]
+        self.collect()
+
+    def collect(self) -> None:
+        """Frees versions that were told to go and that nobody uses."""
+        done = [key for key, critic in self.critics.items() if critic.leaving and critic.users == 0]
+        for key in done:
+            del self.critics[key]
+        if done:
+            gc.collect()  # modules and their hooks form cycles; their tensors are large
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """For the API process: one entry a version, plain data."""
+        return [
+            {
+                "name": critic.card.name,
+                "version": critic.card.version,
+                "path": str(critic.path),
+                "active": self.active.get(critic.card.name) == key,
+                "leaving": critic.leaving,
+                "users": critic.users,
+                "max_length": critic.engine.capacity,
+                "kv_blocks": critic.engine.blocks.blocks,
+                "kv_blocks_used": critic.engine.blocks.used,
+                "card": critic.card.model_dump(mode="json", exclude_none=True),
+            }
+            for key, critic in self.critics.items()
+        ]
+
+
+def loader(vllm_config: Any, device: torch.device) -> Callable[[Path, str | None], LoadedCritic]:
+    """How this worker reads a critic's folder, from its settings and the reference model's.
+
+    Raises (the function it returns):
+        CriticError: the folder cannot be used with this reference.
+    """
+    settings = EngineSettings.of(vllm_config)
+    model = vllm_config.model_config
+    on_cpu = device.type == "cpu"
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
+        settings.dtype, torch.float32 if on_cpu else torch.bfloat16
+    )
+
+    def load(path: Path, name: str | None) -> LoadedCritic:
+        card, critic = checkpoint.load(path, dtype=dtype, device=device, reference=_folder(model.model))
+        if name is not None:
+            card = card.model_copy(update={"name": name})
+        if critic.vocab < (least := _least_vocabulary(model)):
+            raise CriticError(f"{card.key} embeds {critic.vocab} token ids and the reference emits {least}")
+        checkpoint.check_vocabulary(card, path, critic, _tokenizer(model))
+        longest = min(model.max_model_len, critic.max_length or model.max_model_len)
+        token_bytes = _cache_bytes_per_token(critic, dtype)
+        if settings.cache_gib is None:
+            wanted = vllm_config.scheduler_config.max_num_seqs * (longest + BLOCK_SIZE)
+            tokens = max(longest, min(wanted, DEFAULT_CACHE_BYTES // token_bytes))
+        else:
+            tokens = int(settings.cache_gib * 2**30) // token_bytes
+            if tokens < longest:
+                raise CriticError(
+                    f"{card.key}: cache_gib = {settings.cache_gib:g} holds {tokens} tokens, and a sequence may have "
+                    f"{longest}: give at least {longest * token_bytes / 2**30:.3g} or a smaller max_model_len"
+                )
+        return LoadedCritic(card, path, CriticEngine(critic, tokens, BLOCK_SIZE))
+
+    return load
+
+
+def build(vllm_config: Any, device: torch.device) -> Registry:
+    """The registry with the critics that the engine is started with."""
+    registry = Registry(loader(vllm_config, device))
+    for argument in EngineSettings.of(vllm_config).critics:
+        name, path = parse_critic(argument)
+        registry.add(registry.load(path, name))
+    return registry
+
+
+def _folder(model: str) -> Path | None:
+    """The reference's folder on disk; a hub id's is in the local hub cache."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, local_files_only=True))
+
+
+def _tokenizer(model: Any) -> Any | None:
+    if model.skip_tokenizer_init:
+        return None
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(
+        model.tokenizer, revision=model.tokenizer_revision, trust_remote_code=model.trust_remote_code
+    )
+
+
+def _least_vocabulary(model: Any) -> int:
+    """Token ids that a critic must embed; where there is a tokenizer it is asked instead (its table may be shorter)."""
+    return int(model.get_vocab_size()) if model.skip_tokenizer_init else 0
+
+
+def _cache_bytes_per_token(critic: Any, dtype: torch.dtype) -> int:
+    config = critic.backbone.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * dtype.itemsize

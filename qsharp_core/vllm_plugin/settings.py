@@ -1,0 +1,52 @@
+"""What the engine is started with: `--additional-config '{"qsharp": {"critics": ["path"]}}'`.
+
+The same object reaches the worker through `vllm_config.additional_config`, also offline:
+`vllm.LLM(..., additional_config={"qsharp": {...}})`.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from qsharp_core.errors import ConfigError
+
+KEY = "qsharp"
+
+
+class EngineSettings(BaseModel):
+    """Settings of the critics in a worker."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    critics: list[str] = Field(default=[], description="[NAME=]PATH of each critic; the first is the default")
+    cache_gib: float | None = Field(
+        default=None,
+        gt=0,
+        description="keys and values of one critic, GiB; default: room for max_num_seqs sequences of the greatest "
+        "length, 2 GiB at most, and one such sequence at least",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        default="auto", description="of the critics' weights; auto: float32 on CPU, bfloat16 elsewhere"
+    )
+
+    @classmethod
+    def of(cls, vllm_config: Any) -> Self:
+        """From vLLM's configuration.
+
+        Raises:
+            ConfigError: names the wrong field.
+        """
+        given = vllm_config.additional_config
+        try:
+            return cls.model_validate(given.get(KEY, {}) if isinstance(given, dict) else {})
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, ("additional_config", KEY, *first["loc"])))
+            raise ConfigError(f"{field}: {first['msg']}") from error
+
+
+def parse_critic(argument: str) -> tuple[str | None, Path]:
+    """`[NAME=]PATH`; a folder whose own name has an `=` must be given with a NAME."""
+    name, equals, path = argument.partition("=")
+    return (name, Path(path)) if equals else (None, Path(argument))

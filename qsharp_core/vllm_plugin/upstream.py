@@ -1,0 +1,100 @@
+"""Every reach into vLLM's internals, each pinned by `tests/test_upstream.py`.
+
+vLLM's logits processors learn neither which token was sampled nor, under the V1 runner, which rows belong to an
+unfinished chunked prefill (their sample is discarded). Both are known where a runner samples, so that one method of
+each runner is wrapped:
+
+    V1  vllm.v1.worker.gpu_model_runner.GPUModelRunner._sample(logits, spec_decode_metadata) -> SamplerOutput
+    V2  vllm.v1.worker.gpu.model_runner.GPUModelRunner.sample(hidden_states, input_batch, grammar_output)
+            -> (SamplerOutput, …)
+
+The wrapper calls `before_sample(runner)` and `after_sample(sampled_token_ids)` of the runner's own processor of ours,
+if it has one.
+"""
+
+from functools import wraps
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class SampleListener(Protocol):
+    """A logits processor that is told of the sampling around its `apply`."""
+
+    def before_sample(self, runner: Any) -> None: ...
+
+    def after_sample(self, sampled_token_ids: Tensor) -> None: ...
+
+
+def listen_v1(kind: type) -> None:
+    """Has processors of this class told by the V1 runner. Harmless when repeated."""
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    _wrap(GPUModelRunner, "_sample", kind)
+
+
+def listen_v2(kind: type) -> None:
+    """Has processors of this class told by the V2 runner. Harmless when repeated."""
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+    _wrap(GPUModelRunner, "sample", kind)
+
+
+def processor_of(runner: Any, kind: type) -> Any | None:
+    """The runner's logits processor of this class."""
+    if hasattr(runner, "req_states"):  # V2
+        processors = runner.sampler.logits_processors if runner.sampler is not None else ()
+    else:
+        processors = runner.input_batch.logitsprocs.all
+    return next((p for p in processors if isinstance(p, kind)), None)
+
+
+def discarded_rows_v1(runner: Any) -> list[bool]:
+    """Which rows of the running step get a sample that the V1 runner throws away."""
+    return runner.discard_request_mask.np[: runner.input_batch.num_reqs].tolist()
+
+
+def spare_cpu_generators_v1(runner: Any, spared: dict[str, Any]) -> None:
+    """Keeps rows whose sample is discarded from drawing with their own seed; call before sampling.
+
+    vLLM rewinds such a row's generator by its offset, which generators on CPU do not have: a seeded request whose
+    prompt is prefilled in chunks ended the whole engine (`CPU Generator does not use offset`). Without its generator
+    for that step the row draws from the common one, and there is nothing to rewind.
+
+    Args:
+        spared: generators taken out at earlier steps, by request id; put back here as soon as they are wanted.
+    """
+    batch = runner.input_batch
+    for request_id in list(spared):
+        generator = spared.pop(request_id)
+        index = batch.req_id_to_index.get(request_id)
+        if index is not None:
+            batch.generators[index] = generator
+    for index, discarded in enumerate(discarded_rows_v1(runner)):
+        if discarded and index in batch.generators:
+            spared[batch.req_ids[index]] = batch.generators.pop(index)
+
+
+def occupied_slots_v2(runner: Any) -> set[int]:
+    """Request slots of the V2 runner that hold a request."""
+    return set(runner.req_states.index_to_req_id)
+
+
+def _wrap(runner_class: type, name: str, kind: type) -> None:
+    original = getattr(runner_class, name)
+    if getattr(original, "_qsharp", False):
+        return
+
+    @wraps(original)
+    def sample(self: Any, *args: Any, **kwargs: Any) -> Any:
+        listener: SampleListener | None = processor_of(self, kind)
+        if listener is None:
+            return original(self, *args, **kwargs)
+        listener.before_sample(self)
+        output = original(self, *args, **kwargs)
+        sampler_output = output[0] if isinstance(output, tuple) else output
+        listener.after_sample(sampler_output.sampled_token_ids)
+        return output
+
+    sample._qsharp = True  # type: ignore[attr-defined]
+    setattr(runner_class, name, sample)

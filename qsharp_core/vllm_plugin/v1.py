@@ -1,0 +1,79 @@
+"""Logits processor for vLLM's V1 model runner.
+
+    vllm serve MODEL --logits-processors qsharp_core.vllm_plugin.v1:QSharpLogitsProcessor …
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
+
+from qsharp_core.vllm_plugin import upstream
+from qsharp_core.vllm_plugin.core import GuidanceCore, Request, Row
+from qsharp_core.vllm_plugin.params import check_sampling_params
+
+
+class QSharpLogitsProcessor(LogitsProcessor):
+    """Keeps the batch's guided requests by row; see `vllm.v1.sample.logits_processor.interface`."""
+
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
+        check_sampling_params(sampling_params, penalties_first=False)
+
+    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
+        self.core = GuidanceCore(vllm_config, device)
+        # Row -> request, its prompt, and vLLM's own, growing list of its output.
+        self._rows: dict[int, tuple[Request, list[int], list[int]]] = {}
+        self._discarded: list[bool] = []
+        self._spared_generators: dict[str, Any] = {}
+        upstream.listen_v1(QSharpLogitsProcessor)
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        if batch_update is None:
+            return
+        before = {id(entry[0]): entry[0] for entry in self._rows.values()}
+        for index in batch_update.removed:
+            self._rows.pop(index, None)
+        for index, params, prompt, output in batch_update.added:
+            self._rows.pop(index, None)  # `added` may replace a row that is in use
+            request = self.core.open(params)
+            if request is not None:
+                if prompt is None:
+                    request.failure = "prompt_embeds"
+                self._rows[index] = (request, prompt or [], output)
+        for source, target, direction in batch_update.moved:
+            moved, other = self._rows.pop(source, None), self._rows.pop(target, None)
+            if moved is not None:
+                self._rows[target] = moved
+            if other is not None and direction == MoveDirectionality.SWAP:
+                self._rows[source] = other  # a one-way move drops the target's occupant
+        kept = {id(entry[0]) for entry in self._rows.values()}
+        for key, request in before.items():
+            if key not in kept:
+                self.core.close(request)
+
+    def before_sample(self, runner: Any) -> None:
+        self._discarded = upstream.discarded_rows_v1(runner)
+        if self.core.device.type == "cpu":
+            upstream.spare_cpu_generators_v1(runner, self._spared_generators)
+
+    def apply(self, logits: Tensor) -> Tensor:
+        rows = [
+            Row(index, request, prompt + output)
+            for index, (request, prompt, output) in sorted(self._rows.items())
+            if not self._discarded[index]
+        ]
+        for row in rows:
+            # vLLM patches placeholders of asynchronous scheduling just before this; one that is left
+            # (its issue 52461) would guide by a token that was never sampled.
+            if row.history[-1] < 0:
+                row.request.failure = "placeholder_token"
+        self.core.apply(logits, rows)
+        return logits
+
+    def after_sample(self, sampled_token_ids: Tensor) -> None:
+        self.core.report(sampled_token_ids)
