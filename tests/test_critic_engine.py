@@ -1,0 +1,170 @@
+"""Cached scores equal full forward passes, whatever happens to the rows."""
+
+import gc
+import random
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qsharp_core.critic import checkpoint
+from qsharp_core.critic.cache import Sequence
+from qsharp_core.critic.engine import CriticEngine
+from qsharp_core.errors import CriticError
+from tests import models, oracle
+
+TOLERANCE = 1e-4
+CRITICS = {
+    "llama-V": {"kind": "llama"},
+    "gpt2-V-categorical": {
+        "kind": "gpt2",
+        "distribution": {"kind": "categorical", "atoms": [-1.0, 0.0, 2.0]},
+        "reward_range": (-1.0, 2.0),
+    },
+    "mistral-V-mlp": {"kind": "mistral", "mlp": 32},
+    "qwen2-Q": {"kind": "qwen2", "head": "Q"},
+    "opt-Q-categorical": {
+        "kind": "opt",
+        "head": "Q",
+        "distribution": {"kind": "categorical", "atoms": [0.0, 0.5, 1.0]},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("critics")
+    return {name: models.write_critic(root / name, **options) for name, options in CRITICS.items()}  # type: ignore[arg-type]
+
+
+def engine(folder: Path, tokens: int, block_size: int = 4) -> CriticEngine:
+    return CriticEngine(checkpoint.load(folder)[1], tokens, block_size)
+
+
+class Driver:
+    """Rows that grow, roll back, pause, end and begin, scored in random batches."""
+
+    def __init__(self, engines: list[tuple[Path, CriticEngine]], rng: random.Random) -> None:
+        self.engines, self.rng = engines, rng
+        self.rows: list[tuple[Path, CriticEngine, Sequence, list[int]]] = []
+        self.shared = [rng.randrange(models.VOCAB) for _ in range(14)]
+
+    def begin(self) -> None:
+        folder, critic = self.rng.choice(self.engines)
+        prompt = self.shared[: self.rng.randrange(15)] + [self.rng.randrange(models.VOCAB)]
+        if self.rng.random() < 0.4 and self.rows:  # another sample of a prompt that is already there
+            prompt = list(self.rng.choice(self.rows)[3])
+        prompt += [self.rng.randrange(models.VOCAB) for _ in range(self.rng.randrange(6))]
+        self.rows.append((folder, critic, critic.open(), prompt))
+
+    def end(self) -> None:
+        if self.rows:
+            _, critic, sequence, _ = self.rows.pop(self.rng.randrange(len(self.rows)))
+            critic.close(sequence)
+
+    def preempt(self) -> None:
+        """A row comes back as a new one with the tokens it had, at another place."""
+        if self.rows:
+            folder, critic, sequence, history = self.rows.pop(self.rng.randrange(len(self.rows)))
+            critic.close(sequence)
+            self.rows.append((folder, critic, critic.open(), history))
+
+    def roll_back(self) -> None:
+        if self.rows:
+            history = self.rng.choice(self.rows)[3]
+            del history[max(1, len(history) - self.rng.randrange(1, 8)) :]
+
+    def step(self) -> None:
+        scheduled = [row for row in self.rows if self.rng.random() < 0.8 and len(row[3]) < 60]
+        for folder, critic in self.engines:
+            rows = [row for row in scheduled if row[1] is critic]
+            if not rows:
+                continue
+            ids = torch.stack([torch.tensor(self.rng.sample(range(models.VOCAB), 5)) for _ in rows])
+            mask = torch.tensor([[self.rng.random() < 0.8 for _ in range(5)] for _ in rows])
+            outputs = critic.score([row[2] for row in rows], [list(row[3]) for row in rows], ids, mask)
+            for r, (_, _, _, history) in enumerate(rows):
+                asked = mask[r].nonzero()[:, 0]
+                wanted = oracle.critic_outputs(folder, history, ids[r][asked].tolist()) if len(asked) else outputs[r, :0]
+                torch.testing.assert_close(outputs[r][asked].double(), wanted.double(), atol=TOLERANCE, rtol=TOLERANCE)
+                assert (outputs[r][~mask[r]] == 0).all()
+                winner = int(ids[r, self.rng.randrange(5)])
+                history.append(winner if self.rng.random() < 0.8 else self.rng.randrange(models.VOCAB))
+
+
+@pytest.mark.parametrize("name", CRITICS)
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32), tokens=st.sampled_from([64, 120, 600]))
+def test_cached_scores_equal_full_forward_passes(folders: dict[str, Path], name: str, seed: int, tokens: int) -> None:
+    rng = random.Random(seed)
+    other = rng.choice(sorted(folders))
+    names = {name, other}
+    driver = Driver([(folders[n], engine(folders[n], tokens)) for n in sorted(names)], rng)
+    moves = [driver.begin, driver.begin, driver.end, driver.preempt, driver.roll_back] + [driver.step] * 6
+    for _ in range(25):
+        rng.choice(moves)()
+    while driver.rows:
+        driver.end()
+    for _, critic in driver.engines:
+        assert critic.blocks.free == critic.blocks.blocks
+
+
+def test_samples_of_one_prompt_share_its_blocks(folders: dict[str, Path]) -> None:
+    critic = engine(folders["llama-V"], 400, block_size=4)
+    prompt = list(range(20, 60))
+    rows = [critic.open() for _ in range(8)]
+    ids = torch.arange(5).repeat(8, 1)
+    critic.score(rows, [[*prompt, i] for i in range(8)], ids, torch.ones_like(ids, dtype=torch.bool))
+    assert critic.blocks.used == 10 + 8  # ten full blocks once, one of its own for each
+    for row in rows:
+        critic.close(row)
+    assert critic.blocks.used == 0
+
+
+def test_a_failing_pass_leaves_nothing_wrong_behind(folders: dict[str, Path]) -> None:
+    critic = engine(folders["llama-V"], 200)
+    row, history = critic.open(), list(range(9))
+    ids, mask = torch.tensor([[5, 6]]), torch.ones(1, 2, dtype=torch.bool)
+    hook = critic.critic.backbone.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+    with pytest.raises(RuntimeError, match="broken"):
+        critic.score([row], [history], ids, mask)
+    hook.remove()
+    outputs = critic.score([row], [history], ids, mask)
+    wanted = oracle.critic_outputs(folders["llama-V"], history, [5, 6])
+    torch.testing.assert_close(outputs[0].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_plain_scores_are_the_critics_forward(folders: dict[str, Path]) -> None:
+    for name in ("llama-V", "qwen2-Q"):
+        tokens = list(range(30, 50))
+        got = engine(folders[name], 200).score_plain(tokens)
+        wanted = oracle.critic_outputs(folders[name], tokens[:-1], tokens[-1:])
+        torch.testing.assert_close(got[-1:].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_a_backbone_with_attention_of_its_own_is_refused() -> None:
+    from transformers import AutoModel, BloomConfig, Gemma2Config
+
+    from qsharp_core.critic.model import Critic, Head, HeadShape
+    from qsharp_core.returns import Bernoulli
+
+    gemma = Gemma2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16,
+    )  # fmt: skip
+    for config in (BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=2), gemma):
+        critic = Critic(AutoModel.from_config(config), Head(HeadShape("V", 32, 1, 64)), Bernoulli()).eval()
+        with pytest.raises(CriticError, match=r"cannot|capping"):
+            CriticEngine(critic, 100)
+
+
+def test_an_engine_that_is_dropped_gives_its_memory_back(folders: dict[str, Path]) -> None:
+    critic = engine(folders["llama-V"], 4096)
+    watch = weakref.finalize(critic.pool.keys[0].untyped_storage(), int), weakref.ref(critic.critic.backbone)
+    del critic
+    gc.collect()
+    assert not watch[0].alive
+    assert watch[1]() is None

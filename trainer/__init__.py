@@ -1,0 +1,1 @@
+"""The trainer's side: tasks, rollouts, and critics learned from them."""

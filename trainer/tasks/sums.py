@@ -1,0 +1,95 @@
+"""Sums of three one-digit numbers: a task that a 135M model half solves, with an exact reward.
+
+A problem is an ordered triple of digits 1..9 (729 of them). The order does not change the sum, so
+the split is by *unordered* triple: no held-out problem has a permutation in training. The prompt
+shows eight solved examples, all of them training triples, and the answer is one line.
+"""
+
+import hashlib
+import re
+from functools import cache
+from itertools import combinations_with_replacement, permutations
+from typing import Literal
+
+Problem = tuple[int, int, int]
+Split = Literal["train", "held_out"]
+
+STOP = "\n"
+"""An answer ends at the first newline."""
+
+EXAMPLES: tuple[Problem, ...] = (
+    (1, 5, 3),
+    (7, 8, 6),
+    (4, 2, 9),
+    (9, 9, 3),
+    (2, 6, 1),
+    (5, 7, 8),
+    (8, 3, 4),
+    (6, 4, 7),
+)
+MIN_HELD_OUT_PROBLEMS = 140
+
+_ANSWER = re.compile(r"The answer is (-?\d+(?:[.,]\d+)*)")
+
+
+def problems(split: Split) -> list[Problem]:
+    """The split's ordered problems, sorted; the solved examples themselves are in neither split."""
+    held_out = _held_out_triples()
+    triples = [t for t in _unordered_triples() if (t in held_out) == (split == "held_out")]
+    ordered = {p for triple in triples for p in _orders(triple)}
+    return sorted(ordered - set(EXAMPLES))
+
+
+def unordered(problem: Problem) -> Problem:
+    """The problem's digits in ascending order: what the split goes by."""
+    a, b, c = sorted(problem)
+    return a, b, c
+
+
+def prompt(problem: Problem) -> str:
+    """The eight solved examples, then the problem's question; the model goes on after `Answer:`."""
+    shots = "".join(f"{_question(p)} {_solution(p)}\n\n" for p in EXAMPLES)
+    return shots + _question(problem)
+
+
+def reward(problem: Problem, text: str) -> float:
+    """1.0 if the number after the line's `The answer is` equals the sum, else 0.0."""
+    match = _ANSWER.search(text.split(STOP, 1)[0])
+    return float(match is not None and match.group(1) == str(sum(problem)))
+
+
+def _question(problem: Problem) -> str:
+    a, b, c = problem
+    return f"Question: What is {a} + {b} + {c}?\nAnswer:"
+
+
+def _solution(problem: Problem) -> str:
+    a, b, c = problem
+    return f"{a} + {b} = {a + b}. {a + b} + {c} = {a + b + c}. The answer is {a + b + c}."
+
+
+@cache
+def _unordered_triples() -> list[Problem]:
+    return [(a, b, c) for a, b, c in combinations_with_replacement(range(1, 10), 3)]
+
+
+def _orders(triple: Problem) -> set[Problem]:
+    return {(a, b, c) for a, b, c in permutations(triple)}
+
+
+@cache
+def _held_out_triples() -> frozenset[Problem]:
+    """Triples in the order of a hash (the same on every Python), up to the wanted size."""
+    examples = {unordered(p) for p in EXAMPLES}
+    held_out: set[Problem] = set()
+    size = 0
+    for triple in sorted(set(_unordered_triples()) - examples, key=_hash):
+        if size >= MIN_HELD_OUT_PROBLEMS:
+            break
+        held_out.add(triple)
+        size += len(_orders(triple))
+    return frozenset(held_out)
+
+
+def _hash(triple: Problem) -> str:
+    return hashlib.sha256(repr(triple).encode()).hexdigest()
