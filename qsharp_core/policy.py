@@ -145,9 +145,7 @@ def _expectation(log_ref: Tensor, log_ratio: Tensor) -> Tensor:
     return torch.where(prob > 0, prob * log_ratio, 0.0)
 
 
-def guided_logits(
-    logits_RV: Tensor, temperature_R: Tensor, candidates: Candidates, step: GuidedStep
-) -> Tensor:
+def guided_logits(logits_RV: Tensor, temperature_R: Tensor, candidates: Candidates, step: GuidedStep) -> Tensor:
     """Logits whose tempered softmax is `pi`: `l + T · ln(pi / ref)`, so vLLM's later division by `T` is exact.
 
     `-inf` stays. A new tensor `[R, V]`, of the dtype of `logits_RV`.
@@ -155,9 +153,7 @@ def guided_logits(
     temperature_R = effective_temperature(temperature_R).double()
     shift_RK = (temperature_R[:, None] * step.log_ratio_RK).to(logits_RV.dtype)
     tail_shift_R = (temperature_R * step.tail_log_ratio_R).to(logits_RV.dtype)
-    moved_RK = logits_RV.gather(1, candidates.ids_RK) + torch.where(
-        candidates.mask_RK, shift_RK, tail_shift_R[:, None]
-    )
+    moved_RK = logits_RV.gather(1, candidates.ids_RK) + torch.where(candidates.mask_RK, shift_RK, tail_shift_R[:, None])
     return (logits_RV + tail_shift_R[:, None]).scatter_(1, candidates.ids_RK, moved_RK)
 
 
@@ -166,7 +162,5 @@ def token_logprobs(candidates: Candidates, step: GuidedStep, tokens_R: Tensor) -
     log_ref_R = candidates.log_ref_RV.gather(1, tokens_R[:, None])[:, 0].double()
     hit_RK = (candidates.ids_RK == tokens_R[:, None]) & candidates.mask_RK
     in_candidates_R = hit_RK.any(-1)
-    log_ratio_R = torch.where(
-        in_candidates_R, (step.log_ratio_RK * hit_RK).sum(-1), step.tail_log_ratio_R
-    )
+    log_ratio_R = torch.where(in_candidates_R, (step.log_ratio_RK * hit_RK).sum(-1), step.tail_log_ratio_R)
     return log_ref_R, log_ref_R + log_ratio_R

@@ -23,7 +23,9 @@ from torch import Tensor
 class ReturnDistribution(Protocol):
     """What the policy, the trainer and the checkpoint need to know of a parametrisation."""
 
-    reward_range: tuple[float, float]
+    @property
+    def reward_range(self) -> tuple[float, float]:
+        """Least and greatest reward there can be."""
 
     @property
     def n_out(self) -> int:
@@ -58,9 +60,7 @@ class Bernoulli:
         return torch.sigmoid(outputs[..., 0])
 
     def loss(self, outputs: Tensor, rewards: Tensor) -> Tensor:
-        return F.binary_cross_entropy_with_logits(
-            outputs[..., 0], rewards.to(outputs.dtype), reduction="none"
-        )
+        return F.binary_cross_entropy_with_logits(outputs[..., 0], rewards.to(outputs.dtype), reduction="none")
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,11 @@ class Categorical:
     reward_range: tuple[float, float]
 
     def __post_init__(self) -> None:
-        assert len(self.atoms) >= 2 and list(self.atoms) == sorted(set(self.atoms)), self.atoms
+        assert len(self.atoms) >= 2, self.atoms
+        assert list(self.atoms) == sorted(set(self.atoms)), self.atoms
         low, high = self.reward_range
-        assert low <= self.atoms[0] and self.atoms[-1] <= high, (self.atoms, self.reward_range)
+        assert low <= self.atoms[0], (self.atoms, self.reward_range)
+        assert self.atoms[-1] <= high, (self.atoms, self.reward_range)
 
     @property
     def n_out(self) -> int:
@@ -106,9 +108,7 @@ class Categorical:
         upper = torch.searchsorted(atoms, rewards.contiguous()).clamp(1, len(self.atoms) - 1)
         low, high = atoms[upper - 1], atoms[upper]
         weight = ((rewards - low) / (high - low))[..., None]
-        return (
-            F.one_hot(upper, self.n_out) * weight + F.one_hot(upper - 1, self.n_out) * (1 - weight)
-        )
+        return F.one_hot(upper, self.n_out) * weight + F.one_hot(upper - 1, self.n_out) * (1 - weight)
 
 
 def tilt(distribution: ReturnDistribution, outputs: Tensor, eta: Tensor | float) -> Tensor:

@@ -153,7 +153,5 @@ def completion(
         log_ref, log_pi, kl, value, ambiguous = guided_policy(
             logits[t], temperature, tilt_of, r_min, eta, candidates, min_prob, tail
         )
-        entries.append(
-            Expected(token, kl, log_ref[token].item(), log_pi[token].item(), value, ambiguous, log_pi.exp())
-        )
+        entries.append(Expected(token, kl, log_ref[token].item(), log_pi[token].item(), value, ambiguous, log_pi.exp()))
     return entries

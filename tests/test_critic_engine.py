@@ -54,7 +54,7 @@ class Driver:
 
     def begin(self) -> None:
         folder, critic = self.rng.choice(self.engines)
-        prompt = self.shared[: self.rng.randrange(15)] + [self.rng.randrange(models.VOCAB)]
+        prompt = [*self.shared[: self.rng.randrange(15)], self.rng.randrange(models.VOCAB)]
         if self.rng.random() < 0.4 and self.rows:  # another sample of a prompt that is already there
             prompt = list(self.rng.choice(self.rows)[3])
         prompt += [self.rng.randrange(models.VOCAB) for _ in range(self.rng.randrange(6))]
@@ -88,7 +88,9 @@ class Driver:
             outputs = critic.score([row[2] for row in rows], [list(row[3]) for row in rows], ids, mask)
             for r, (_, _, _, history) in enumerate(rows):
                 asked = mask[r].nonzero()[:, 0]
-                wanted = oracle.critic_outputs(folder, history, ids[r][asked].tolist()) if len(asked) else outputs[r, :0]
+                wanted = (
+                    oracle.critic_outputs(folder, history, ids[r][asked].tolist()) if len(asked) else outputs[r, :0]
+                )
                 torch.testing.assert_close(outputs[r][asked].double(), wanted.double(), atol=TOLERANCE, rtol=TOLERANCE)
                 assert (outputs[r][~mask[r]] == 0).all()
                 winner = int(ids[r, self.rng.randrange(5)])
@@ -103,7 +105,7 @@ def test_cached_scores_equal_full_forward_passes(folders: dict[str, Path], name:
     other = rng.choice(sorted(folders))
     names = {name, other}
     driver = Driver([(folders[n], engine(folders[n], tokens)) for n in sorted(names)], rng)
-    moves = [driver.begin, driver.begin, driver.end, driver.preempt, driver.roll_back] + [driver.step] * 6
+    moves = [driver.begin, driver.begin, driver.end, driver.preempt, driver.roll_back, *[driver.step] * 6]
     for _ in range(25):
         rng.choice(moves)()
     while driver.rows:

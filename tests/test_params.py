@@ -26,7 +26,8 @@ def test_wrong_eta_is_refused(eta: Any) -> None:
     ("field", "value"),
     [
         ("candidates", 0), ("candidates", 257), ("candidates", 3.0), ("candidates", True), ("min_prob", -0.1),
-        ("min_prob", 1.1), ("min_prob", "0"), ("tail", "cut"), ("method", "dpo"), ("critic", 3), ("id", -1), ("tial", 1),
+        ("min_prob", 1.1), ("min_prob", "0"), ("tail", "cut"), ("method", "dpo"), ("critic", 3), ("id", -1),
+        ("tial", 1),
     ],
 )  # fmt: skip
 def test_wrong_fields_are_named(field: str, value: Any) -> None:
@@ -41,11 +42,11 @@ def test_fields_without_eta_are_refused() -> None:
 
 @pytest.mark.parametrize("penalty", ["presence_penalty", "frequency_penalty", "repetition_penalty"])
 def test_penalties_are_refused_where_they_follow_guidance(penalty: str) -> None:
-    params = SamplingParams(extra_args={"qsharp_eta": 0.1}, **{penalty: 1.5})  # type: ignore[arg-type]
+    params = SamplingParams(extra_args={"qsharp_eta": 0.1}, **{penalty: 1.5})
     with pytest.raises(GuidanceError, match=penalty):
         check_sampling_params(params, penalties_first=False)
     assert check_sampling_params(params, penalties_first=True) == GuidanceParams(eta=0.1)
-    assert check_sampling_params(SamplingParams(**{penalty: 1.5}), penalties_first=False) is None  # type: ignore[arg-type]
+    assert check_sampling_params(SamplingParams(**{penalty: 1.5}), penalties_first=False) is None
 
 
 def test_an_id_names_one_sample() -> None:

@@ -1,8 +1,8 @@
 """The critic: its model, its format on disk, and the engine that scores candidates next to the reference.
 
-    model       backbone (Hugging Face `AutoModel`) and head
-    checkpoint  a critic's folder on disk: read, checked, written
-    cache       block-paged pool of keys and values, prefixes shared
-    attention   the attention function that reads and writes that pool
-    engine      scores candidates of many rows in one forward pass
+model       backbone (Hugging Face `AutoModel`) and head
+checkpoint  a critic's folder on disk: read, checked, written
+cache       block-paged pool of keys and values, prefixes shared
+attention   the attention function that reads and writes that pool
+engine      scores candidates of many rows in one forward pass
 """

@@ -150,9 +150,7 @@ def extend(pool: BlockPool, sequence: Sequence, tokens: list[int]) -> None:
     sequence.tokens += tokens
     while (len(sequence.digests) + 1) * size <= len(sequence.tokens):
         done = len(sequence.digests)
-        digest = _digest(
-            sequence.digests[-1] if done else b"", sequence.tokens[done * size : (done + 1) * size]
-        )
+        digest = _digest(sequence.digests[-1] if done else b"", sequence.tokens[done * size : (done + 1) * size])
         sequence.digests.append(digest)
         pool.publish(sequence.blocks[done], digest)
 

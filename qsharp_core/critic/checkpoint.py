@@ -245,7 +245,7 @@ def input_embeddings(model_folder: Path) -> Tensor:
     raise CriticError(f"no token embeddings in {model_folder}/*.safetensors")
 
 
-def _borrow(embeddings: nn.Module, weight: Tensor, folder: Path) -> None:
+def _borrow(embeddings: nn.Embedding, weight: Tensor, folder: Path) -> None:
     if embeddings.weight.shape != weight.shape:
         raise CriticError(
             f"{folder} borrows embeddings of shape {list(embeddings.weight.shape)}, "

@@ -5,8 +5,8 @@ candidate of the step before, whose keys and values were kept), then all candida
 attending to its row's prefix and to itself (V head); or the last token is run and all candidates are read off its
 hidden state (Q head).
 
-Invariant: the scores equal those of a plain forward pass over `history + [candidate]`. The state follows from token ids:
-callers hand over each row's whole history, and may drop, roll back, move or repeat rows as they like.
+Invariant: the scores equal those of a plain forward pass over `history + [candidate]`. The state follows from token
+ids: callers hand over each row's whole history, and may drop, roll back, move or repeat rows as they like.
 
 Shapes: R rows, K most candidates of a row, N packed tokens.
 """
@@ -100,9 +100,7 @@ class CriticEngine:
         self._choices.pop(id(sequence), None)
 
     @torch.inference_mode()
-    def score(
-        self, sequences: list[Sequence], histories: list[list[int]], ids_RK: Tensor, mask_RK: Tensor
-    ) -> Tensor:
+    def score(self, sequences: list[Sequence], histories: list[list[int]], ids_RK: Tensor, mask_RK: Tensor) -> Tensor:
         """The head's outputs for every candidate of every row.
 
         Args:

@@ -7,7 +7,7 @@ Shapes: B sequences, S tokens, D hidden width, W width the head reads (D, or the
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,7 +54,7 @@ class Head(nn.Module):
         return F.linear(self.features(hidden), self.weight, self.bias)
 
     def of_tokens(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Q head: outputs of the next tokens `ids [..., K]` of prefixes ending in `hidden [..., D]`: `[..., K, n_out]`."""
+        """Q head: outputs `[..., K, n_out]` of the next tokens `ids [..., K]` after prefixes ending in `[..., D]`."""
         return (self.weight[ids] @ self.features(hidden)[..., None, :, None])[..., 0] + self.bias[ids]
 
 
@@ -67,9 +67,9 @@ class Critic(nn.Module):
         distribution: what the head's outputs mean.
     """
 
-    def __init__(self, backbone: nn.Module, head: Head, distribution: ReturnDistribution) -> None:
+    def __init__(self, backbone: Any, head: Head, distribution: ReturnDistribution) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone: Any = backbone
         self.head = head
         self.distribution = distribution
 

@@ -145,9 +145,7 @@ class GuidanceCore:
         )
         if any(guided):
             logits.index_copy_(0, index_R, policy.guided_logits(logits_RV, temperature_R, candidates, step))
-        failures = {
-            r.params.id: r.failure for r in requests if r.failure is not None and r.params.id is not None
-        }
+        failures = {r.params.id: r.failure for r in requests if r.failure is not None and r.params.id is not None}
         scored = int(candidates.mask_RK.sum()) if self.device.type == "cpu" else sum(counts)
         self._step = _Step(rows, index_R, candidates, step, failures, seconds, scored)
 

@@ -1,6 +1,6 @@
 """Logits processor for vLLM's V1 model runner.
 
-    vllm serve MODEL --logits-processors qsharp_core.vllm_plugin.v1:QSharpLogitsProcessor …
+vllm serve MODEL --logits-processors qsharp_core.vllm_plugin.v1:QSharpLogitsProcessor …
 """
 
 from typing import Any

@@ -80,7 +80,9 @@ class CriticWorker:
         self._qsharp_core().registry.unload(key)
 
     @answer
-    def qsharp_score(self, name: str | None, prompts: list[list[int]], completions: list[list[int]]) -> list[list[float]]:
+    def qsharp_score(
+        self, name: str | None, prompts: list[list[int]], completions: list[list[int]]
+    ) -> list[list[float]]:
         """`E[Z]` after each completion token, by plain forward passes."""
         critic = self._qsharp_core().registry.resolve(name)
         distribution = critic.engine.critic.distribution

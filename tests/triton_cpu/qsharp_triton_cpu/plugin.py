@@ -28,8 +28,6 @@ def register() -> None:
 _create_masked_store = InterpreterBuilder.create_masked_store
 
 
-def _store_with_bool_mask(
-    builder: InterpreterBuilder, ptrs: Any, value: Any, mask: Any, cache_policy: Any
-) -> Any:
+def _store_with_bool_mask(builder: InterpreterBuilder, ptrs: Any, value: Any, mask: Any, cache_policy: Any) -> Any:
     mask.data = mask.data.astype(np.bool_)
     return _create_masked_store(builder, ptrs, value, mask, cache_policy)

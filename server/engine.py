@@ -1,0 +1,215 @@
+"""The engine as vLLM's handlers for completions and chat see it: samples are guided and reported on by choice."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from copy import copy
+from dataclasses import replace
+from math import isnan
+from typing import Any
+
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.utils.async_utils import merge_async_iterators
+
+from qsharp_core.errors import CriticFailure, GuidanceError
+from qsharp_core.vllm_plugin.params import GuidanceParams
+from qsharp_core.vllm_plugin.processors import processor_class
+from qsharp_core.vllm_plugin.telemetry import Status
+from server import metrics
+from server.calls import CALL, GuidedCall
+from server.schema import ChoiceGuidance, TokenGuidance
+from server.telemetry import Record, Sample, TelemetryReceiver
+
+Outputs = AsyncGenerator[RequestOutput, None]
+
+
+class GuidedEngineClient:
+    """A proxy of vLLM's `EngineClient`, all of it but `generate`.
+
+    Args:
+        engine_client: the real one.
+        telemetry: where the workers report to.
+        timeout: seconds to wait for a choice's last reports.
+    """
+
+    def __init__(self, engine_client: Any, telemetry: TelemetryReceiver, timeout: float) -> None:
+        self._engine = engine_client
+        self._telemetry = telemetry
+        self._timeout = timeout
+        self._processor: Any = processor_class(engine_client.vllm_config)
+        self._aborts: set[asyncio.Task[None]] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def generate(self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any) -> Outputs:
+        """As `EngineClient.generate`, guided as the running `CALL` says.
+
+        Plain and not a coroutine: handlers call it within their request and iterate the result elsewhere.
+
+        Raises:
+            GuidanceError: guidance does not go together with something else in the request.
+        """
+        call = CALL.get()
+        if call is None:
+            return self._engine.generate(prompt, sampling_params, request_id, **kwargs)
+        first = call.prompts * sampling_params.n
+        call.prompts += 1
+        if not call.observed:
+            return _counted(call, first, self._engine.generate(prompt, sampling_params, request_id, **kwargs))
+        params = self._admit(call, prompt, sampling_params)
+        samples = [
+            self._sample(call, first + i, dict(prompt), _one_of(params, i), request_id, kwargs)
+            for i in range(params.n)
+        ]
+        merged = merge_async_iterators(*samples)
+        if params.output_kind == RequestOutputKind.FINAL_ONLY:
+            return _all_at_once(merged, params.n)
+        return _as_they_come(merged, params.n)
+
+    def _admit(self, call: GuidedCall, prompt: Any, params: SamplingParams) -> SamplingParams:
+        """The sampling parameters, once it is sure that these tokens can be guided."""
+        if prompt.get("type") != "token":
+            param = "prompt_embeds" if prompt.get("type") == "embeds" else call.prompt_field
+            raise GuidanceError(f"guidance needs a prompt of text or token ids: {param} cannot be combined", param)
+        guidance = call.params or GuidanceParams(id=0)
+        params = copy(params)
+        params.extra_args = {**(params.extra_args or {}), **guidance.to_extra_args()}
+        self._processor.validate_params(params)
+        if call.critic is not None:
+            length, most = len(prompt["prompt_token_ids"]), call.critic.max_length
+            room = most - length + 1  # the last token is drawn, and not scored any more
+            if room < 1:
+                raise GuidanceError(
+                    f"{call.prompt_field} has {length} tokens, and critic {call.critic.key} takes {most}",
+                    call.prompt_field,
+                )
+            if params.max_tokens > room and call.limit_given:
+                raise GuidanceError(
+                    f"max_tokens must be at most {room} with critic {call.critic.key}, which takes {most} tokens: "
+                    f"{call.prompt_field} has {length}; got {params.max_tokens}",
+                    "max_tokens",
+                )
+            params.max_tokens = min(params.max_tokens, room)
+        return params
+
+    async def _sample(
+        self, call: GuidedCall, index: int, prompt: Any, params: SamplingParams, request_id: str, kwargs: dict[str, Any]
+    ) -> Outputs:
+        """One choice: an engine request of its own, followed by the telemetry of all its tokens."""
+        sample = self._telemetry.register()
+        # vLLM aborts by the id it is given, which clients may repeat: make it unlike any other.
+        unique = f"{request_id}-{sample.id:x}"
+        sample.on_failure = lambda: self._abort(unique)
+        params.extra_args = {
+            **(params.extra_args or {}),
+            **replace(call.params or GuidanceParams(), id=sample.id).to_extra_args(),
+        }
+        tokens: list[int] = []
+        try:
+            async with aclosing(self._engine.generate(prompt, params, unique, **kwargs)) as outputs:
+                async for output in outputs:
+                    (choice,) = output.outputs
+                    tokens.extend(choice.token_ids)
+                    prompt_length = len(output.prompt_token_ids)
+                    if choice.finish_reason is not None:
+                        records = await self._records(sample, prompt_length, tokens)
+                        call.results[index] = _summary(call, records)
+                        metrics.observe_choice(
+                            guided=call.params is not None,
+                            finish_reason=choice.finish_reason,
+                            token_kls=[r.kl for r in records if r.status == Status.GUIDED],
+                        )
+                    else:
+                        sample.check(prompt_length + len(tokens))
+                    yield output
+        except CriticFailure as failure:
+            metrics.FAILURES.labels(failure.reason).inc()
+            raise
+        finally:
+            sample.close()
+
+    async def _records(self, sample: Sample, prompt_length: int, tokens: list[int]) -> list[Record]:
+        # An output that was cut short because of a failure has all its tokens reported but the failed one.
+        if sample.failure is not None and sample.failure[0] <= prompt_length + len(tokens):
+            sample.check()
+        return await sample.wait(prompt_length, tokens, self._timeout)
+
+    def _abort(self, request_id: str) -> None:
+        task = asyncio.ensure_future(self._engine.abort(request_id))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
+
+def _one_of(params: SamplingParams, index: int) -> SamplingParams:
+    """Parameters of one of `n` samples, as vLLM's own `ParentRequest` makes them."""
+    child = copy(params)
+    child.n = 1
+    if params.seed is not None:
+        child.seed = params.seed + index
+    return child
+
+
+async def _as_they_come(merged: AsyncGenerator[tuple[int, RequestOutput], None], n: int) -> Outputs:
+    unfinished = n
+    async with aclosing(merged):
+        async for i, output in merged:
+            unfinished -= output.finished
+            output.outputs[0].index = i
+            output.finished = unfinished == 0
+            yield output
+
+
+async def _all_at_once(merged: AsyncGenerator[tuple[int, RequestOutput], None], n: int) -> Outputs:
+    outputs: list[RequestOutput | None] = [None] * n
+    async with aclosing(merged):
+        async for i, output in merged:
+            output.outputs[0].index = i
+            outputs[i] = output
+    first = outputs[0]
+    assert first is not None
+    first.outputs = [output.outputs[0] for output in outputs if output is not None]
+    assert len(first.outputs) == n
+    yield first
+
+
+async def _counted(call: GuidedCall, first: int, outputs: Outputs) -> Outputs:
+    """A request that is neither guided nor observed: only its tokens are counted."""
+    tokens: Counter[int] = Counter()
+    async with aclosing(outputs):
+        async for output in outputs:
+            for choice in output.outputs:
+                tokens[choice.index] += len(choice.token_ids)
+                if choice.finish_reason is not None:
+                    call.results[first + choice.index] = ChoiceGuidance(tokens_total=tokens[choice.index])
+                    metrics.observe_choice(guided=False, finish_reason=choice.finish_reason)
+            yield output
+
+
+def _summary(call: GuidedCall, records: list[Record]) -> ChoiceGuidance:
+    return ChoiceGuidance(
+        eta=call.params.eta if call.params else None,
+        critic=call.critic.key if call.critic else None,
+        kl=sum(record.kl for record in records),
+        value=_value(records[0]) if records else None,
+        tokens_guided=sum(record.status == Status.GUIDED for record in records),
+        tokens_total=len(records),
+        tokens=[
+            TokenGuidance(
+                token_id=record.token,
+                kl=record.kl,
+                ref_logprob=record.ref_logprob,
+                logprob=record.logprob,
+                value=_value(record),
+            )
+            for record in records
+        ]
+        if call.detail == "tokens"
+        else None,
+    )
+
+
+def _value(record: Record) -> float | None:
+    return None if isnan(record.value) else record.value

@@ -1,0 +1,127 @@
+"""What requests and responses carry beside OpenAI's and vLLM's own fields."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, Strict
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+from qsharp_core.errors import GuidanceError
+from qsharp_core.vllm_plugin.params import DEFAULT_CANDIDATES, ETA_RANGE, MAX_CANDIDATES, MethodName, TailName
+
+Detail = Literal["none", "summary", "tokens"]
+# A JSON number: no string, no bool, no NaN.
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+
+
+class GuidanceOptions(BaseModel):
+    """A request's `guidance`; whatever is absent or null has its default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    critic: str | None = Field(default=None, description='"name" or "name@version"; default: the server\'s first')
+    candidates: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_CANDIDATES,
+        description=f"most likely tokens that the critic weighs at each step, default {DEFAULT_CANDIDATES}",
+    )
+    min_prob: Annotated[Number, Field(ge=0, le=1)] | None = Field(
+        default=None, description="least reference probability of a candidate, default 0"
+    )
+    tail: TailName | None = Field(default=None, description="what happens to other tokens, default floor")
+    method: MethodName | None = Field(default=None, description="which tilt, default qsharp")
+    detail: Detail | None = Field(default=None, description="what the response reports, default summary")
+
+    def given(self) -> set[str]:
+        """Names of the options that the request sets, other than what is reported."""
+        return {name for name in self.model_fields_set - {"detail"} if getattr(self, name) is not None}
+
+
+class GuidedFields(BaseModel):
+    """The fields that our requests have beside vLLM's."""
+
+    eta: Annotated[Number, Field(ge=ETA_RANGE[0], le=ETA_RANGE[1])] | None = Field(
+        default=None,
+        description="strength of the guidance, in units of reward: smaller is stronger; null: not guided; "
+        "absent: the server's default",
+    )
+    guidance: GuidanceOptions | None = None
+    store: Annotated[bool, Strict()] | None = None
+    metadata: dict[str, str] | None = None
+
+
+class GuidedCompletionRequest(GuidedFields, CompletionRequest):
+    """Body of `POST /v1/completions`."""
+
+
+class GuidedChatCompletionRequest(GuidedFields, ChatCompletionRequest):
+    """Body of `POST /v1/chat/completions`."""
+
+
+class TokenGuidance(BaseModel):
+    """One generated token: KL in nats, log-probabilities under `ref` and `pi`, value in units of reward."""
+
+    token_id: int
+    kl: float
+    ref_logprob: float
+    logprob: float
+    value: float | None
+
+
+class ChoiceGuidance(BaseModel):
+    """A choice's `guidance` in the response."""
+
+    eta: float | None = None
+    critic: str | None = None
+    kl: float = 0.0
+    value: float | None = None
+    tokens_guided: int = 0
+    tokens_total: int
+    tokens: list[TokenGuidance] | None = None
+
+    def dump(self) -> dict[str, Any]:
+        """As JSON's data; `tokens` only where they were asked for."""
+        return self.model_dump(exclude={"tokens"} if self.tokens is None else None)
+
+
+def accepts(max_candidates: int) -> dict[str, str]:
+    """What each of our fields accepts, for error messages."""
+    low, high = ETA_RANGE
+    return {
+        "eta": f"a number from {low:g} to {high:g}, or null",
+        "guidance": f"an object with any of {', '.join(GuidanceOptions.model_fields)}, or null",
+        "guidance.critic": "a string: name or name@version",
+        "guidance.candidates": f"a whole number from 1 to {max_candidates}",
+        "guidance.min_prob": "a number from 0 to 1",
+        "guidance.tail": "one of floor, keep, drop",
+        "guidance.method": "one of qsharp, cd",
+        "guidance.detail": "one of none, summary, tokens",
+        "store": "true, false or null",
+        "metadata": "an object with strings as values, or null",
+    }
+
+
+def explain(errors: Sequence[Any], max_candidates: int) -> GuidanceError | None:
+    """The first of pydantic's errors that is about one of our fields, in our words; None if none is."""
+    accepted = accepts(max_candidates)
+    for error in errors:
+        location = [str(part) for part in error["loc"]]
+        name = next((part for part in location if part in GuidedFields.model_fields), None)
+        if name is None:
+            continue
+        inner = location[location.index(name) + 1 :]
+        if name == "guidance" and inner and error["type"] == "extra_forbidden":
+            known = ", ".join(GuidanceOptions.model_fields)
+            return GuidanceError(f"guidance.{inner[-1]} is not known; guidance takes {known}", f"guidance.{inner[-1]}")
+        option = next((part for part in inner if part in GuidanceOptions.model_fields), None)
+        param = f"guidance.{option}" if name == "guidance" and option else name
+        return wrong(param, error.get("input"), accepted[param])
+    return None
+
+
+def wrong(param: str, value: object, accepted: str) -> GuidanceError:
+    """A field has a value that it does not accept."""
+    shown = repr(value)
+    return GuidanceError(f"{param} must be {accepted}; got {shown if len(shown) <= 100 else shown[:97] + '...'}", param)

@@ -1,0 +1,50 @@
+"""What the API process is started with: environment variables `QSHARP_…`, or the flags of `qsharp serve`."""
+
+from argparse import Namespace
+from typing import Self
+
+from pydantic import Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from qsharp_core.errors import ConfigError
+from qsharp_core.vllm_plugin.params import ETA_RANGE, MAX_CANDIDATES
+
+# Flags of `qsharp serve` arrive in vLLM's own namespace under this prefix.
+ARGUMENT = "qsharp_"
+
+
+class Settings(BaseSettings):
+    """Settings of the API process; flags win over the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="QSHARP_", env_ignore_empty=True, frozen=True)
+
+    admin_key: SecretStr | None = Field(default=None, description="guards loading, activating and unloading critics")
+    default_eta: float | None = Field(
+        default=None,
+        ge=ETA_RANGE[0],
+        le=ETA_RANGE[1],
+        allow_inf_nan=False,
+        description="eta of requests that send none; without it they are not guided",
+    )
+    max_candidates: int = Field(
+        default=64, ge=1, le=MAX_CANDIDATES, description="the largest guidance.candidates a request may ask for"
+    )
+    telemetry_timeout: float = Field(
+        default=30, gt=0, description="seconds to wait at the end of a choice for the worker's last report"
+    )
+    rpc_timeout: float = Field(default=10, gt=0, description="seconds to wait for the worker in /liveness and the like")
+
+    @classmethod
+    def of(cls, args: Namespace) -> Self:
+        """From vLLM's parsed arguments, with ours among them if `qsharp serve` made them.
+
+        Raises:
+            ConfigError: names the wrong setting.
+        """
+        flags = {name: getattr(args, ARGUMENT + name, None) for name in cls.model_fields}
+        try:
+            return cls(**{name: value for name, value in flags.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            raise ConfigError(f"--{name.replace('_', '-')} (QSHARP_{name.upper()}): {first['msg']}") from error

@@ -1,0 +1,92 @@
+"""Calls to the critics in the engine's workers (`qsharp_core.vllm_plugin.worker`)."""
+
+import asyncio
+from typing import Any
+
+from qsharp_core import errors
+from qsharp_core.errors import QSharpError
+from server.errors import UnavailableError
+
+LOAD_POLL_SECONDS = 0.1
+
+
+class Workers:
+    """All engines of this server: one, or one per data-parallel rank.
+
+    Args:
+        engine_client: vLLM's `AsyncLLM`.
+        timeout: seconds that an engine may take to answer.
+    """
+
+    def __init__(self, engine_client: Any, timeout: float) -> None:
+        # `AsyncLLM.collective_rpc` hands on the first engine's answer alone; every one of them matters here.
+        self._core = engine_client.engine_core
+        self._timeout = timeout
+
+    async def describe(self) -> list[dict[str, Any]]:
+        """The critics; with several engines, users and blocks are sums."""
+        first, *others = await self._all("qsharp_describe")
+        for other in others:
+            for ours, theirs in zip(first, other, strict=True):
+                for name in ("users", "kv_blocks", "kv_blocks_used"):
+                    ours[name] += theirs[name]
+        return first
+
+    async def connect(self, address: str) -> None:
+        """Has all workers send telemetry to this address."""
+        await self._all("qsharp_connect", address)
+
+    async def load(self, path: str, name: str | None) -> str:
+        """Loads a critic beside the running engine, everywhere or nowhere; returns its key."""
+        answers = await asyncio.gather(
+            *(self._load(engine, path, name) for engine in self._core.core_engines), return_exceptions=True
+        )
+        failures = [answer for answer in answers if isinstance(answer, BaseException)]
+        if failures:
+            for engine, answer in zip(self._core.core_engines, answers, strict=True):
+                if isinstance(answer, str):
+                    await self._ask(engine, "qsharp_unload", answer)
+            raise failures[0]
+        return str(answers[0])
+
+    async def activate(self, key: str) -> None:
+        """Makes a version the one that its name means."""
+        await self._all("qsharp_activate", key)
+
+    async def unload(self, key: str) -> None:
+        """Frees a version as soon as no request uses it."""
+        await self._all("qsharp_unload", key)
+
+    async def score(self, key: str, prompt: list[int], completion: list[int]) -> list[float]:
+        """`E[Z]` after each completion token."""
+        values: list[list[float]] = await self._ask(
+            self._core.core_engines[0], "qsharp_score", key, [prompt], [completion]
+        )
+        return values[0]
+
+    async def _load(self, engine: Any, path: str, name: str | None) -> str:
+        while (key := await self._ask(engine, "qsharp_load", path, name)) is None:
+            await asyncio.sleep(LOAD_POLL_SECONDS)
+        return str(key)
+
+    async def _all(self, method: str, *args: Any) -> list[Any]:
+        return await asyncio.gather(*(self._ask(engine, method, *args) for engine in self._core.core_engines))
+
+    async def _ask(self, engine: Any, method: str, *args: Any) -> Any:
+        call = self._core._call_utility_async("collective_rpc", method, None, args, None, engine=engine)
+        try:
+            answers = await asyncio.wait_for(call, self._timeout)
+        except TimeoutError as error:
+            raise UnavailableError(f"the engine did not answer within {self._timeout:g} s") from error
+        for answer in answers:
+            if "error" in answer:
+                raise _error_of(answer["error"])
+        return answers[0]["ok"]
+
+
+def _error_of(answer: dict[str, Any]) -> QSharpError:
+    kind = getattr(errors, answer["type"])
+    assert issubclass(kind, QSharpError)
+    if issubclass(kind, errors.GuidanceError):
+        return kind(answer["message"], answer["param"])
+    return kind(answer["message"])

@@ -1,0 +1,85 @@
+"""One real server per model runner for the whole session, on tiny models written by hand.
+
+Its settings make everything hard at once: prompts longer than a step's token budget, a key/value cache so small that
+concurrent requests are preempted, prefix caching, five critics of different kinds.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+# One thread each: with the server beside them, more threads on few cores are many times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from benchmarks.serving import serve
+from tests import models
+
+ADMIN_KEY = "admin-secret"
+BUDGET, BLOCK, BLOCKS = 48, 32, 24
+
+V2_ENVIRONMENT = {
+    "PYTHONPATH": str(Path(__file__).parent / "triton_cpu"),
+    "TRITON_INTERPRET": "1",
+    "TRITON_DEFAULT_BACKEND": "cpu",
+    "VLLM_USE_V2_MODEL_RUNNER": "1",
+    "VLLM_PLUGINS": "qsharp_triton_cpu",
+}
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server and the folders it serves."""
+
+    url: str
+    reference: Path
+    critics: dict[str, Path]
+    root: Path
+    log: Path
+
+
+def write_critics(root: Path) -> dict[str, Path]:
+    """Both heads, both distributions, four architectures, one with learned positions and one with a window."""
+    uneven = {"kind": "categorical", "atoms": [-1.0, 0.0, 0.5, 2.0]}
+    return {
+        "plain": models.write_critic(root / "plain", name="plain", seed=1),
+        "wide": models.write_critic(
+            root / "wide", kind="gpt2", distribution=uneven, reward_range=(-1.5, 2.0), name="wide", seed=2
+        ),
+        "fast": models.write_critic(root / "fast", kind="qwen2", head="Q", name="fast", seed=3),
+        "both": models.write_critic(
+            root / "both", kind="opt", head="Q", distribution=uneven, reward_range=(-1.0, 2.0), name="both", seed=4
+        ),
+        "deep": models.write_critic(root / "deep", kind="mistral", mlp=32, name="deep", seed=5),
+    }
+
+
+def flags(reference: Path, critics: dict[str, Path], rows: int) -> list[str]:
+    """What both servers are started with."""
+    named = [flag for path in critics.values() for flag in ("--critic", str(path))]
+    return [
+        str(reference), *named, "--admin-key", ADMIN_KEY, "--served-model-name", "tiny", "--dtype", "float32",
+        "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", str(rows), "--max-num-batched-tokens",
+        str(BUDGET), "--block-size", str(BLOCK), "--num-gpu-blocks-override", str(BLOCKS), "--enable-prefix-caching",
+        "--kv-cache-memory-bytes", "50000000",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The V1 model runner (vLLM's on CPU), a Llama reference."""
+    root = tmp_path_factory.mktemp("v1")
+    reference, critics = models.write_reference(root / "reference"), write_critics(root)
+    with serve(flags(reference, critics, 16), root / "log") as url:
+        yield Server(url, reference, critics, root, root / "log")
+
+
+@pytest.fixture(scope="session")
+def server_v2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The V2 model runner under Triton's interpreter, a Qwen reference."""
+    root = tmp_path_factory.mktemp("v2")
+    reference, critics = models.write_reference(root / "reference", kind="qwen2", seed=9), write_critics(root)
+    with serve(flags(reference, critics, 4), root / "log", V2_ENVIRONMENT) as url:
+        yield Server(url, reference, critics, root, root / "log")

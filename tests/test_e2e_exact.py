@@ -1,0 +1,191 @@
+"""Every reported number of every token, against plain transformers in float64."""
+
+import asyncio
+import itertools
+import json
+import math
+import random
+from typing import Any
+
+import httpx
+import pytest
+from scipy import stats
+
+from tests import models, oracle
+from tests.conftest import Server
+
+TOLERANCE = 5e-3
+ETAS = [0.02, 0.1, 0.3, 1.0, 10.0]
+
+
+def prompt_ids(rng: random.Random, longest: int) -> list[int]:
+    return [rng.randrange(3, models.VOCAB) for _ in range(rng.randrange(2, longest))]
+
+
+def requests(server: Server, rng: random.Random, longest: int, tokens: int) -> list[dict[str, Any]]:
+    """Every combination of critic, method and tail, with the other fields drawn; and unguided ones among them."""
+    shared = prompt_ids(rng, longest)
+    bodies: list[dict[str, Any]] = []
+    for critic, method, tail in itertools.product(server.critics, ["qsharp", "cd"], ["floor", "keep", "drop"]):
+        body: dict[str, Any] = {
+            "eta": rng.choice(ETAS),
+            "guidance": {"critic": critic, "method": method, "tail": tail, "detail": "tokens"},
+        }
+        if rng.random() < 0.6:
+            body["guidance"]["candidates"] = rng.choice([1, 2, 5, 64])
+        if rng.random() < 0.4:
+            body["guidance"]["min_prob"] = rng.choice([0.01, 0.05, 0.2])
+        if rng.random() < 0.2:
+            body |= {"top_p": 0.8, "top_k": 10}
+        if rng.random() < 0.2:
+            body["logit_bias"] = {"40": 4.0, "50": -3.0}
+        bodies.append(body)
+    bodies += [{"eta": None, "guidance": {"detail": "tokens"}} for _ in range(4)]
+    for body in bodies:
+        prompt = prompt_ids(rng, longest)
+        body |= {
+            "model": "tiny",
+            "prompt": shared + prompt[:8] if rng.random() < 0.4 else prompt,
+            "temperature": rng.choice([0.0, 0.7, 1.0, 1.0, 1.3]),
+            "max_tokens": rng.randrange(tokens // 2, tokens),
+            "n": rng.choice([1, 1, 1, 2]),
+            "stream": rng.random() < 0.5,
+            "ignore_eos": rng.random() < 0.7,
+            "seed": rng.randrange(2**31),
+        }
+        if body["temperature"] == 0:
+            body["n"] = 1
+    rng.shuffle(bodies)
+    return bodies
+
+
+async def send(client: httpx.AsyncClient, gate: asyncio.Semaphore, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """The guidance of each choice."""
+    async with gate:
+        if not body["stream"]:
+            answer = await client.post("/v1/completions", json=body)
+            assert answer.status_code == 200, answer.text
+            return [choice["guidance"] for choice in answer.json()["choices"]]
+        found: dict[int, dict[str, Any]] = {}
+        async with client.stream("POST", "/v1/completions", json=body) as stream:
+            assert stream.status_code == 200, await stream.aread()
+            async for line in stream.aiter_lines():
+                if line.startswith("data: {"):
+                    for choice in json.loads(line.removeprefix("data: "))["choices"]:
+                        assert ("guidance" in choice) == (choice["finish_reason"] is not None)
+                        if "guidance" in choice:
+                            found[choice["index"]] = choice["guidance"]
+        return [found[i] for i in range(body["n"])]
+
+
+def check(server: Server, body: dict[str, Any], got: dict[str, Any]) -> int:
+    """One choice against the oracle; returns how many tokens were compared."""
+    options = body["guidance"]
+    tokens = [entry["token_id"] for entry in got["tokens"]]
+    assert got["tokens_total"] == len(tokens) > 0
+    wanted = oracle.completion(
+        server.reference,
+        server.critics[options["critic"]] if body["eta"] is not None else None,
+        body["prompt"],
+        tokens,
+        eta=body["eta"],
+        temperature=body["temperature"],
+        candidates=options.get("candidates", 20),
+        min_prob=options.get("min_prob", 0.0),
+        tail=options.get("tail", "floor"),
+        method=options.get("method", "qsharp"),
+        bias={int(k): v for k, v in body.get("logit_bias", {}).items()},
+    )
+    clear = [(e, w) for e, w in zip(got["tokens"], wanted, strict=True) if not w.ambiguous]
+    for entry, want in clear:
+        where = (body, entry, want)
+        assert entry["kl"] == pytest.approx(want.kl, abs=TOLERANCE, rel=1e-4), where
+        assert entry["ref_logprob"] == pytest.approx(want.ref_logprob, abs=TOLERANCE), where
+        assert entry["logprob"] == pytest.approx(want.logprob, abs=TOLERANCE), where
+        assert (entry["value"] is None) == (want.value is None), where
+        if want.value is not None:
+            assert entry["value"] == pytest.approx(want.value, abs=TOLERANCE), where
+        if body["temperature"] == 0 and want.pi.topk(2).values.diff().abs().item() > 1e-5:
+            assert want.token_id == int(want.pi.argmax()), where
+    assert got["kl"] == pytest.approx(sum(entry["kl"] for entry in got["tokens"]), abs=1e-6)
+    assert got["value"] == got["tokens"][0]["value"]
+    assert got["tokens_guided"] == sum(entry["value"] is not None for entry in got["tokens"])
+    assert got["eta"] == body["eta"]
+    assert got["critic"] == (f"{options['critic']}@1" if body["eta"] is not None else None)
+    return len(clear)
+
+
+async def run_all(server: Server, bodies: list[dict[str, Any]], at_once: int) -> list[list[dict[str, Any]]]:
+    gate = asyncio.Semaphore(at_once)
+    async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
+        return await asyncio.gather(*(send(client, gate, body) for body in bodies))
+
+
+def preemptions(server: Server) -> float:
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_preemptions_total"))
+
+
+def test_every_field_of_every_token_under_load(server: Server) -> None:
+    rng = random.Random(7)
+    bodies = requests(server, rng, longest=120, tokens=48)
+    before = preemptions(server)
+    answers = asyncio.run(run_all(server, bodies, at_once=16))
+    assert preemptions(server) > before, "the cache was to be so small that requests are preempted"
+    assert any(len(body["prompt"]) > 48 for body in bodies)
+    compared = sum(check(server, body, got) for body, choices in zip(bodies, answers, strict=True) for got in choices)
+    assert compared > 1000
+
+
+@pytest.mark.v2
+def test_every_field_of_every_token_on_the_v2_runner(server_v2: Server) -> None:
+    rng = random.Random(8)
+    bodies = requests(server_v2, rng, longest=100, tokens=12)
+    answers = asyncio.run(run_all(server_v2, bodies, at_once=8))
+    compared = sum(
+        check(server_v2, body, got) for body, choices in zip(bodies, answers, strict=True) for got in choices
+    )
+    assert compared > 250
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("eta", [0.15, None])
+def test_sampled_tokens_follow_pi(server: Server, temperature: float, eta: float | None) -> None:
+    rng = random.Random(11)
+    prompt = prompt_ids(rng, 30)
+    bodies = [
+        {
+            "model": "tiny",
+            "prompt": prompt,
+            "temperature": temperature,
+            "max_tokens": 1,
+            "n": 50,
+            "seed": 1000 * i,
+            "stream": False,
+            "eta": eta,
+            "guidance": {"detail": "tokens"},
+        }
+        for i in range(48)
+    ]
+    answers = asyncio.run(run_all(server, bodies, at_once=4))
+    counts = [0] * models.VOCAB
+    for choices in answers:
+        for got in choices:
+            counts[got["tokens"][0]["token_id"]] += 1
+    draws = sum(counts)
+    assert draws == 2400
+    critic = server.critics["plain"] if eta is not None else None
+    pi = oracle.completion(server.reference, critic, prompt, [5], eta=eta, temperature=temperature)[0].pi
+    assert eta is None or not math.isclose(pi.max().item(), pi.min().item())
+    usual = [i for i in range(models.VOCAB) if pi[i] * draws >= 5]
+    observed = [counts[i] for i in usual]
+    expected = [pi[i].item() * draws for i in usual]
+    if len(usual) < models.VOCAB:
+        observed.append(draws - sum(observed))
+        expected.append(max(draws - sum(expected), 1e-9))
+    assert len(expected) > 5
+    assert stats.chisquare(observed, expected, sum_check=False).pvalue > 1e-3
+    if eta is not None:  # the test would notice the reference
+        ref = oracle.completion(server.reference, None, prompt, [5], eta=None, temperature=temperature)[0].pi
+        unguided = [ref[i].item() * draws for i in usual]
+        assert stats.chisquare(observed[: len(usual)], unguided, sum_check=False).pvalue < 1e-6

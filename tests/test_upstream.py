@@ -1,0 +1,88 @@
+"""What is relied on inside vLLM 0.32 and is no interface of it. Each failure here says that upstream moved."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+from qsharp_core.vllm_plugin import upstream
+
+
+def source(thing: object) -> str:
+    return inspect.getsource(thing)  # type: ignore[arg-type]
+
+
+def test_v1_samples_in_one_method_that_returns_the_tokens() -> None:
+    assert list(inspect.signature(GPUModelRunner._sample).parameters) == ["self", "logits", "spec_decode_metadata"]
+    assert "sampler_output = self._sample(logits, spec_decode_metadata)" in source(GPUModelRunner.sample_tokens)
+    from vllm.v1.outputs import SamplerOutput
+
+    assert "sampled_token_ids" in SamplerOutput.__dataclass_fields__
+
+
+def test_v1_patches_placeholders_before_it_samples() -> None:
+    # vLLM issue 52461; only where custom processors are loaded by name, not by entry point
+    assert "update_async_output_token_ids()" in source(GPUModelRunner._sample)
+    assert "logitsprocs_need_output_token_ids=bool(custom_logitsprocs)" in source(GPUModelRunner.__init__)
+
+
+def test_v1_marks_rows_whose_sample_is_discarded() -> None:
+    assert "self.discard_request_mask.np[:num_reqs] = (" in source(GPUModelRunner._prepare_inputs)
+
+
+def test_v1_still_rewinds_cpu_generators_which_they_cannot() -> None:
+    assert "gen.set_offset(gen.get_offset() - 4)" in source(GPUModelRunner._bookkeeping_sync)
+    with pytest.raises(RuntimeError, match="offset"):
+        torch.Generator().get_offset()
+
+
+def test_v2_samples_in_one_method_that_returns_the_tokens() -> None:
+    # Read, not imported: importing wants Triton.
+    worker = Path(inspect.getfile(GPUModelRunner)).parent
+    text = (worker / "gpu" / "model_runner.py").read_text()
+    assert "def sample(\n        self,\n        hidden_states: torch.Tensor,\n        input_batch: InputBatch," in text
+    assert "sampler_output, num_sampled, num_rejected = self.sample(" in text
+    assert "self.index_to_req_id.pop(req_idx, None)" in (worker / "gpu" / "states.py").read_text()
+
+
+class Mask:
+    def __init__(self, rows: list[bool]) -> None:
+        self.np = np.array(rows)
+
+
+class Batch:
+    def __init__(self) -> None:
+        self.req_ids = ["a", "b", "c"]
+        self.generators = {0: torch.Generator(), 2: torch.Generator()}
+
+    @property
+    def num_reqs(self) -> int:
+        return len(self.req_ids)
+
+    @property
+    def req_id_to_index(self) -> dict[str, int]:
+        return {r: i for i, r in enumerate(self.req_ids)}
+
+
+class Runner:
+    def __init__(self) -> None:
+        self.input_batch = Batch()
+        self.discard_request_mask = Mask([True, False, False])
+
+
+def test_spared_generators_come_back_to_their_request() -> None:
+    runner = Runner()
+    spared: dict[str, Any] = {}
+    mine, other = runner.input_batch.generators[0], runner.input_batch.generators[2]
+    upstream.spare_cpu_generators_v1(runner, spared)
+    assert runner.input_batch.generators == {2: other}
+    runner.input_batch.req_ids = ["c", "a"]  # the batch moved
+    runner.input_batch.generators = {0: other}
+    runner.discard_request_mask = Mask([False, False])
+    upstream.spare_cpu_generators_v1(runner, spared)
+    assert runner.input_batch.generators == {0: other, 1: mine}
+    assert spared == {}
