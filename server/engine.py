@@ -20,7 +20,7 @@ from qsharp_core.vllm_plugin.telemetry import Status
 from server import metrics
 from server.calls import CALL, GuidedCall
 from server.schema import ChoiceGuidance, TokenGuidance
-from server.telemetry import Record, Sample, TelemetryReceiver
+from server.telemetry import Record, TelemetryReceiver
 
 Outputs = AsyncGenerator[RequestOutput, None]
 
@@ -61,8 +61,7 @@ class GuidedEngineClient:
             return _counted(call, first, self._engine.generate(prompt, sampling_params, request_id, **kwargs))
         params = self._admit(call, prompt, sampling_params)
         samples = [
-            self._sample(call, first + i, dict(prompt), _one_of(params, i), request_id, kwargs)
-            for i in range(params.n)
+            self._sample(call, first + i, dict(prompt), _one_of(params, i), request_id, kwargs) for i in range(params.n)
         ]
         merged = merge_async_iterators(*samples)
         if params.output_kind == RequestOutputKind.FINAL_ONLY:
@@ -74,10 +73,10 @@ class GuidedEngineClient:
         if prompt.get("type") != "token":
             param = "prompt_embeds" if prompt.get("type") == "embeds" else call.prompt_field
             raise GuidanceError(f"guidance needs a prompt of text or token ids: {param} cannot be combined", param)
-        guidance = call.params or GuidanceParams(id=0)
         params = copy(params)
-        params.extra_args = {**(params.extra_args or {}), **guidance.to_extra_args()}
-        self._processor.validate_params(params)
+        one = _one_of(params, 0)
+        one.extra_args = _extra_args(call, one, sample_id=0)
+        self._processor.validate_params(one)
         if call.critic is not None:
             length, most = len(prompt["prompt_token_ids"]), call.critic.max_length
             room = most - length + 1  # the last token is drawn, and not scored any more
@@ -103,10 +102,7 @@ class GuidedEngineClient:
         # vLLM aborts by the id it is given, which clients may repeat: make it unlike any other.
         unique = f"{request_id}-{sample.id:x}"
         sample.on_failure = lambda: self._abort(unique)
-        params.extra_args = {
-            **(params.extra_args or {}),
-            **replace(call.params or GuidanceParams(), id=sample.id).to_extra_args(),
-        }
+        params.extra_args = _extra_args(call, params, sample.id)
         tokens: list[int] = []
         try:
             async with aclosing(self._engine.generate(prompt, params, unique, **kwargs)) as outputs:
@@ -115,7 +111,9 @@ class GuidedEngineClient:
                     tokens.extend(choice.token_ids)
                     prompt_length = len(output.prompt_token_ids)
                     if choice.finish_reason is not None:
-                        records = await self._records(sample, prompt_length, tokens)
+                        if choice.finish_reason == "abort":
+                            sample.check()  # it was the failure that cut it short
+                        records = await sample.wait(prompt_length, tokens, self._timeout)
                         call.results[index] = _summary(call, records)
                         metrics.observe_choice(
                             guided=call.params is not None,
@@ -131,12 +129,6 @@ class GuidedEngineClient:
         finally:
             sample.close()
 
-    async def _records(self, sample: Sample, prompt_length: int, tokens: list[int]) -> list[Record]:
-        # An output that was cut short because of a failure has all its tokens reported but the failed one.
-        if sample.failure is not None and sample.failure[0] <= prompt_length + len(tokens):
-            sample.check()
-        return await sample.wait(prompt_length, tokens, self._timeout)
-
     def _abort(self, request_id: str) -> None:
         task = asyncio.ensure_future(self._engine.abort(request_id))
         self._aborts.add(task)
@@ -150,6 +142,11 @@ def _one_of(params: SamplingParams, index: int) -> SamplingParams:
     if params.seed is not None:
         child.seed = params.seed + index
     return child
+
+
+def _extra_args(call: GuidedCall, params: SamplingParams, sample_id: int) -> dict[str, Any]:
+    guidance = replace(call.params or GuidanceParams(), id=sample_id)
+    return {**(params.extra_args or {}), **guidance.to_extra_args()}
 
 
 async def _as_they_come(merged: AsyncGenerator[tuple[int, RequestOutput], None], n: int) -> Outputs:

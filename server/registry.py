@@ -74,7 +74,7 @@ class Registry:
             info = self.critics.setdefault(key, CriticInfo(entry["name"], entry["version"], entry))
             info.state = entry
             info.leaving = info.leaving or entry["leaving"]
-        active = {entry["name"]: key for key, entry in found.items() if entry["active"]}
+        active = {e["name"]: key for key, e in found.items() if e["active"] and not self.critics[key].leaving}
         kept = [name for name in self.active if name in active]
         self.active = {name: active[name] for name in [*kept, *(n for n in active if n not in kept)]}
         return gone
@@ -102,6 +102,12 @@ class Registry:
             known = ", ".join(f"{n} (now {key})" for n, key in self.active.items())
             raise UnknownCriticError(f"critic {wanted!r} is not loaded; loaded are {known}", "guidance.critic")
         return info
+
+    def leave(self, info: CriticInfo) -> None:
+        """No new request gets this version."""
+        info.leaving = True
+        if self.active.get(info.name) == info.key:
+            del self.active[info.name]
 
     def versions(self, name: str) -> list[CriticInfo]:
         """All versions of a name, also those that are leaving."""

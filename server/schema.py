@@ -107,11 +107,10 @@ def explain(errors: Sequence[Any], max_candidates: int) -> GuidanceError | None:
     """The first of pydantic's errors that is about one of our fields, in our words; None if none is."""
     accepted = accepts(max_candidates)
     for error in errors:
-        location = [str(part) for part in error["loc"]]
-        name = next((part for part in location if part in GuidedFields.model_fields), None)
-        if name is None:
+        # ("body", pydantic's own markers such as "function-wrap[…]", the field, …)
+        name, *inner = [part for part in map(str, error["loc"][1:]) if "[" not in part] or [""]
+        if name not in GuidedFields.model_fields:
             continue
-        inner = location[location.index(name) + 1 :]
         if name == "guidance" and inner and error["type"] == "extra_forbidden":
             known = ", ".join(GuidanceOptions.model_fields)
             return GuidanceError(f"guidance.{inner[-1]} is not known; guidance takes {known}", f"guidance.{inner[-1]}")

@@ -1,0 +1,51 @@
+"""The command line, `qsharp`. Commands are imported when they run: the server and the trainer never see each other."""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from qsharp_core.errors import QSharpError
+
+# Command -> (module with `main(argv)`, one line of help).
+COMMANDS = {
+    "serve": ("server.launch", "serve a model, guided by critics, on an OpenAI-compatible API"),
+    "critics": (
+        "server.critics_cli",
+        "the critics of a running server: list, load, activate, roll back, unload, score",
+    ),
+}
+
+
+def usage() -> str:
+    """What `qsharp --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  qsharp {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: qsharp COMMAND …",
+            "",
+            "Value-guided decoding (Q-sharp) on vLLM.",
+            "",
+            *lines,
+            "",
+            "qsharp COMMAND --help tells more of each. With no model, `qsharp serve` serves one to try it out.",
+        ]
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; 0 if it went well, 1 if not, 2 if there is no such command."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    name = given[0] if given else "--help"
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name not in COMMANDS:
+        print(f"qsharp: no command {name!r}\n\n{usage()}", file=sys.stderr)
+        return 2
+    try:
+        import_module(COMMANDS[name][0]).main(given[1:])
+    except QSharpError as error:
+        print(f"qsharp {name}: {error}", file=sys.stderr)
+        return 1
+    return 0

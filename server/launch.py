@@ -1,0 +1,236 @@
+"""`qsharp serve`: vLLM's own server with our parts in it.
+
+All of vLLM's flags are taken as they are; ours are turned into what a plain `vllm serve` would be given by hand: logits
+processor, worker extension, additional config and `VLLM_PLUGINS`.
+"""
+
+import argparse
+import os
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import vllm.envs as envs
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.logger import configure_logging_from_args
+from vllm.platforms import current_platform
+from vllm.plugins import (
+    DEFAULT_PLUGINS_GROUP,
+    ENDPOINT_PLUGINS_GROUP,
+    IO_PROCESSOR_PLUGINS_GROUP,
+    PLATFORM_PLUGINS_GROUP,
+    STAT_LOGGER_PLUGINS_GROUP,
+)
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from qsharp_core.critic.checkpoint import read_card
+from qsharp_core.errors import ConfigError
+from qsharp_core.vllm_plugin import processors
+from qsharp_core.vllm_plugin.params import ETA_RANGE
+from qsharp_core.vllm_plugin.settings import KEY, EngineSettings, parse_critic
+from server import presets
+from server.plugin import WORKER_EXTENSION, QSharpEndpoints
+from server.settings import ARGUMENT, Settings
+
+DESCRIPTION = """Serve a language model, guided by critics, on an OpenAI-compatible API.
+Without MODEL a small one with a critic is served, to try it out."""
+
+PRESET_NAME = "SmolLM2-135M-Instruct"
+PRESET_CRITIC = "sums"
+PRESET_HINT = """
+Serving {name} with the critic "{critic}", for sums of three one-digit numbers. Once it listens, try:
+
+  curl http://localhost:{port}/v1/completions -H 'Content-Type: application/json' -d '{{
+    "prompt": "Question: What is 1 + 5 + 3?\\nAnswer: 1 + 5 = 6. 6 + 3 = 9. The answer is 9.\\n\\nQuestion: What is 7 + 2 + 8?\\nAnswer:",
+    "max_tokens": 40, "stop": "\\n", "eta": {eta:g}}}'
+
+and the same without "eta". Metrics: http://localhost:{port}/metrics, routes: http://localhost:{port}/docs
+"""  # noqa: E501
+
+
+class _ServeParser(FlexibleArgumentParser):
+    """vLLM's parser, whose help lists only the names of groups; ours stands before them in full."""
+
+    def format_help(self) -> str:
+        if self._subparsers is not None or self._search_keyword is not None:
+            return str(super().format_help())
+        formatter = self._get_formatter()
+        for group in self._action_groups:
+            if group.title == "qsharp":
+                formatter.start_section("Guidance")
+                formatter.add_arguments(group._group_actions)
+                formatter.end_section()
+        return f"{super().format_help()}\n{formatter.format_help()}"
+
+
+def main(argv: list[str]) -> None:
+    """Runs the server until it is told to stop.
+
+    Args:
+        argv: what follows `qsharp serve`.
+
+    Raises:
+        ConfigError, CriticError: before anything heavy is started, where it can be seen that early.
+    """
+    import uvloop
+    from vllm.entrypoints.launchers.api_server.entry import run_server
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+
+    cli_env_setup()
+    _allow_plugin()
+    _choose_runner()
+    args = parse(argv)
+    configure_logging_from_args(args)
+    validate_parsed_serve_args(args)
+    uvloop.run(run_server(args))
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """vLLM's arguments with our parts in them; those of the embedded default where no model is named.
+
+    Raises:
+        ConfigError, CriticError.
+    """
+    parser, serve = _parser()
+    args = parser.parse_args(["serve", *argv])
+    if args.model_tag is None:
+        serve.set_defaults(**_preset())
+        args = parser.parse_args(["serve", *argv])
+        _announce_preset(args)
+    else:
+        args.model = args.model_tag
+    _refuse_unsupported(args)
+    _add_our_parts(args)
+    Settings.of(args)
+    return args
+
+
+def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
+    parser = _ServeParser(prog="qsharp")
+    commands = parser.add_subparsers(dest="subparser")
+    serve = commands.add_parser(
+        "serve", description=DESCRIPTION, usage="qsharp serve [MODEL] [--critic [NAME=]PATH]... [vLLM's own flags]"
+    )
+    ours = serve.add_argument_group("qsharp", "Guidance: see below")
+    ours.add_argument(
+        "--critic",
+        action="append",
+        metavar="[NAME=]PATH",
+        dest="qsharp_critics",
+        help="folder of a critic; may be repeated, the first is the default",
+    )
+    ours.add_argument(
+        "--default-eta",
+        type=float,
+        metavar="ETA",
+        dest=ARGUMENT + "default_eta",
+        help=f"guide requests that send no eta, {ETA_RANGE[0]:g} to {ETA_RANGE[1]:g}: smaller is stronger (default: "
+        "do not guide them)",
+    )
+    ours.add_argument(
+        "--admin-key",
+        metavar="KEY",
+        dest=ARGUMENT + "admin_key",
+        help="allow loading, activating and unloading critics to who has this key (or set QSHARP_ADMIN_KEY)",
+    )
+    ours.add_argument(
+        "--max-candidates",
+        type=int,
+        metavar="N",
+        dest=ARGUMENT + "max_candidates",
+        help=f"most candidates a request may ask for (default: {Settings.model_fields['max_candidates'].default})",
+    )
+    ours.add_argument(
+        "--critic-cache-gib",
+        type=float,
+        metavar="GIB",
+        dest="qsharp_cache_gib",
+        help="key-value cache of each critic (default: room for max_num_seqs of the longest sequences, 2 at most)",
+    )
+    ours.add_argument(
+        "--critic-dtype",
+        choices=["auto", "float32", "bfloat16"],
+        dest="qsharp_dtype",
+        help="of critics' weights (default: auto, which is float32 on CPU and bfloat16 elsewhere)",
+    )
+    make_arg_parser(serve)
+    # A model's own sampling defaults (top-p, temperature) would change the reference policy behind the client's back.
+    serve.set_defaults(generation_config="vllm")
+    return parser, serve
+
+
+def _preset() -> dict[str, Any]:
+    """Defaults of the embedded model, for what the command line does not set."""
+    from server.presets.smollm2 import ensure_smollm2
+
+    critic = Path(presets.__file__).parent / PRESET_CRITIC
+    preset: dict[str, Any] = {
+        "model": str(ensure_smollm2()),
+        "served_model_name": [PRESET_NAME],
+        "max_model_len": 2048,
+        "max_num_seqs": 32,
+        "qsharp_critics": [f"{PRESET_CRITIC}={critic}"],
+    }
+    if current_platform.is_cpu():
+        # bfloat16 is slow without AVX512, and compiling takes minutes and gains nothing at this size.
+        preset |= {"dtype": "float32", "enforce_eager": True}
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
+    return preset
+
+
+def _announce_preset(args: argparse.Namespace) -> None:
+    _, path = parse_critic(args.qsharp_critics[0])
+    eta = read_card(path).recommended_eta or 0.1
+    print(PRESET_HINT.format(name=PRESET_NAME, critic=PRESET_CRITIC, port=args.port, eta=eta), flush=True)
+
+
+def _refuse_unsupported(args: argparse.Namespace) -> None:
+    if args.headless or args.grpc or (args.api_server_count or 1) > 1:
+        raise ConfigError("qsharp serve runs one HTTP server: leave out --headless, --grpc and --api-server-count")
+
+
+def _add_our_parts(args: argparse.Namespace) -> None:
+    """The flags that a plain `vllm serve` would be given by hand."""
+    processor = processors.V2 if envs.VLLM_USE_V2_MODEL_RUNNER else processors.V1
+    if processor not in (args.logits_processors or []):
+        args.logits_processors = [*(args.logits_processors or []), processor]
+    if args.worker_extension_cls not in ("", None, WORKER_EXTENSION):
+        raise ConfigError(f"--worker-extension-cls is taken by {WORKER_EXTENSION}")
+    args.worker_extension_cls = WORKER_EXTENSION
+    critics = []
+    for argument in args.qsharp_critics or []:
+        name, path = parse_critic(argument)
+        read_card(path)  # a mistyped path is told now, not after the model has loaded
+        critics.append(f"{name}={path.absolute()}" if name else str(path.absolute()))
+    ours = {"critics": critics, "cache_gib": args.qsharp_cache_gib, "dtype": args.qsharp_dtype}
+    config = dict(args.additional_config or {})
+    config[KEY] = {**config.get(KEY, {}), **{name: value for name, value in ours.items() if value}}
+    args.additional_config = config
+    EngineSettings.of(argparse.Namespace(additional_config=config))
+
+
+def _choose_runner() -> None:
+    """Settles vLLM's model runner, so that a silent fallback to the other one fails loudly."""
+    if envs.VLLM_USE_V2_MODEL_RUNNER is None:
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if current_platform.is_cuda_alike() else "0"
+
+
+def _allow_plugin() -> None:
+    """Names our endpoint plugin in `VLLM_PLUGINS`, and keeps those that load without being named.
+
+    Raises:
+        ConfigError: vLLM would not find it, or log an error and go on without it.
+    """
+    found = entry_points(group=ENDPOINT_PLUGINS_GROUP, name=QSharpEndpoints.name)
+    if not found or next(iter(found)).load() is not QSharpEndpoints:
+        raise ConfigError("vLLM does not find our endpoint plugin: install this package (pip install -e .)")
+    allowed = envs.VLLM_PLUGINS
+    if allowed is None:
+        groups = (
+            DEFAULT_PLUGINS_GROUP,
+            IO_PROCESSOR_PLUGINS_GROUP,
+            PLATFORM_PLUGINS_GROUP,
+            STAT_LOGGER_PLUGINS_GROUP,
+        )
+        allowed = [plugin.name for group in groups for plugin in entry_points(group=group)]
+    os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*allowed, QSharpEndpoints.name]))

@@ -1,0 +1,71 @@
+"""Refuses `eta` and `guidance` where nothing would heed them.
+
+vLLM ignores fields that it does not know, and has more ways to generate than the two routes that we serve. A request
+for guidance there must not go unguided in silence.
+"""
+
+import json
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from qsharp_core.errors import GuidanceError
+from qsharp_core.vllm_plugin.params import PREFIX
+from server import critics, routes
+from server.errors import response_of
+
+# Routes that heed the fields, or that generate nothing.
+HEEDED = (*routes.PATHS, critics.PATH)
+HARMLESS = ("/render", "/tokenize", "/detokenize")
+MARKS = (b'"eta"', b'"guidance"', f'"{PREFIX}'.encode())
+
+
+class RefuseUnheeded:
+    """ASGI middleware; bodies of other POSTs are searched for our fields' names, and parsed only if they are there."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As ASGI has it."""
+        if not _is_suspect(scope):
+            return await self.app(scope, receive, send)
+        messages: list[Message] = [await receive()]
+        while messages[-1]["type"] == "http.request" and messages[-1].get("more_body", False):
+            messages.append(await receive())
+        body = b"".join(message.get("body", b"") for message in messages)
+        param = _our_field(body)
+        if param is not None:
+            error = GuidanceError(f"{param} is not supported here: send it to {' or '.join(routes.PATHS)}", param)
+            return await response_of(error)(scope, receive, send)
+        messages.reverse()
+
+        async def replay() -> Message:
+            return messages.pop() if messages else await receive()
+
+        return await self.app(scope, replay, send)
+
+
+def _is_suspect(scope: Scope) -> bool:
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return False
+    path: str = scope["path"].removeprefix(scope.get("root_path", ""))
+    if path in HEEDED or path.startswith(critics.PATH + "/") or path.endswith(HARMLESS):
+        return False
+    kind = dict(scope["headers"]).get(b"content-type", b"")
+    return b"json" in kind
+
+
+def _our_field(body: bytes) -> str | None:
+    if not any(mark in body for mark in MARKS):
+        return None
+    try:
+        fields: Any = json.loads(body)
+    except ValueError:
+        return None  # the route says what is wrong with it
+    if not isinstance(fields, dict):
+        return None
+    extra = fields.get("vllm_xargs")
+    if isinstance(extra, dict) and any(name.startswith(PREFIX) for name in extra):
+        return "vllm_xargs"
+    return next((name for name in ("eta", "guidance") if fields.get(name) is not None), None)

@@ -1,0 +1,72 @@
+"""The endpoint plugin through which all of this enters vLLM's app.
+
+    VLLM_PLUGINS=qsharp vllm serve MODEL --logits-processors … --worker-extension-cls … --additional-config …
+
+vLLM finds it by the entry point `qsharp` in the group `vllm.endpoint_plugins`. `qsharp serve` sets all of that.
+"""
+
+import logging
+from argparse import Namespace
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.datastructures import State
+
+from qsharp_core.errors import ConfigError, CriticError, QSharpError
+from qsharp_core.vllm_plugin import processors
+from server import critics, errors, health, metrics, responses, routes
+from server.engine import GuidedEngineClient
+from server.middleware import RefuseUnheeded
+from server.settings import Settings
+from server.state import QSharpState
+from server.telemetry import TelemetryReceiver
+from server.workers import Workers
+
+logger = logging.getLogger("vllm.qsharp")
+WORKER_EXTENSION = "qsharp_core.vllm_plugin.worker.CriticWorker"
+
+
+class QSharpEndpoints:
+    """vLLM's `EndpointPlugin` protocol."""
+
+    name = "qsharp"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Our routes, and how our errors become HTTP."""
+        routes.attach(app)
+        critics.attach(app)
+        health.attach(app)
+        app.add_middleware(RefuseUnheeded)
+        app.add_exception_handler(QSharpError, errors.handle)
+
+    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        """Reaches the workers, and puts our proxy into the two handlers.
+
+        Raises:
+            ConfigError: the engine was started without our parts.
+        """
+        settings = Settings.of(args)
+        parallel = engine_client.vllm_config.parallel_config
+        if parallel.worker_extension_cls != WORKER_EXTENSION:
+            raise ConfigError(f"start the engine with --worker-extension-cls {WORKER_EXTENSION}, or use `qsharp serve`")
+        telemetry = TelemetryReceiver(metrics.observe_step)
+        qsharp = QSharpState(
+            settings,
+            Workers(engine_client, settings.rpc_timeout),
+            telemetry,
+            engine_client.tokenizer,
+            engine_client.model_config.get_vocab_size(),
+        )
+        telemetry.start()
+        try:
+            await qsharp.workers.connect(telemetry.address)
+        except CriticError as error:
+            wanted = processors.processor_name(engine_client.vllm_config)
+            raise ConfigError(f"start the engine with --logits-processors {wanted}, or use `qsharp serve`") from error
+        await qsharp.refresh()
+        engine = GuidedEngineClient(engine_client, telemetry, settings.telemetry_timeout)
+        responses.install(state.openai_serving_completion, "create_completion", engine)
+        responses.install(state.openai_serving_chat, "create_chat_completion", engine)
+        state.qsharp = qsharp
+        logger.info("guided decoding is on; critics: %s", ", ".join(qsharp.registry.critics) or "none yet")

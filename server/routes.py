@@ -1,0 +1,85 @@
+"""`POST /v1/completions` and `POST /v1/chat/completions`: vLLM's own, with `eta` and `guidance`.
+
+These take our request models, settle the guidance, and leave the rest to vLLM's route functions; `server.responses`
+has put our proxy and the reporting into the handlers that those call.
+"""
+
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response, StreamingResponse
+from fastapi.routing import APIRoute
+from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
+from vllm.entrypoints.openai.completion.api_router import create_completion
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+
+from server import schema
+from server.calls import CALL, admit
+from server.schema import GuidedChatCompletionRequest, GuidedCompletionRequest, GuidedFields
+from server.state import state_of
+
+PATHS = ("/v1/completions", "/v1/chat/completions")
+
+
+class GuidedRoute(APIRoute):
+    """Names our fields in errors, and what they accept; vLLM's own errors stay as they are."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """As FastAPI's."""
+        handler = super().get_route_handler()
+
+        async def explained(request: Request) -> Response:
+            try:
+                return await handler(request)
+            except RequestValidationError as error:
+                ours = schema.explain(error.errors(), state_of(request).settings.max_candidates)
+                if ours is not None:
+                    raise ours from error
+                raise
+
+        return explained
+
+
+async def completions(request: GuidedCompletionRequest, raw_request: Request) -> Any:
+    """OpenAI's completions, guided by `eta`."""
+    return await _serve(create_completion, request, raw_request)
+
+
+async def chat_completions(request: GuidedChatCompletionRequest, raw_request: Request) -> Any:
+    """OpenAI's chat completions, guided by `eta`."""
+    return await _serve(create_chat_completion, request, raw_request)
+
+
+async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: GuidedFields, raw_request: Request) -> Any:
+    state = state_of(raw_request)
+    call = admit(request, state.settings, state.registry)
+    token = CALL.set(call)
+    response = None
+    try:
+        response = await create(request, raw_request)
+        return response
+    finally:
+        CALL.reset(token)
+        # A stream ends later, and says so itself.
+        if call is not None and not isinstance(response, StreamingResponse):
+            call.release()
+
+
+def attach(app: FastAPI) -> None:
+    """Adds the two routes; vLLM then takes its own of the same paths away."""
+    endpoints: tuple[Callable[..., Any], ...] = (completions, chat_completions)
+    for path, endpoint in zip(PATHS, endpoints, strict=True):
+        app.router.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            dependencies=[Depends(validate_json_request)],
+            responses={
+                200: {"content": {"text/event-stream": {}}},
+                **{code: {"model": ErrorResponse} for code in (400, 404, 409, 500)},
+            },
+            route_class_override=GuidedRoute,
+        )
