@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,6 +76,7 @@ class CriticEngine:
         self.device, self.dtype = parameter.device, parameter.dtype
         self._open: OrderedDict[int, Sequence] = OrderedDict()  # by id(), least recently used first
         self._choices: dict[int, _Choice] = {}
+        self._copies: dict[int, tuple[_Kept, list[int], list[int]]] = {}  # kept, pool slots, packed indices
         critic.backbone.set_attn_implementation(PAGED)
         self.pool = self._allocate()
         self._check_against_plain_forward()
@@ -143,6 +145,7 @@ class CriticEngine:
         for sequence in self._open.values():
             cache.truncate(self.blocks, sequence, 0)
         self._choices.clear()
+        self._copies.clear()
         self.blocks.forget_all()
 
     # -- bookkeeping
@@ -167,7 +170,7 @@ class CriticEngine:
         return _Row(index, sequence, history, start)
 
     def _take_choice(self, sequence: Sequence, history: list[int], choice: _Choice | None) -> None:
-        """Copies the chosen candidate's keys and values into the pool, where they were kept."""
+        """Has the chosen candidate's keys and values copied into the pool, where they were kept."""
         if choice is None or len(sequence.tokens) != len(history) - 1 or choice.history != history[:-1]:
             return
         packed = choice.packed_of_id.get(history[-1])
@@ -175,9 +178,18 @@ class CriticEngine:
             return
         cache.extend(self.blocks, sequence, history[-1:])
         slot = self._slots(sequence, len(history) - 1, len(history))[0]
-        for layer in range(len(self.pool.keys)):
-            self.pool.keys[layer][slot] = choice.kept.keys[layer][packed]
-            self.pool.values[layer][slot] = choice.kept.values[layer][packed]
+        _, slots, kept = self._copies.setdefault(id(choice.kept), (choice.kept, [], []))
+        slots.append(slot)
+        kept.append(packed)
+
+    def _copy_choices(self) -> None:
+        """Moves the chosen candidates' keys and values into the pool, all rows at once."""
+        for kept, slots, packed in self._copies.values():
+            to, source = (torch.tensor(indices, device=self.device) for indices in (slots, packed))
+            for layer in range(len(self.pool.keys)):
+                self.pool.keys[layer][to] = kept.keys[layer][source]
+                self.pool.values[layer][to] = kept.values[layer][source]
+        self._copies.clear()
 
     def _slots(self, sequence: Sequence, start: int, stop: int) -> list[int]:
         size = self.blocks.block_size
@@ -189,6 +201,7 @@ class CriticEngine:
     def _run(self, group: list[_Row], ids_RK: Tensor, mask_RK: Tensor, outputs: Tensor) -> None:
         if not group:
             return
+        self._copy_choices()
         last_hidden = self._prefill(group)
         rows = torch.tensor([row.index for row in group], device=self.device)
         ids, mask = ids_RK[rows], mask_RK[rows]
@@ -230,8 +243,11 @@ class CriticEngine:
         tokens = [t for row, start, stop in pieces for t in row.history[start:stop]]
         slots = [s for row, start, stop in pieces for s in self._slots(row.sequence, start, stop)]
         layout = self._layout(
-            [(row.sequence, stop) for row, _, stop in pieces],
-            [list(range(start, stop)) for _, start, stop in pieces],
+            [row.sequence for row, _, _ in pieces],
+            key_lengths=[stop for _, _, stop in pieces],
+            counts=[stop - start for _, start, stop in pieces],
+            first=[start for _, start, _ in pieces],
+            stride=1,
         )
         step = PrefillPass(self.pool, torch.tensor(slots, device=self.device), layout)
         hidden = self._forward(torch.tensor(tokens, device=self.device), layout, step)
@@ -243,10 +259,8 @@ class CriticEngine:
     def _run_candidates(self, group: list[_Row], ids: Tensor, mask: Tensor) -> Tensor:
         """Hidden states of all asked candidates, packed `[N, D]`; keeps their keys and values."""
         counts = mask.sum(-1).tolist()
-        layout = self._layout(
-            [(row.sequence, len(row.history)) for row in group],
-            [[len(row.history)] * count for row, count in zip(group, counts, strict=True)],
-        )
+        lengths = [len(row.history) for row in group]
+        layout = self._layout([row.sequence for row in group], lengths, counts, first=lengths, stride=0)
         tokens = ids[mask]
         if not len(tokens):
             return torch.empty(0, self.critic.head.shape.hidden, dtype=self.dtype, device=self.device)
@@ -261,25 +275,24 @@ class CriticEngine:
             packed += len(token_ids)
         return hidden
 
-    def _layout(self, keys: list[tuple[Sequence, int]], positions: list[list[int]]) -> Layout:
-        rows, most = len(positions), max(map(len, positions))
-        longest = max(length for _, length in keys)
-        packed = torch.zeros(rows, most, dtype=torch.int64)
-        valid = torch.zeros(rows, most, dtype=torch.bool)
-        position = torch.zeros(rows, most, dtype=torch.int64)
-        key_slots = torch.zeros(rows, longest, dtype=torch.int64)
+    def _layout(
+        self, sequences: list[Sequence], key_lengths: list[int], counts: list[int], first: list[int], stride: int
+    ) -> Layout:
+        """Rows of `counts` packed tokens; a row's `m`-th token is at position `first + m * stride`."""
         size = self.blocks.block_size
-        offsets = torch.arange(size)
-        done = 0
-        for r, ((sequence, length), own) in enumerate(zip(keys, positions, strict=True)):
-            packed[r, : len(own)] = torch.arange(done, done + len(own))
-            valid[r, : len(own)] = True
-            position[r, : len(own)] = torch.tensor(own, dtype=torch.int64)
-            table = torch.tensor(sequence.blocks, dtype=torch.int64)
-            key_slots[r, :length] = (table[:, None] * size + offsets).flatten()[:length]
-            done += len(own)
-        lengths = torch.tensor([length for _, length in keys])
-        return Layout(*(t.to(self.device) for t in (packed, valid, key_slots, lengths, position)))
+        rows, most, longest = len(counts), max(counts), max(key_lengths)
+        table = np.zeros((rows, -(-longest // size)), dtype=np.int64)
+        for r, sequence in enumerate(sequences):
+            blocks = sequence.blocks[: table.shape[1]]
+            table[r, : len(blocks)] = blocks
+        key_slots = (table[:, :, None] * size + np.arange(size)).reshape(rows, -1)[:, :longest]
+        token_M = np.arange(most)
+        count_R = np.array(counts)
+        valid = token_M < count_R[:, None]
+        packed = np.where(valid, (np.cumsum(count_R) - count_R)[:, None] + token_M, 0)
+        position = np.where(valid, np.array(first)[:, None] + stride * token_M, 0)
+        arrays = (packed, valid, np.ascontiguousarray(key_slots), np.array(key_lengths), position)
+        return Layout(*(torch.from_numpy(array).to(self.device) for array in arrays))
 
     def _forward(self, tokens_N: Tensor, layout: Layout, step: Pass) -> Tensor:
         """Last hidden states `[N, D]` of packed tokens."""
