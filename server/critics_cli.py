@@ -68,7 +68,8 @@ def main(argv: list[str]) -> None:
             _say(console, "activated", client.call("POST", f"/{args.name}/rollback"))
         case "unload":
             answer = client.call("DELETE", f"/{args.name}/{args.version}")
-            _say(console, "unloading, once its requests have ended:" if answer["loaded"] else "unloaded", answer)
+            when = ", as soon as its requests have ended" if answer["loaded"] else ""
+            console.print(f"unloaded [bold]{answer['id']}[/bold]{when}")
         case "score":
             body = {"prompt": args.prompt, "completion": args.completion}
             for entry in client.call("POST", f"/{args.name}/score", body)["data"]:
@@ -104,8 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _say(console: Console, what: str, info: dict[str, Any]) -> None:
-    state = "active" if info["active"] else "leaving" if info["leaving"] else "not active"
-    console.print(f"{what} [bold]{info['id']}[/bold] ({state})")
+    console.print(f"{what} [bold]{info['id']}[/bold] ({'active' if info['active'] else 'not active'})")
 
 
 def _table(critics: list[dict[str, Any]]) -> Table:

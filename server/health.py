@@ -13,7 +13,8 @@ router = APIRouter()
 @router.get("/liveness")
 async def liveness(request: Request) -> dict[str, str]:
     """200 if the engine's worker answers within the time-out, else 503."""
-    await state_of(request).workers.describe()
+    state = state_of(request)
+    await state.workers.describe(timeout=state.settings.rpc_timeout)
     return {"status": "alive"}
 
 

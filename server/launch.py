@@ -37,8 +37,9 @@ Without MODEL a small one with a critic is served, to try it out."""
 
 PRESET_NAME = "SmolLM2-135M-Instruct"
 PRESET_CRITIC = "sums"
+PRESET_CRITIC_FOLDER = Path(presets.__file__).parent / "sums" / "critic"
 PRESET_HINT = """
-Serving {name} with the critic "{critic}", for sums of three one-digit numbers. Once it listens, try:
+Serving {name} with the critic "{critic}", for sums of three one-digit numbers. Try:
 
   curl http://localhost:{port}/v1/completions -H 'Content-Type: application/json' -d '{{
     "prompt": "Question: What is 1 + 5 + 3?\\nAnswer: 1 + 5 = 6. 6 + 3 = 9. The answer is 9.\\n\\nQuestion: What is 7 + 2 + 8?\\nAnswer:",
@@ -96,7 +97,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.model_tag is None:
         serve.set_defaults(**_preset())
         args = parser.parse_args(["serve", *argv])
-        _announce_preset(args)
+        args.qsharp_hint = _preset_hint(args.port)
     else:
         args.model = args.model_tag
     _refuse_unsupported(args)
@@ -117,6 +118,7 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
         action="append",
         metavar="[NAME=]PATH",
         dest="qsharp_critics",
+        default=argparse.SUPPRESS,
         help="folder of a critic; may be repeated, the first is the default",
     )
     ours.add_argument(
@@ -124,13 +126,15 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
         type=float,
         metavar="ETA",
         dest=ARGUMENT + "default_eta",
-        help=f"guide requests that send no eta, {ETA_RANGE[0]:g} to {ETA_RANGE[1]:g}: smaller is stronger (default: "
-        "do not guide them)",
+        default=argparse.SUPPRESS,
+        help=f"guide requests that send no eta, {ETA_RANGE[0]:g} to {ETA_RANGE[1]:g}: smaller is stronger; without it "
+        "they are not guided",
     )
     ours.add_argument(
         "--admin-key",
         metavar="KEY",
         dest=ARGUMENT + "admin_key",
+        default=argparse.SUPPRESS,
         help="allow loading, activating and unloading critics to who has this key (or set QSHARP_ADMIN_KEY)",
     )
     ours.add_argument(
@@ -138,20 +142,23 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
         type=int,
         metavar="N",
         dest=ARGUMENT + "max_candidates",
-        help=f"most candidates a request may ask for (default: {Settings.model_fields['max_candidates'].default})",
+        default=argparse.SUPPRESS,
+        help=f"most candidates a request may ask for ({Settings.model_fields['max_candidates'].default} unless given)",
     )
     ours.add_argument(
         "--critic-cache-gib",
         type=float,
         metavar="GIB",
         dest="qsharp_cache_gib",
-        help="key-value cache of each critic (default: room for max_num_seqs of the longest sequences, 2 at most)",
+        default=argparse.SUPPRESS,
+        help="key-value cache of each critic; unless given, room for max_num_seqs of the longest sequences, 2 at most",
     )
     ours.add_argument(
         "--critic-dtype",
         choices=["auto", "float32", "bfloat16"],
         dest="qsharp_dtype",
-        help="of critics' weights (default: auto, which is float32 on CPU and bfloat16 elsewhere)",
+        default=argparse.SUPPRESS,
+        help="of critics' weights; auto is float32 on CPU and bfloat16 elsewhere",
     )
     make_arg_parser(serve)
     # A model's own sampling defaults (top-p, temperature) would change the reference policy behind the client's back.
@@ -163,13 +170,12 @@ def _preset() -> dict[str, Any]:
     """Defaults of the embedded model, for what the command line does not set."""
     from server.presets.smollm2 import ensure_smollm2
 
-    critic = Path(presets.__file__).parent / PRESET_CRITIC
     preset: dict[str, Any] = {
         "model": str(ensure_smollm2()),
         "served_model_name": [PRESET_NAME],
         "max_model_len": 2048,
         "max_num_seqs": 32,
-        "qsharp_critics": [f"{PRESET_CRITIC}={critic}"],
+        "qsharp_critics": [f"{PRESET_CRITIC}={PRESET_CRITIC_FOLDER}"],
     }
     if current_platform.is_cpu():
         # bfloat16 is slow without AVX512, and compiling takes minutes and gains nothing at this size.
@@ -178,10 +184,10 @@ def _preset() -> dict[str, Any]:
     return preset
 
 
-def _announce_preset(args: argparse.Namespace) -> None:
-    _, path = parse_critic(args.qsharp_critics[0])
-    eta = read_card(path).recommended_eta or 0.1
-    print(PRESET_HINT.format(name=PRESET_NAME, critic=PRESET_CRITIC, port=args.port, eta=eta), flush=True)
+def _preset_hint(port: int) -> str:
+    """What to try with the embedded model; `server.plugin` prints it when the server listens."""
+    eta = read_card(PRESET_CRITIC_FOLDER).recommended_eta or 0.1
+    return PRESET_HINT.format(name=PRESET_NAME, critic=PRESET_CRITIC, port=port, eta=eta)
 
 
 def _refuse_unsupported(args: argparse.Namespace) -> None:
@@ -198,11 +204,15 @@ def _add_our_parts(args: argparse.Namespace) -> None:
         raise ConfigError(f"--worker-extension-cls is taken by {WORKER_EXTENSION}")
     args.worker_extension_cls = WORKER_EXTENSION
     critics = []
-    for argument in args.qsharp_critics or []:
+    for argument in getattr(args, "qsharp_critics", []):
         name, path = parse_critic(argument)
         read_card(path)  # a mistyped path is told now, not after the model has loaded
         critics.append(f"{name}={path.absolute()}" if name else str(path.absolute()))
-    ours = {"critics": critics, "cache_gib": args.qsharp_cache_gib, "dtype": args.qsharp_dtype}
+    ours = {
+        "critics": critics,
+        "cache_gib": getattr(args, "qsharp_cache_gib", None),
+        "dtype": getattr(args, "qsharp_dtype", None),
+    }
     config = dict(args.additional_config or {})
     config[KEY] = {**config.get(KEY, {}), **{name: value for name, value in ours.items() if value}}
     args.additional_config = config

@@ -5,6 +5,7 @@
 vLLM finds it by the entry point `qsharp` in the group `vllm.endpoint_plugins`. `qsharp serve` sets all of that.
 """
 
+import asyncio
 import logging
 from argparse import Namespace
 from typing import Any
@@ -17,7 +18,7 @@ from qsharp_core.vllm_plugin import processors
 from server import critics, errors, health, metrics, responses, routes
 from server.engine import GuidedEngineClient
 from server.middleware import RefuseUnheeded
-from server.settings import Settings
+from server.settings import ARGUMENT, Settings
 from server.state import QSharpState
 from server.telemetry import TelemetryReceiver
 from server.workers import Workers
@@ -53,7 +54,7 @@ class QSharpEndpoints:
         telemetry = TelemetryReceiver(metrics.observe_step)
         qsharp = QSharpState(
             settings,
-            Workers(engine_client, settings.rpc_timeout),
+            Workers(engine_client),
             telemetry,
             engine_client.tokenizer,
             engine_client.model_config.get_vocab_size(),
@@ -70,3 +71,12 @@ class QSharpEndpoints:
         responses.install(state.openai_serving_chat, "create_chat_completion", engine)
         state.qsharp = qsharp
         logger.info("guided decoding is on; critics: %s", ", ".join(qsharp.registry.critics) or "none yet")
+        if hint := getattr(args, ARGUMENT + "hint", None):
+            state.qsharp_hint = asyncio.create_task(_print_when_listening(state, hint))
+
+
+async def _print_when_listening(state: State, hint: str) -> None:
+    # vLLM prints pages before it listens; what is meant for people belongs below them.
+    while not (hasattr(state, "server") and state.server.started):
+        await asyncio.sleep(0.1)
+    print(hint, flush=True)

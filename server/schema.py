@@ -1,5 +1,6 @@
 """What requests and responses carry beside OpenAI's and vLLM's own fields."""
 
+import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -122,5 +123,5 @@ def explain(errors: Sequence[Any], max_candidates: int) -> GuidanceError | None:
 
 def wrong(param: str, value: object, accepted: str) -> GuidanceError:
     """A field has a value that it does not accept."""
-    shown = repr(value)
+    shown = json.dumps(value, default=repr)
     return GuidanceError(f"{param} must be {accepted}; got {shown if len(shown) <= 100 else shown[:97] + '...'}", param)

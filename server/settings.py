@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     telemetry_timeout: float = Field(
         default=30, gt=0, description="seconds to wait at the end of a choice for the worker's last report"
     )
-    rpc_timeout: float = Field(default=10, gt=0, description="seconds to wait for the worker in /liveness and the like")
+    rpc_timeout: float = Field(default=10, gt=0, description="seconds that the worker may take to answer /liveness")
 
     @classmethod
     def of(cls, args: Namespace) -> Self:

@@ -113,11 +113,11 @@ class TelemetryReceiver:
 
     def start(self) -> None:
         """Binds the socket and receives from now on, in the running event loop."""
-        socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.PULL)
+        context = zmq.asyncio.Context()
+        socket: zmq.asyncio.Socket = context.socket(zmq.PULL)
         socket.setsockopt(zmq.RCVHWM, 0)
-        socket.setsockopt(zmq.LINGER, 0)
         socket.bind(self.address)
-        self._task = asyncio.create_task(self._receive(socket), name="qsharp-telemetry")
+        self._task = asyncio.create_task(self._receive(context, socket), name="qsharp-telemetry")
         self._task.add_done_callback(_log_end)
 
     async def close(self) -> None:
@@ -149,12 +149,12 @@ class TelemetryReceiver:
                 )
                 sample.take(report.positions[row], record, report.failures.get(sample_id))
 
-    async def _receive(self, socket: zmq.asyncio.Socket) -> None:
+    async def _receive(self, context: zmq.asyncio.Context, socket: zmq.asyncio.Socket) -> None:
         try:
             while True:
                 self.take(decoder.decode(await socket.recv()))
         finally:
-            socket.close()
+            context.destroy(linger=0)
 
 
 def _log_end(task: "asyncio.Task[None]") -> None:

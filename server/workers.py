@@ -3,11 +3,15 @@
 import asyncio
 from typing import Any
 
+from vllm.v1.engine.exceptions import EngineDeadError
+
 from qsharp_core import errors
 from qsharp_core.errors import QSharpError
 from server.errors import UnavailableError
 
 LOAD_POLL_SECONDS = 0.1
+# Calls wait for the running step, which may hold a long prefill; an engine that takes longer is stuck.
+CALL_SECONDS = 120.0
 
 
 class Workers:
@@ -15,17 +19,17 @@ class Workers:
 
     Args:
         engine_client: vLLM's `AsyncLLM`.
-        timeout: seconds that an engine may take to answer.
+
+    Calls raise the worker's own `QSharpError`, or `UnavailableError` where an engine does not answer.
     """
 
-    def __init__(self, engine_client: Any, timeout: float) -> None:
+    def __init__(self, engine_client: Any) -> None:
         # `AsyncLLM.collective_rpc` hands on the first engine's answer alone; every one of them matters here.
         self._core = engine_client.engine_core
-        self._timeout = timeout
 
-    async def describe(self) -> list[dict[str, Any]]:
+    async def describe(self, timeout: float = CALL_SECONDS) -> list[dict[str, Any]]:
         """The critics; with several engines, users and blocks are sums."""
-        first, *others = await self._all("qsharp_describe")
+        first, *others = await self._all("qsharp_describe", timeout=timeout)
         for other in others:
             for ours, theirs in zip(first, other, strict=True):
                 for name in ("users", "kv_blocks", "kv_blocks_used"):
@@ -69,15 +73,18 @@ class Workers:
             await asyncio.sleep(LOAD_POLL_SECONDS)
         return str(key)
 
-    async def _all(self, method: str, *args: Any) -> list[Any]:
-        return await asyncio.gather(*(self._ask(engine, method, *args) for engine in self._core.core_engines))
+    async def _all(self, method: str, *args: Any, timeout: float = CALL_SECONDS) -> list[Any]:
+        engines = self._core.core_engines
+        return await asyncio.gather(*(self._ask(engine, method, *args, timeout=timeout) for engine in engines))
 
-    async def _ask(self, engine: Any, method: str, *args: Any) -> Any:
+    async def _ask(self, engine: Any, method: str, *args: Any, timeout: float = CALL_SECONDS) -> Any:
         call = self._core._call_utility_async("collective_rpc", method, None, args, None, engine=engine)
         try:
-            answers = await asyncio.wait_for(call, self._timeout)
+            answers = await asyncio.wait_for(call, timeout)
         except TimeoutError as error:
-            raise UnavailableError(f"the engine did not answer within {self._timeout:g} s") from error
+            raise UnavailableError(f"the engine did not answer within {timeout:g} s") from error
+        except EngineDeadError as error:
+            raise UnavailableError("the engine has died") from error
         for answer in answers:
             if "error" in answer:
                 raise _error_of(answer["error"])

@@ -70,9 +70,7 @@ def find_gguf() -> Path:
     path = _packaged_file()
     found = _sha256(path)
     if found != GGUF_SHA256:
-        raise ConfigError(
-            f"{path} has sha256 {found}, expected {GGUF_SHA256}; {INSTALL_HINT} --force-reinstall"
-        )
+        raise ConfigError(f"{path} has sha256 {found}, expected {GGUF_SHA256}; {INSTALL_HINT} --force-reinstall")
     return path
 
 
@@ -81,9 +79,7 @@ def _packaged_file() -> Path:
     try:
         files = importlib.metadata.files(PACKAGE) or []
     except importlib.metadata.PackageNotFoundError as error:
-        raise ConfigError(
-            f"the embedded model needs the package {PACKAGE}; {INSTALL_HINT}"
-        ) from error
+        raise ConfigError(f"the embedded model needs the package {PACKAGE}; {INSTALL_HINT}") from error
     for file in files:
         path = Path(str(file.locate()))
         if file.name == GGUF_NAME and path.is_file():
@@ -109,9 +105,7 @@ def _convert_atomically(gguf: Path, folder: Path) -> None:
     """Convert into a temporary folder beside `folder`, then rename: readers never see half."""
     temporary = Path(tempfile.mkdtemp(prefix=f".{FOLDER}.", dir=folder.parent))
     try:
-        with Console(stderr=True).status(
-            f"Converting SmolLM2-135M-Instruct to {folder} (once, up to a minute)"
-        ):
+        with Console(stderr=True).status(f"Converting SmolLM2-135M-Instruct to {folder} (once, up to a minute)"):
             _convert(gguf, temporary)
         (temporary / MARKER).write_text(json.dumps(_marker()))
         temporary.chmod(0o755)  # mkdtemp makes folders private; the cache may be shared

@@ -1,0 +1,71 @@
+"""Other generating routes refuse our fields, and are not disturbed otherwise."""
+
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+
+from server.middleware import RefuseUnheeded
+
+
+def app() -> FastAPI:
+    made = FastAPI()
+    made.add_middleware(RefuseUnheeded)
+
+    @made.post("/{path:path}")
+    async def echo(path: str, request: Request) -> Any:
+        return {"length": len(await request.body())}
+
+    return made
+
+
+def post(path: str, content: bytes, kind: str = "application/json") -> httpx.Response:
+    async def call() -> httpx.Response:
+        transport = httpx.ASGITransport(app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return await client.post(path, content=content, headers={"content-type": kind})
+
+    import asyncio
+
+    return asyncio.run(call())
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/responses", "/v1/messages", "/v1/chat/completions/batch", "/inference/v1/generate"]
+)
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b'{"input": "x", "eta": 0.1}', "eta"),
+        (b'{"guidance": {}}', "guidance"),
+        (b'{"vllm_xargs": {"qsharp_eta": 0.1}}', "vllm_xargs"),
+    ],
+)
+def test_refused(path: str, body: bytes, param: str) -> None:
+    response = post(path, body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", b'{"eta": 0.1}'),
+        ("/v1/chat/completions", b'{"eta": 0.1}'),
+        ("/v1/critics/a/score", b'{"eta": 0.1}'),
+        ("/tokenize", b'{"eta": 0.1}'),
+        ("/v1/chat/completions/render", b'{"eta": 0.1}'),
+        ("/v1/responses", b'{"eta": null}'),
+        ("/v1/responses", b'{"input": "the word \\"eta\\" in a text"}'),
+        ("/v1/responses", b'{"broken "eta"'),
+        ("/v1/responses", b'["eta"]'),
+        ("/v1/responses", b"x" * 300_000),
+    ],
+)
+def test_passed_on_whole(path: str, body: bytes) -> None:
+    assert post(path, body).json() == {"length": len(body)}
+
+
+def test_other_content_is_not_looked_at() -> None:
+    assert post("/v1/audio/transcriptions", b'{"eta": 1}', "multipart/form-data").status_code == 200

@@ -1,0 +1,47 @@
+"""Text to score: tokenised whole, parted by offsets."""
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from qsharp_core.errors import GuidanceError
+from server.scoring import ScoreRequest, sequences
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """`ab` is one token; a start and an end token are added."""
+    vocabulary = {"<s>": 0, "</s>": 1, "a": 2, "b": 3, "ab": 4, "c": 5}
+    tokens = Tokenizer(models.BPE(vocab=vocabulary, merges=[("a", "b")]))
+    tokens.pre_tokenizer = pre_tokenizers.Split("|", "isolated")
+    tokens.post_processor = processors.TemplateProcessing("<s> $0 </s>", None, [("<s>", 0), ("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, bos_token="<s>", eos_token="</s>")
+
+
+def tokens_of(prompt: object, completion: object) -> list[tuple[list[int], list[int]]]:
+    return sequences(ScoreRequest.model_validate({"prompt": prompt, "completion": completion}), tokenizer(), 6)
+
+
+def test_text_is_parted_at_the_boundary() -> None:
+    assert tokens_of("ab", "c") == [([0, 4], [5])]
+    assert tokens_of("", "ab") == [([0], [4])]
+    assert tokens_of("ab", "") == [([0, 4], [])]
+
+
+def test_a_token_across_the_boundary_is_the_completions() -> None:
+    assert tokens_of("ca", "bc") == [([0, 5], [4, 5])]
+
+
+def test_batches_and_one_prompt_for_many() -> None:
+    assert tokens_of([2, 3], [5]) == [([2, 3], [5])]
+    assert tokens_of([[2], [3, 3]], [[5], []]) == [([2], [5]), ([3, 3], [])]
+    assert tokens_of("a", ["c", "cc"]) == [([0, 2], [5]), ([0, 2], [5, 5])]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "param"),
+    [("a", [5], "completion"), ([2], [6], "completion"), ([9], [2], "prompt"), (["a", "b"], ["c"], "completion")],
+)
+def test_what_does_not_fit_together_is_refused(prompt: object, completion: object, param: str) -> None:
+    with pytest.raises(GuidanceError) as raised:
+        tokens_of(prompt, completion)
+    assert raised.value.param == param

@@ -1,0 +1,122 @@
+"""The receiver against the worker's own sender, over a real socket."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+import torch
+
+from qsharp_core.errors import CriticFailure
+from qsharp_core.vllm_plugin.telemetry import Sender, Status, StepReport
+from server.telemetry import TelemetryReceiver
+
+Send = Callable[..., None]
+PROMPT = 4
+
+
+def report(sample_id: int, position: int, status: Status = Status.GUIDED) -> StepReport:
+    failures = {sample_id: "not_finite"} if status == Status.FAILED else {}
+    return StepReport([sample_id], [position], [], [status], [], [], [], [], failures, 0.0, 0, {})
+
+
+def with_receiver(test: Callable[[TelemetryReceiver, Send], Awaitable[None]]) -> list[StepReport]:
+    seen: list[StepReport] = []
+
+    async def run() -> None:
+        receiver = TelemetryReceiver(seen.append)
+        receiver.start()
+        sender = Sender(torch.device("cpu"))
+        sender.connect(receiver.address)
+
+        def send(sample_id: int, i: int, token: int, kl: float = 0.5, status: Status = Status.GUIDED) -> None:
+            columns = torch.tensor([[token], [kl], [-1.0], [-0.5], [0.25]], dtype=torch.float64)
+            sender.send(report(sample_id, PROMPT + i, status), columns)
+
+        try:
+            async with asyncio.timeout(20):
+                await test(receiver, send)
+        finally:
+            await receiver.close()
+            sender._context.destroy(linger=0)
+
+    asyncio.run(run())
+    return seen
+
+
+def test_waits_for_every_token() -> None:
+    async def test(receiver: TelemetryReceiver, send: Send) -> None:
+        sample = receiver.register()
+        waiting = asyncio.create_task(sample.wait(PROMPT, [7, 8], 10))
+        send(sample.id, 1, 8)
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        send(sample.id, 0, 7)
+        records = await waiting
+        assert [r.token for r in records] == [7, 8]
+        assert records[0].status is Status.GUIDED
+        assert (records[0].ref_logprob, records[0].logprob, records[0].value) == (-1.0, -0.5, 0.25)
+
+    assert len(with_receiver(test)) == 2
+
+
+def test_a_record_of_another_token_is_stale_and_the_last_word_counts() -> None:
+    async def test(receiver: TelemetryReceiver, send: Send) -> None:
+        sample = receiver.register()
+        send(sample.id, 0, 9, kl=3.0)
+        waiting = asyncio.create_task(sample.wait(PROMPT, [7], 10))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        send(sample.id, 0, 7, kl=1.0)
+        assert [r.kl for r in await waiting] == [1.0]
+        send(sample.id, 0, 7, kl=2.0)
+        send(sample.id, 1, 8)
+        assert [r.kl for r in await sample.wait(PROMPT, [7, 8], 10)] == [2.0, 0.5]
+
+    with_receiver(test)
+
+
+def test_a_failure_ends_the_wait_at_once_and_is_told() -> None:
+    async def test(receiver: TelemetryReceiver, send: Send) -> None:
+        told = asyncio.Event()
+        sample = receiver.register(told.set)
+        waiting = asyncio.create_task(sample.wait(PROMPT, [7, 8], 10))
+        send(sample.id, 0, 7, status=Status.FAILED)
+        with pytest.raises(CriticFailure) as raised:
+            await waiting
+        assert raised.value.reason == "not_finite"
+        assert told.is_set()
+
+    with_receiver(test)
+
+
+def test_a_failure_behind_the_choices_end_does_not_concern_it() -> None:
+    async def test(receiver: TelemetryReceiver, send: Send) -> None:
+        sample = receiver.register()
+        send(sample.id, 1, 8, status=Status.FAILED)  # drawn ahead, then a stop string ended the choice
+        send(sample.id, 0, 7)
+        assert len(await sample.wait(PROMPT, [7], 10)) == 1
+
+    with_receiver(test)
+
+
+def test_missing_reports_time_out() -> None:
+    async def test(receiver: TelemetryReceiver, send: Send) -> None:
+        sample = receiver.register()
+        send(sample.id, 0, 7)
+        with pytest.raises(CriticFailure, match="token 2 of 2") as raised:
+            await sample.wait(PROMPT, [7, 8], 0.2)
+        assert raised.value.reason == "telemetry_timeout"
+
+    with_receiver(test)
+
+
+def test_only_registered_samples_are_kept() -> None:
+    async def test(receiver: TelemetryReceiver, send: Send) -> None:
+        sample = receiver.register()
+        send(sample.id + 1, 0, 7)
+        sample.close()
+        send(sample.id, 0, 7)
+        await asyncio.sleep(0.2)
+        assert not receiver.samples
+
+    assert len(with_receiver(test)) == 2
