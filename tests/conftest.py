@@ -18,7 +18,7 @@ from benchmarks.serving import serve
 from tests import models
 
 ADMIN_KEY = "admin-secret"
-BUDGET, BLOCK, BLOCKS = 48, 32, 24
+BUDGET, BLOCK = 48, 32
 
 V2_ENVIRONMENT = {
     "PYTHONPATH": str(Path(__file__).parent / "triton_cpu"),
@@ -56,13 +56,13 @@ def write_critics(root: Path) -> dict[str, Path]:
     }
 
 
-def flags(reference: Path, critics: dict[str, Path], rows: int) -> list[str]:
+def flags(reference: Path, critics: dict[str, Path], rows: int, blocks: int) -> list[str]:
     """What both servers are started with."""
     named = [flag for path in critics.values() for flag in ("--critic", str(path))]
     return [
         str(reference), *named, "--admin-key", ADMIN_KEY, "--served-model-name", "tiny", "--dtype", "float32",
         "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", str(rows), "--max-num-batched-tokens",
-        str(BUDGET), "--block-size", str(BLOCK), "--num-gpu-blocks-override", str(BLOCKS), "--enable-prefix-caching",
+        str(BUDGET), "--block-size", str(BLOCK), "--num-gpu-blocks-override", str(blocks), "--enable-prefix-caching",
         "--kv-cache-memory-bytes", "50000000",
     ]  # fmt: skip
 
@@ -72,7 +72,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The V1 model runner (vLLM's on CPU), a Llama reference."""
     root = tmp_path_factory.mktemp("v1")
     reference, critics = models.write_reference(root / "reference"), write_critics(root)
-    with serve(flags(reference, critics, 16), root / "log") as url:
+    with serve(flags(reference, critics, rows=16, blocks=24), root / "log") as url:
         yield Server(url, reference, critics, root, root / "log")
 
 
@@ -81,5 +81,5 @@ def server_v2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The V2 model runner under Triton's interpreter, a Qwen reference."""
     root = tmp_path_factory.mktemp("v2")
     reference, critics = models.write_reference(root / "reference", kind="qwen2", seed=9), write_critics(root)
-    with serve(flags(reference, critics, 4), root / "log", V2_ENVIRONMENT) as url:
+    with serve(flags(reference, critics, rows=8, blocks=18), root / "log", V2_ENVIRONMENT) as url:
         yield Server(url, reference, critics, root, root / "log")

@@ -140,8 +140,10 @@ def test_every_field_of_every_token_under_load(server: Server) -> None:
 @pytest.mark.v2
 def test_every_field_of_every_token_on_the_v2_runner(server_v2: Server) -> None:
     rng = random.Random(8)
-    bodies = requests(server_v2, rng, longest=100, tokens=12)
+    bodies = requests(server_v2, rng, longest=120, tokens=40)
+    before = preemptions(server_v2)
     answers = asyncio.run(run_all(server_v2, bodies, at_once=8))
+    assert preemptions(server_v2) > before
     compared = sum(
         check(server_v2, body, got) for body, choices in zip(bodies, answers, strict=True) for got in choices
     )

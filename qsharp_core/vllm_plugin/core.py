@@ -129,7 +129,7 @@ class GuidanceCore:
             temperature_R,
             self._column(counts, torch.int64),
             self._column([r.params.min_prob for r in requests]),
-            max(1, *counts) if len(counts) > 1 else max(1, counts[0]),
+            max([1, *counts]),
         )
         started = time.perf_counter()
         tilt_RK = self._tilts(rows, candidates)

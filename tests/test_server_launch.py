@@ -1,0 +1,112 @@
+"""What `qsharp serve` makes of its command line, before an engine is started."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from qsharp_core import cli
+from qsharp_core.errors import ConfigError, CriticError
+from qsharp_core.vllm_plugin import processors
+from server import launch
+from server.plugin import WORKER_EXTENSION
+from server.settings import Settings
+from tests.models import write_critic
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("QSHARP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+
+
+def test_our_flags_become_vllms(tmp_path: Path) -> None:
+    critic = write_critic(tmp_path / "a")
+    flags = [
+        "--critic",
+        str(critic),
+        "--critic",
+        f"b={critic}",
+        "--critic-cache-gib",
+        "0.5",
+        "--critic-dtype",
+        "float32",
+    ]
+    args = launch.parse(["model", *flags, "--default-eta", "0.2", "--max_candidates", "8", "--admin-key", "k"])
+    assert args.model == "model"
+    assert args.logits_processors == [processors.V1]
+    assert args.worker_extension_cls == WORKER_EXTENSION
+    assert args.additional_config == {
+        "qsharp": {"critics": [str(critic), f"b={critic}"], "cache_gib": 0.5, "dtype": "float32"}
+    }
+    assert args.generation_config == "vllm"
+    settings = Settings.of(args)
+    assert (settings.default_eta, settings.max_candidates) == (0.2, 8)
+    assert settings.admin_key is not None
+    assert settings.admin_key.get_secret_value() == "k"
+
+
+def test_vllms_own_flags_are_kept() -> None:
+    args = launch.parse(
+        [
+            "--model",
+            "model",
+            "--generation-config",
+            "auto",
+            "--additional-config",
+            '{"x": 1, "qsharp": {"dtype": "auto"}}',
+        ]
+    )
+    assert args.model == "model"
+    assert args.generation_config == "auto"
+    assert args.additional_config == {"x": 1, "qsharp": {"dtype": "auto"}}
+
+
+def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QSHARP_DEFAULT_ETA", "3")
+    monkeypatch.setenv("QSHARP_ADMIN_KEY", "")
+    assert Settings.of(launch.parse(["model"])).default_eta == 3
+    assert Settings.of(launch.parse(["model"])).admin_key is None
+    assert Settings.of(launch.parse(["model", "--default-eta", "1"])).default_eta == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--default-eta", "0"], "--default-eta"),
+        (["--default-eta", "nan"], "--default-eta"),
+        (["--max-candidates", "0"], "--max-candidates"),
+        (["--critic-cache-gib", "0"], "cache_gib"),
+        (["--api-server-count", "2"], "one HTTP server"),
+        (["--worker-extension-cls", "a.B"], "is taken"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(flags: list[str], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        launch.parse(["model", *flags])
+
+
+def test_a_mistyped_critic_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(CriticError, match="cannot be read"):
+        launch.parse(["model", "--critic", str(tmp_path)])
+
+
+def test_our_plugin_is_named_beside_those_that_load_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "mine")
+    launch._allow_plugin()
+    assert os.environ["VLLM_PLUGINS"] == "mine,qsharp"
+    monkeypatch.delenv("VLLM_PLUGINS")
+    launch._allow_plugin()
+    assert "qsharp" in os.environ["VLLM_PLUGINS"].split(",")
+
+
+def test_help_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    assert "qsharp serve" in capsys.readouterr().out
+    assert cli.main(["nothing"]) == 2
+    assert cli.main(["critics", "--url", "http://127.0.0.1:9", "list"]) == 1
+    assert "cannot be reached" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--help"])
+    assert "--critic [NAME=]PATH" in capsys.readouterr().out

@@ -1,0 +1,50 @@
+"""vLLM's inner workings that the server builds on. A failure here says what to look at after an upgrade."""
+
+import inspect
+
+from vllm.entrypoints.openai.chat_completion import api_router as chat_router
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.entrypoints.openai.completion import api_router as completion_router
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient
+from vllm.v1.engine.parallel_sampling import ParentRequest
+
+
+def test_handlers_ask_their_engine_client_prompt_by_prompt() -> None:
+    for handler, method in (
+        (OpenAIServingCompletion, "_create_completion"),
+        (OpenAIServingChat, "_create_chat_completion"),
+    ):
+        source = inspect.getsource(getattr(handler, method))
+        assert "for i, engine_input in enumerate(engine_inputs)" in source
+        assert "self.engine_client.generate(" in source
+
+
+def test_a_completions_choices_are_numbered_over_prompts() -> None:
+    assert "i = output.index + prompt_idx * num_choices" in inspect.getsource(
+        OpenAIServingCompletion.completion_stream_generator
+    )
+
+
+def test_routes_call_the_handlers_kept_in_the_apps_state() -> None:
+    assert "handler.create_completion(request, raw_request)" in inspect.getsource(completion_router.create_completion)
+    assert "handler.create_chat_completion(request, raw_request)" in inspect.getsource(
+        chat_router.create_chat_completion
+    )
+
+
+def test_collective_rpc_answers_for_the_first_engine_alone() -> None:
+    """So `server.workers` calls each engine itself."""
+    assert "[0]" in inspect.getsource(DPLBAsyncMPClient.call_utility_async)
+    assert "engine" in inspect.signature(AsyncMPClient._call_utility_async).parameters
+    assert "self.core_engines" in inspect.getsource(AsyncMPClient.call_utility_all_async)
+
+
+def test_samples_of_a_seeded_request_count_up() -> None:
+    assert "child_sampling_params.seed = seed + index" in inspect.getsource(ParentRequest)
+
+
+def test_abandoned_samples_are_aborted() -> None:
+    source = inspect.getsource(AsyncLLM.generate)
+    assert "except (asyncio.CancelledError, GeneratorExit):" in source
