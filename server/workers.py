@@ -7,6 +7,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from qsharp_core import errors
 from qsharp_core.errors import QSharpError
+from qsharp_core.vllm_plugin import upstream
 from server.errors import UnavailableError
 
 LOAD_POLL_SECONDS = 0.1
@@ -24,8 +25,8 @@ class Workers:
     """
 
     def __init__(self, engine_client: Any) -> None:
-        # `AsyncLLM.collective_rpc` hands on the first engine's answer alone; every one of them matters here.
-        self._core = engine_client.engine_core
+        self._client = engine_client
+        self._engines = upstream.engines_of(engine_client)
 
     async def describe(self, timeout: float = CALL_SECONDS) -> list[dict[str, Any]]:
         """The critics; with several engines, users and blocks are sums."""
@@ -43,11 +44,11 @@ class Workers:
     async def load(self, path: str, name: str | None) -> str:
         """Loads a critic beside the running engine, everywhere or nowhere; returns its key."""
         answers = await asyncio.gather(
-            *(self._load(engine, path, name) for engine in self._core.core_engines), return_exceptions=True
+            *(self._load(engine, path, name) for engine in self._engines), return_exceptions=True
         )
         failures = [answer for answer in answers if isinstance(answer, BaseException)]
         if failures:
-            for engine, answer in zip(self._core.core_engines, answers, strict=True):
+            for engine, answer in zip(self._engines, answers, strict=True):
                 if isinstance(answer, str):
                     await self._ask(engine, "qsharp_unload", answer)
             raise failures[0]
@@ -63,9 +64,7 @@ class Workers:
 
     async def score(self, key: str, prompt: list[int], completion: list[int]) -> list[float]:
         """`E[Z]` after each completion token."""
-        values: list[list[float]] = await self._ask(
-            self._core.core_engines[0], "qsharp_score", key, [prompt], [completion]
-        )
+        values: list[list[float]] = await self._ask(self._engines[0], "qsharp_score", key, [prompt], [completion])
         return values[0]
 
     async def _load(self, engine: Any, path: str, name: str | None) -> str:
@@ -74,11 +73,10 @@ class Workers:
         return str(key)
 
     async def _all(self, method: str, *args: Any, timeout: float = CALL_SECONDS) -> list[Any]:
-        engines = self._core.core_engines
-        return await asyncio.gather(*(self._ask(engine, method, *args, timeout=timeout) for engine in engines))
+        return await asyncio.gather(*(self._ask(engine, method, *args, timeout=timeout) for engine in self._engines))
 
     async def _ask(self, engine: Any, method: str, *args: Any, timeout: float = CALL_SECONDS) -> Any:
-        call = self._core._call_utility_async("collective_rpc", method, None, args, None, engine=engine)
+        call = upstream.call_engine(self._client, engine, method, *args)
         try:
             answers = await asyncio.wait_for(call, timeout)
         except TimeoutError as error:

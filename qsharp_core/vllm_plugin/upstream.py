@@ -10,6 +10,8 @@ each runner is wrapped:
 
 The wrapper calls `before_sample(runner)` and `after_sample(sampled_token_ids)` of the runner's own processor of ours,
 if it has one.
+
+And `AsyncLLM.collective_rpc` hands on the first engine's answer alone; under data parallelism every engine's matters.
 """
 
 from functools import wraps
@@ -78,6 +80,17 @@ def spare_cpu_generators_v1(runner: Any, spared: dict[str, Any]) -> None:
 def occupied_slots_v2(runner: Any) -> set[int]:
     """Request slots of the V2 runner that hold a request."""
     return set(runner.req_states.index_to_req_id)
+
+
+def engines_of(engine_client: Any) -> list[Any]:
+    """The engines behind vLLM's `AsyncLLM`: one, or one per data-parallel rank."""
+    return list(engine_client.engine_core.core_engines)
+
+
+async def call_engine(engine_client: Any, engine: Any, method: str, *args: Any) -> list[Any]:
+    """`collective_rpc` of one engine: its workers' answers."""
+    core = engine_client.engine_core
+    return await core._call_utility_async("collective_rpc", method, None, args, None, engine=engine)
 
 
 def _wrap(runner_class: type, name: str, kind: type) -> None:

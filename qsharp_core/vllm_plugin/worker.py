@@ -91,6 +91,8 @@ class CriticWorker:
             tokens = prompt + completion
             if len(tokens) > critic.engine.capacity:
                 raise CriticError(f"{len(tokens)} tokens, and {critic.card.key} takes {critic.engine.capacity}")
+            if not 0 <= min(tokens) <= max(tokens) < critic.engine.critic.vocab:
+                raise CriticError(f"token ids must be from 0 to {critic.engine.critic.vocab - 1}")
             outputs = critic.engine.score_plain(tokens)
             values.append(distribution.mean(outputs[len(prompt) :].double()).tolist())
         return values
