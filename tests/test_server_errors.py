@@ -35,7 +35,7 @@ from server.errors import ConflictError, ForbiddenError, NotFoundError, Unauthor
 def test_status_and_shape(error: QSharpError, status: int, kind: str) -> None:
     response = response_of(error)
     assert response.status_code == status
-    assert json.loads(response.body) == {
+    assert json.loads(bytes(response.body)) == {
         "error": {"message": "m", "type": kind, "param": getattr(error, "param", None), "code": status}
     }
 

@@ -16,7 +16,7 @@ import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -43,6 +43,10 @@ from qsharp_core.returns import Bernoulli
 from trainer.tasks import sums
 
 MAX_NEW_TOKENS = 48
+VALIDATION_TREES = 16
+"""Problems scored in one forward pass of the validation."""
+ANSWER_MARK = 2
+"""The question's last tokens, `Answer` and `:`."""
 PrefixKeysValues = list[tuple[Tensor, Tensor]]
 """Per layer, keys and values of the shared prefix, each [kv_heads, prefix, head_dim]."""
 
@@ -93,9 +97,7 @@ def shared_prefix_attention(
         packed = grouped.transpose(0, 1).reshape(kv_heads, -1, dim)
         length = prefix_key.shape[1]
         prefix_scores = (packed @ prefix_key.mT).view(kv_heads, rows, -1, length).transpose(0, 1)
-        weights = torch.cat([prefix_scores, scores.view(rows, kv_heads, -1, own)], dim=-1).softmax(
-            -1
-        )
+        weights = torch.cat([prefix_scores, scores.view(rows, kv_heads, -1, own)], dim=-1).softmax(-1)
         prefix_weights, own_weights = weights[..., :length], weights[..., length:]
         from_prefix = prefix_weights.transpose(0, 1).reshape(kv_heads, -1, length) @ prefix_value
         mixed = own_weights @ value + from_prefix.view(kv_heads, rows, -1, dim).transpose(0, 1)
@@ -186,9 +188,7 @@ class Sampler:
         return cast(Tensor, output.logits[:, -1])
 
     def _rollout(self, problem: sums.Problem, completion: list[int]) -> Rollout:
-        text = cast(str, self.tokenizer.decode(completion, skip_special_tokens=True)).split(
-            sums.STOP, 1
-        )[0]
+        text = cast(str, self.tokenizer.decode(completion, skip_special_tokens=True)).split(sums.STOP, 1)[0]
         score = sums.reward(problem, text)
         return Rollout(problem, self.prompts[problem], completion, text, score)
 
@@ -219,9 +219,7 @@ def collect(reference: Path, path: Path, samples: int, rows: int, round_size: in
     all of them about equally. What the file already holds is counted, not drawn again.
     """
     sampler = Sampler(
-        AutoModelForCausalLM.from_pretrained(
-            reference, dtype=torch.float32, attn_implementation="shared_prefix"
-        ),
+        AutoModelForCausalLM.from_pretrained(reference, dtype=torch.float32, attn_implementation="shared_prefix"),
         AutoTokenizer.from_pretrained(reference),
     )
     done = read_rollouts(path)
@@ -257,6 +255,26 @@ def _missing(have: Counter[sums.Problem], samples: int, round_size: int) -> list
 
 
 @dataclass(frozen=True)
+class TrainSettings:
+    """How a critic is trained.
+
+    A step takes `problems` with all their rollouts. `hide_question` and `hide_token` are the
+    probabilities that a problem's question, or any one token, is hidden from what comes after it.
+    """
+
+    layers: int
+    mlp: int
+    learning_rate: float
+    weight_decay: float
+    epochs: int
+    problems: int
+    hide_question: float
+    hide_token: float
+    bfloat16: bool
+    seed: int
+
+
+@dataclass(frozen=True)
 class Tree:
     """One problem's rollouts, merged where they agree: N nodes, each a token after its ancestors.
 
@@ -267,6 +285,7 @@ class Tree:
         tokens_N: token ids, the question's own first.
         depths_N: how far each is from the end of the shared prefix.
         visible_NN: whether the column's node is the row's ancestor or itself.
+        question: how many nodes, the first ones, are the question's.
         weights_N: the sum of 1/length over the rollouts through a node; 0 in the question.
         rewards_N: mean reward of these, weighted alike.
         middles, lasts: for each rollout, the node halfway and the node of its last token.
@@ -276,6 +295,7 @@ class Tree:
     tokens_N: Tensor
     depths_N: Tensor
     visible_NN: Tensor
+    question: int
     weights_N: Tensor
     rewards_N: Tensor
     middles: list[int]
@@ -319,12 +339,27 @@ def build_tree(rollouts: list[Rollout], prefix_length: int) -> Tree:
         tokens_N=torch.tensor(tokens),
         depths_N=torch.tensor(depths),
         visible_NN=visible_NN,
+        question=len(question),
         weights_N=weights_N,
         rewards_N=torch.tensor(wins) / weights_N.clamp(min=1e-9),
         middles=middles,
         lasts=lasts,
         outcomes=[r.reward for r in rollouts],
     )
+
+
+def thinned(tree: Tree, settings: TrainSettings) -> Tree:
+    """The tree with part of what its nodes see hidden at random, to train on.
+
+    Equations recur between problems. With the question hidden, an equation must be judged by its
+    own digits, which holds for held-out problems too; how hard a problem is does not carry over.
+    """
+    hidden_N = torch.rand(len(tree.tokens_N)) < settings.hide_token
+    if random.random() < settings.hide_question:
+        hidden_N[: tree.question - ANSWER_MARK] = True
+        hidden_N[tree.question - ANSWER_MARK : tree.question] = False
+    itself_NN = torch.eye(len(tree.tokens_N), dtype=torch.bool)
+    return replace(tree, visible_NN=tree.visible_NN & ~hidden_N | itself_NN)
 
 
 def score_trees(critic: Critic, prefix_ids: list[int], trees: list[Tree]) -> Tensor:
@@ -359,8 +394,13 @@ def tree_loss(critic: Critic, prefix_ids: list[int], trees: list[Tree]) -> Tenso
 def validate(critic: Critic, prefix_ids: list[int], trees: list[Tree]) -> dict[str, float]:
     """Log-loss (nats) of the critic and of the constant base rate, and AUC over rollouts."""
     loss, middles, lasts, outcomes = 0.0, [], [], []
-    for tree in trees:
-        outputs = score_trees(critic, prefix_ids, [tree])[0]
+    scored = [
+        row
+        for start in range(0, len(trees), VALIDATION_TREES)
+        for row in score_trees(critic, prefix_ids, trees[start : start + VALIDATION_TREES])
+    ]
+    for tree, padded in zip(trees, scored, strict=True):
+        outputs = padded[: len(tree.tokens_N)]
         nats_N = critic.distribution.loss(outputs, tree.rewards_N)
         loss += float((nats_N * tree.weights_N).sum())
         middles.append(outputs[tree.middles, 0])
@@ -402,20 +442,6 @@ def truncated_critic(reference: Path, layers: int, width: int) -> Critic:
     return Critic(backbone, Head(shape), Bernoulli())
 
 
-@dataclass(frozen=True)
-class TrainSettings:
-    """How a critic is trained; a step takes `problems` with all their rollouts."""
-
-    layers: int
-    mlp: int
-    learning_rate: float
-    weight_decay: float
-    epochs: int
-    problems: int
-    bfloat16: bool
-    seed: int
-
-
 def fit(
     critic: Critic,
     prefix_ids: list[int],
@@ -423,32 +449,39 @@ def fit(
     validation: list[Tree],
     settings: TrainSettings,
 ) -> None:
-    """AdamW with warm-up and cosine; `critic` ends with the weights of its best epoch."""
+    """Muon for matrices and AdamW for the rest; `critic` ends with the weights of its best epoch.
+
+    Adding digits is something three layers have to learn anew; Muon gets there in fewer steps.
+    """
     torch.manual_seed(settings.seed)
+    random.seed(settings.seed)
     parameters = [p for p in critic.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=settings.learning_rate,
-        betas=(0.9, 0.95),
-        weight_decay=settings.weight_decay,
-    )
+    matrices = [p for p in parameters if p.ndim == 2 and p.shape[0] > 1]
+    others = [p for p in parameters if not (p.ndim == 2 and p.shape[0] > 1)]
+    rate, decay = settings.learning_rate, settings.weight_decay
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.95), weight_decay=decay),
+    ]
     steps = settings.epochs * math.ceil(len(training) / settings.problems)
-    schedule = get_cosine_schedule_with_warmup(
-        optimizer, num_warmup_steps=steps // 20, num_training_steps=steps
-    )
+    schedules = [
+        get_cosine_schedule_with_warmup(o, num_warmup_steps=steps // 20, num_training_steps=steps) for o in optimizers
+    ]
     best, best_loss = critic.state_dict(), float("inf")
     with tqdm(total=steps, unit="step") as bar:
         for epoch in range(1, settings.epochs + 1):
             order = torch.randperm(len(training)).tolist()
             for start in range(0, len(order), settings.problems):
-                batch = [training[i] for i in order[start : start + settings.problems]]
+                chosen = order[start : start + settings.problems]
+                batch = [thinned(training[i], settings) for i in chosen]
                 with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
                     loss = tree_loss(critic, prefix_ids, batch)
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
-                schedule.step()
+                for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    schedule.step()
                 bar.update()
                 bar.set_postfix({"epoch": epoch, "loss": f"{loss.item():.4f}"})
             metrics = validate(critic, prefix_ids, validation)
@@ -459,9 +492,7 @@ def fit(
     critic.load_state_dict(best)
 
 
-def train(
-    reference: Path, rollouts_path: Path, output: Path, settings: TrainSettings, card: CriticCard
-) -> None:
+def train(reference: Path, rollouts_path: Path, output: Path, settings: TrainSettings, card: CriticCard) -> None:
     """Train a critic on the rollouts; write its folder in bfloat16, with validation metrics."""
     if output.exists():
         raise SystemExit(f"{output} exists: choose another --output, or remove it")
@@ -504,9 +535,7 @@ def validation_triples() -> set[sums.Problem]:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainer.default_critic", description=__doc__.split("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m trainer.default_critic", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
 
     rollouts = commands.add_parser("rollouts", help="sample and score the reference's answers")
@@ -520,10 +549,22 @@ def _arguments() -> argparse.Namespace:
     training.add_argument("--eta", type=float, help="recommended eta to write into the card")
     training.add_argument("--layers", type=int, default=3, help="layers taken from the reference")
     training.add_argument("--mlp", type=int, default=512, help="hidden units of the head")
-    training.add_argument("--learning-rate", type=float, default=3e-4)
+    training.add_argument("--learning-rate", type=float, default=1e-3)
     training.add_argument("--weight-decay", type=float, default=0.1)
-    training.add_argument("--epochs", type=int, default=6)
+    training.add_argument("--epochs", type=int, default=12)
     training.add_argument("--problems", type=int, default=8, help="problems in a step")
+    training.add_argument(
+        "--hide-question",
+        type=float,
+        default=0.5,
+        help="probability that a problem is trained on without seeing its question",
+    )
+    training.add_argument(
+        "--hide-token",
+        type=float,
+        default=0.1,
+        help="probability that a token is hidden from those after it",
+    )
     training.add_argument(
         "--bfloat16",
         action="store_true",
@@ -573,6 +614,8 @@ def main() -> None:
             weight_decay=args.weight_decay,
             epochs=args.epochs,
             problems=args.problems,
+            hide_question=args.hide_question,
+            hide_token=args.hide_token,
             bfloat16=args.bfloat16,
             seed=args.seed,
         )
