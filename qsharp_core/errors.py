@@ -6,7 +6,9 @@
     ├── GuidanceError          a request's guidance is wrong (HTTP 400); names the field
     │   ├── UnknownCriticError     it names a critic that is not loaded
     │   └── NoCriticError          it asks for guidance and none is loaded (HTTP 409)
-    └── CriticFailure          the critic failed while it scored this request (HTTP 500)
+    ├── CriticFailure          the critic failed while it scored this request (HTTP 500)
+    ├── RolloutError           a rollout or a reward that the store cannot take (HTTP 400); names the field
+    └── StoreError             the rollout store failed (HTTP 500)
 
 `server.errors` maps them to HTTP; nothing else does. `GuidanceError` is a `ValueError`, because that is
 what vLLM turns into a 400 when a request is admitted.
@@ -52,3 +54,15 @@ class CriticFailure(QSharpError):
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class RolloutError(QSharpError, ValueError):
+    """Data that cannot be a rollout, or a reward of one; `param` is the field's name."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class StoreError(QSharpError):
+    """The rollout store failed: nothing of what was to be written is there."""

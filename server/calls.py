@@ -12,7 +12,8 @@ from qsharp_core.errors import GuidanceError
 from qsharp_core.vllm_plugin.params import DEFAULT_CANDIDATES, PREFIX, GuidanceParams
 from server.registry import CriticInfo, Registry
 from server.schema import ChoiceGuidance, Detail, GuidanceOptions, GuidedFields, accepts, wrong
-from server.settings import Settings
+from server.settings import NOT_CONFIGURED, Settings
+from server.storing import Recording
 
 
 @dataclass(eq=False)
@@ -27,6 +28,7 @@ class GuidedCall:
         prompt_field: what the request calls its prompt.
         results: by the response's choice index.
         prompts: prompts handed to the engine so far.
+        recording: of a request that is stored.
     """
 
     params: GuidanceParams | None
@@ -36,6 +38,7 @@ class GuidedCall:
     prompt_field: str
     results: dict[int, ChoiceGuidance] = field(default_factory=dict)
     prompts: int = 0
+    recording: Recording | None = None
     release: Callable[[], Any] = lambda: None
 
     @property
@@ -53,8 +56,8 @@ def admit(request: GuidedFields, settings: Settings, registry: Registry) -> Guid
     Raises:
         GuidanceError: names the field.
     """
-    if request.store:
-        raise GuidanceError("store must be false, null or absent: the rollout store is not configured", "store")
+    if request.store and settings.rollouts is None:
+        raise GuidanceError(f"store must be false, null or absent: {NOT_CONFIGURED}", "store")
     if any(name.startswith(PREFIX) for name in getattr(request, "vllm_xargs", None) or {}):
         raise GuidanceError(f"vllm_xargs cannot carry {PREFIX}…: send eta and guidance", "vllm_xargs")
     options = request.guidance or GuidanceOptions()
@@ -70,12 +73,14 @@ def admit(request: GuidedFields, settings: Settings, registry: Registry) -> Guid
     detail: Detail = options.detail or "summary"
     asked = eta is not None or detail == "tokens"
     if getattr(request, "use_beam_search", False):
-        if asked:
-            raise GuidanceError("use_beam_search cannot be combined with guidance", "use_beam_search")
+        if asked or request.store:
+            raise GuidanceError("use_beam_search cannot be combined with guidance or store", "use_beam_search")
         return None
     if getattr(request, "echo", False) and getattr(request, "max_tokens", None) == 0:
-        if asked:
-            raise GuidanceError("max_tokens must be at least 1 with guidance: nothing would be guided", "max_tokens")
+        if asked or request.store:
+            raise GuidanceError(
+                "max_tokens must be at least 1 with guidance or store: nothing is sampled", "max_tokens"
+            )
         return None
     params = None
     if eta is not None:

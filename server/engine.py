@@ -19,6 +19,7 @@ from qsharp_core.vllm_plugin.processors import processor_class
 from qsharp_core.vllm_plugin.telemetry import Status
 from server import metrics
 from server.calls import CALL, GuidedCall
+from server.errors import SampleFailure
 from server.schema import ChoiceGuidance, TokenGuidance
 from server.telemetry import Record, TelemetryReceiver
 
@@ -57,6 +58,21 @@ class GuidedEngineClient:
             return self._engine.generate(prompt, sampling_params, request_id, **kwargs)
         first = call.prompts * sampling_params.n
         call.prompts += 1
+        if call.recording is None:
+            return self._generate(call, first, prompt, sampling_params, request_id, kwargs)
+        call.recording.check_prompt(prompt)
+        outputs = self._generate(call, first, prompt, sampling_params, request_id, kwargs)
+        return call.recording.watch(first, prompt, sampling_params, outputs)
+
+    def _generate(
+        self,
+        call: GuidedCall,
+        first: int,
+        prompt: Any,
+        sampling_params: SamplingParams,
+        request_id: str,
+        kwargs: dict[str, Any],
+    ) -> Outputs:
         if not call.observed:
             return _counted(call, first, self._engine.generate(prompt, sampling_params, request_id, **kwargs))
         params = self._admit(call, prompt, sampling_params)
@@ -125,7 +141,7 @@ class GuidedEngineClient:
                     yield output
         except CriticFailure as failure:
             metrics.FAILURES.labels(failure.reason).inc()
-            raise
+            raise SampleFailure(str(failure), failure.reason) from failure
         finally:
             sample.close()
 

@@ -10,15 +10,18 @@ Errors that only HTTP knows, beside those of `qsharp_core.errors`:
         ├── ConflictError         409: not in the present state
         └── UnavailableError      503: the engine does not answer
 
-In a stream that has begun vLLM writes the error event; it takes a `CriticFailure` for a 500, as this does.
+In a stream that has begun vLLM writes the error event, from a `GenerationError` without a stack trace in the log. So a
+sample ends with a `SampleFailure`, which is that and a `CriticFailure`.
 """
 
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from vllm.exceptions import GenerationError
 
-from qsharp_core.errors import CriticError, GuidanceError, NoCriticError, QSharpError
+from qsharp_core.errors import CriticError, CriticFailure, GuidanceError, NoCriticError, QSharpError, RolloutError
 
 
 class HTTPError(QSharpError):
@@ -57,6 +60,10 @@ class UnavailableError(HTTPError):
     status = HTTPStatus.SERVICE_UNAVAILABLE
 
 
+class SampleFailure(CriticFailure, GenerationError):
+    """A sample whose critic failed: 500, also as an event of a stream."""
+
+
 # As vLLM names them.
 TYPES = {
     HTTPStatus.BAD_REQUEST: "BadRequestError",
@@ -74,7 +81,7 @@ def status_of(error: QSharpError) -> HTTPStatus:
         return error.status
     if isinstance(error, NoCriticError):
         return HTTPStatus.CONFLICT
-    if isinstance(error, GuidanceError | CriticError):
+    if isinstance(error, GuidanceError | CriticError | RolloutError):
         return HTTPStatus.BAD_REQUEST
     return HTTPStatus.INTERNAL_SERVER_ERROR
 
@@ -82,14 +89,22 @@ def status_of(error: QSharpError) -> HTTPStatus:
 def response_of(error: QSharpError) -> JSONResponse:
     """The answer to a request that failed with this error."""
     status = status_of(error)
-    body = {
-        "message": str(error),
-        "type": TYPES.get(status, "InternalServerError"),
-        "param": getattr(error, "param", None),
-        "code": status.value,
-    }
     headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
-    return JSONResponse({"error": body}, status_code=status, headers=headers)
+    return JSONResponse(body_of(error), status_code=status, headers=headers)
+
+
+def body_of(error: QSharpError) -> dict[str, Any]:
+    """The same answer as JSON's data, also for an event of a stream."""
+    status = status_of(error)
+    return {
+        "error": {
+            "message": str(error),
+            "type": TYPES.get(status, "InternalServerError"),
+            "param": getattr(error, "param", None),
+            "code": status.value,
+            **getattr(error, "details", {}),
+        }
+    }
 
 
 async def handle(_: Request, error: Exception) -> JSONResponse:

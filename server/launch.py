@@ -25,6 +25,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from qsharp_core.critic.checkpoint import read_card
 from qsharp_core.errors import ConfigError
+from qsharp_core.rollouts.database import ACCEPTED, parse_url
 from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.params import ETA_RANGE
 from qsharp_core.vllm_plugin.settings import KEY, EngineSettings, parse_critic
@@ -53,15 +54,18 @@ class _ServeParser(FlexibleArgumentParser):
     """vLLM's parser, whose help lists only the names of groups; ours stands before them in full."""
 
     def format_help(self) -> str:
+        text = str(super().format_help())
         if self._subparsers is not None or self._search_keyword is not None:
-            return str(super().format_help())
+            return text
         formatter = self._get_formatter()
         for group in self._action_groups:
             if group.title == "qsharp":
                 formatter.start_section("Guidance")
                 formatter.add_arguments(group._group_actions)
                 formatter.end_section()
-        return f"{super().format_help()}\n{formatter.format_help()}"
+        head, _, groups = text.partition("Config Groups:\n")
+        title = "vLLM's own flags, by group (--help=GROUP, --help=FLAG or --help=all):"
+        return f"{head}{formatter.format_help()}\n{title}\n{groups}"
 
 
 def main(argv: list[str]) -> None:
@@ -102,7 +106,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         args.model = args.model_tag
     _refuse_unsupported(args)
     _add_our_parts(args)
-    Settings.of(args)
+    settings = Settings.of(args)
+    if settings.rollouts is not None:
+        parse_url(settings.rollouts.get_secret_value())  # a mistyped one is told now
+    _admit_admin(args, settings)
     return args
 
 
@@ -112,7 +119,7 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
     serve = commands.add_parser(
         "serve", description=DESCRIPTION, usage="qsharp serve [MODEL] [--critic [NAME=]PATH]... [vLLM's own flags]"
     )
-    ours = serve.add_argument_group("qsharp", "Guidance: see below")
+    ours = serve.add_argument_group("qsharp", "Guidance, as above.")
     ours.add_argument(
         "--critic",
         action="append",
@@ -136,6 +143,13 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
         dest=ARGUMENT + "admin_key",
         default=argparse.SUPPRESS,
         help="allow loading, activating and unloading critics to who has this key (or set QSHARP_ADMIN_KEY)",
+    )
+    ours.add_argument(
+        "--rollouts",
+        metavar="URL",
+        dest=ARGUMENT + "rollouts",
+        default=argparse.SUPPRESS,
+        help=f"keep what requests with `store: true` sample: {ACCEPTED} (or set QSHARP_ROLLOUTS)",
     )
     ours.add_argument(
         "--max-candidates",
@@ -214,9 +228,16 @@ def _add_our_parts(args: argparse.Namespace) -> None:
         "dtype": getattr(args, "qsharp_dtype", None),
     }
     config = dict(args.additional_config or {})
-    config[KEY] = {**config.get(KEY, {}), **{name: value for name, value in ours.items() if value}}
+    config[KEY] = {**config.get(KEY, {}), **{name: value for name, value in ours.items() if value not in (None, [])}}
     args.additional_config = config
     EngineSettings.of(argparse.Namespace(additional_config=config))
+
+
+def _admit_admin(args: argparse.Namespace, settings: Settings) -> None:
+    """vLLM's own API keys guard `/v1` with the same header: whoever has the admin key may pass there, too."""
+    keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
+    if keys and settings.admin_key is not None:
+        args.api_key = [*keys, settings.admin_key.get_secret_value()]
 
 
 def _choose_runner() -> None:

@@ -36,6 +36,13 @@ KV_BLOCKS = Gauge(
 CRITIC_INFO = Gauge(
     "qsharp_critic_info", "1 for every loaded critic", ["name", "version"], multiprocess_mode="mostrecent"
 )
+ROLLOUTS_STORED = Counter("qsharp_rollouts_stored", "Choices stored as rollouts, and committed")
+ROLLOUT_REWARDS = Counter("qsharp_rollout_rewards", "Rewards given to rollouts that they did not have yet")
+ROLLOUT_WRITE = Histogram(
+    "qsharp_rollout_write_seconds",
+    "Time a response waited for its rollouts to be committed",
+    buckets=(1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
+)
 FAILURES = Counter("qsharp_critic_failures", "Choices that failed because their critic did", ["reason"])
 
 

@@ -1,4 +1,4 @@
-"""Refuses `eta` and `guidance` where nothing would heed them.
+"""Refuses `eta`, `guidance` and `store` where nothing would heed them.
 
 vLLM ignores fields that it does not know, and has more ways to generate than the two routes that we serve. A request
 for guidance there must not go unguided in silence.
@@ -17,7 +17,8 @@ from server.errors import response_of
 # Routes that heed the fields, or that generate nothing.
 HEEDED = (*routes.PATHS, critics.PATH)
 HARMLESS = ("/render", "/tokenize", "/detokenize")
-MARKS = (b'"eta"', b'"guidance"', f'"{PREFIX}'.encode())
+MARKS = (b'"eta"', b'"guidance"', b'"store"', f'"{PREFIX}'.encode())
+STORES_ITSELF = "/v1/responses"  # has a `store` of its own
 
 
 class RefuseUnheeded:
@@ -34,7 +35,7 @@ class RefuseUnheeded:
         while messages[-1]["type"] == "http.request" and messages[-1].get("more_body", False):
             messages.append(await receive())
         body = b"".join(message.get("body", b"") for message in messages)
-        param = _our_field(body)
+        param = _our_field(body, scope["path"])
         if param is not None:
             error = GuidanceError(f"{param} is not supported here: send it to {' or '.join(routes.PATHS)}", param)
             return await response_of(error)(scope, receive, send)
@@ -56,7 +57,7 @@ def _is_suspect(scope: Scope) -> bool:
     return b"json" in kind
 
 
-def _our_field(body: bytes) -> str | None:
+def _our_field(body: bytes, path: str) -> str | None:
     if not any(mark in body for mark in MARKS):
         return None
     try:
@@ -68,4 +69,6 @@ def _our_field(body: bytes) -> str | None:
     extra = fields.get("vllm_xargs")
     if isinstance(extra, dict) and any(name.startswith(PREFIX) for name in extra):
         return "vllm_xargs"
+    if fields.get("store") is True and not path.endswith(STORES_ITSELF):
+        return "store"
     return next((name for name in ("eta", "guidance") if fields.get(name) is not None), None)

@@ -14,8 +14,9 @@ from fastapi import FastAPI
 from starlette.datastructures import State
 
 from qsharp_core.errors import ConfigError, CriticError, QSharpError
+from qsharp_core.rollouts.store import RolloutStore
 from qsharp_core.vllm_plugin import processors
-from server import critics, errors, health, metrics, responses, routes
+from server import critics, errors, health, metrics, responses, rollouts, rollouts_chat, routes
 from server.engine import GuidedEngineClient
 from server.middleware import RefuseUnheeded
 from server.settings import ARGUMENT, Settings
@@ -37,6 +38,8 @@ class QSharpEndpoints:
         """Our routes, and how our errors become HTTP."""
         routes.attach(app)
         critics.attach(app)
+        rollouts.attach(app)
+        rollouts_chat.attach(app)
         health.attach(app)
         app.add_middleware(RefuseUnheeded)
         app.add_exception_handler(QSharpError, errors.handle)
@@ -59,6 +62,8 @@ class QSharpEndpoints:
             engine_client.tokenizer,
             engine_client.model_config.get_vocab_size(),
         )
+        if settings.rollouts is not None:
+            qsharp.rollouts = await asyncio.to_thread(RolloutStore, settings.rollouts.get_secret_value())
         telemetry.start()
         try:
             await qsharp.workers.connect(telemetry.address)

@@ -1,15 +1,20 @@
-"""Puts each choice's `guidance` on vLLM's own responses."""
+"""Puts each choice's `guidance`, and the id of its rollout, on vLLM's own responses."""
 
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
+from qsharp_core.errors import StoreError
 from server.calls import CALL, GuidedCall
 from server.engine import GuidedEngineClient
+from server.errors import body_of
+from server.messages import MessageBuilder
 
 # Stands, unescaped, only in chunks that end a choice: within JSON strings quotes have a backslash.
 ENDS_A_CHOICE = '"finish_reason":"'
+# Of a stored choice: they have columns of their own.
+OURS = {"guidance", "rollout_id"}
 
 
 def install(handler: Any, method: str, engine: GuidedEngineClient) -> None:
@@ -29,7 +34,14 @@ def install(handler: Any, method: str, engine: GuidedEngineClient) -> None:
             return response
         if hasattr(response, "__aiter__"):
             return attach_to_stream(response, call)
-        for choice in getattr(response, "choices", ()):  # an ErrorResponse has none
+        choices = getattr(response, "choices", ())  # an ErrorResponse has none
+        if call.recording is not None and choices:
+            shown = {choice.index: _stored(choice, call) for choice in choices}
+            fields = response.model_dump(include={"id", "model", "created", "system_fingerprint"})
+            ids = await call.recording.save(shown, call.results, fields)
+            for choice in choices:
+                choice.rollout_id = ids[choice.index]
+        for choice in choices:
             attach_to_choice(choice, call)
         return response
 
@@ -44,20 +56,68 @@ def attach_to_choice(choice: Any, call: GuidedCall) -> None:
         choice.guidance = result.dump()
 
 
-async def attach_to_stream(events: AsyncGenerator[str, None], call: GuidedCall) -> AsyncGenerator[str, None]:
+def attach_to_stream(events: AsyncGenerator[str, None], call: GuidedCall) -> AsyncGenerator[str, None]:
     """Sets `guidance` on the chunk that ends each choice; other events pass as they are."""
+    return _released(_attached(events, call) if call.recording is None else _recorded(events, call), call)
+
+
+async def _released(events: AsyncGenerator[str, None], call: GuidedCall) -> AsyncGenerator[str, None]:
     try:
         async with aclosing(events):
             async for event in events:
-                yield _attached(event, call) if call.detail != "none" and ENDS_A_CHOICE in event else event
+                yield event
     finally:
         call.release()
 
 
-def _attached(event: str, call: GuidedCall) -> str:
-    chunk = json.loads(event.removeprefix("data: "))
+async def _attached(events: AsyncGenerator[str, None], call: GuidedCall) -> AsyncGenerator[str, None]:
+    async with aclosing(events):
+        async for event in events:
+            yield _reported(event, call) if call.detail != "none" and ENDS_A_CHOICE in event else event
+
+
+async def _recorded(events: AsyncGenerator[str, None], call: GuidedCall) -> AsyncGenerator[str, None]:
+    """The chunk that ends a choice waits until its rollout is committed; if that fails, an error is the end."""
+    recording = call.recording
+    assert recording is not None
+    messages = MessageBuilder() if recording.route == "chat" else None
+    async with aclosing(events):
+        async for event in events:
+            ends = ENDS_A_CHOICE in event
+            if (messages is None and not ends) or not event.startswith("data: {"):
+                yield event
+                continue
+            chunk = json.loads(event.removeprefix("data: "))
+            if messages is not None:
+                messages.take(chunk)
+            ended = [choice for choice in chunk.get("choices", ()) if choice.get("finish_reason") is not None]
+            if not ended:
+                yield event
+                continue
+            shown = {choice["index"]: messages.choice(choice["index"]) if messages else None for choice in ended}
+            try:
+                ids = await recording.save(shown, call.results, chunk)
+            except StoreError as error:
+                yield f"data: {json.dumps(body_of(error))}\n\n"
+                yield "data: [DONE]\n\n"
+                return
+            for choice in ended:
+                choice["rollout_id"] = ids[choice["index"]]
+            yield _event(chunk, call)
+
+
+def _stored(choice: Any, call: GuidedCall) -> dict[str, Any] | None:
+    assert call.recording is not None
+    return choice.model_dump(exclude=OURS, mode="json") if call.recording.route == "chat" else None
+
+
+def _reported(event: str, call: GuidedCall) -> str:
+    return _event(json.loads(event.removeprefix("data: ")), call)
+
+
+def _event(chunk: dict[str, Any], call: GuidedCall) -> str:
     for choice in chunk["choices"]:
         result = call.results.get(choice["index"])
-        if choice.get("finish_reason") is not None and result is not None:
+        if choice.get("finish_reason") is not None and result is not None and call.detail != "none":
             choice["guidance"] = result.dump()
     return f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"

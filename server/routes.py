@@ -16,7 +16,7 @@ from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
-from server import schema
+from server import schema, storing
 from server.calls import CALL, admit
 from server.schema import GuidedChatCompletionRequest, GuidedCompletionRequest, GuidedFields
 from server.state import state_of
@@ -59,6 +59,10 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
     token = CALL.set(call)
     response = None
     try:
+        if request.store:
+            assert call is not None
+            body = await raw_request.json()
+            call.recording = await storing.begin(request, body, state.store, state.tokenizer, call.params)
         response = await create(request, raw_request)
         return response
     finally:

@@ -11,6 +11,7 @@ from qsharp_core.vllm_plugin.params import ETA_RANGE, MAX_CANDIDATES
 
 # Flags of `qsharp serve` arrive in vLLM's own namespace under this prefix.
 ARGUMENT = "qsharp_"
+NOT_CONFIGURED = "this server has no rollout store: start it with --rollouts URL or QSHARP_ROLLOUTS"
 
 
 class Settings(BaseSettings):
@@ -28,6 +29,9 @@ class Settings(BaseSettings):
     )
     max_candidates: int = Field(
         default=64, ge=1, le=MAX_CANDIDATES, description="the largest guidance.candidates a request may ask for"
+    )
+    rollouts: SecretStr | None = Field(
+        default=None, min_length=1, description="URL of the rollout store; without it `store: true` is refused"
     )
     telemetry_timeout: float = Field(
         default=30, gt=0, description="seconds to wait at the end of a choice for the worker's last report"

@@ -5,9 +5,11 @@ from typing import Any
 
 from fastapi import Request
 
+from qsharp_core.rollouts.store import RolloutStore
 from server import metrics
+from server.errors import ConflictError
 from server.registry import Registry
-from server.settings import Settings
+from server.settings import NOT_CONFIGURED, Settings
 from server.telemetry import TelemetryReceiver
 from server.workers import Workers
 
@@ -22,6 +24,18 @@ class QSharpState:
     tokenizer: Any
     vocabulary: int
     registry: Registry = field(default_factory=Registry)
+    rollouts: RolloutStore | None = None
+
+    @property
+    def store(self) -> RolloutStore:
+        """The rollout store.
+
+        Raises:
+            ConflictError: this server has none.
+        """
+        if self.rollouts is None:
+            raise ConflictError(NOT_CONFIGURED)
+        return self.rollouts
 
     async def refresh(self) -> None:
         """Brings the registry up to what the workers say."""

@@ -1,5 +1,6 @@
 """The same guidance without our launcher: `vllm serve` with documented flags, and offline `vllm.LLM`."""
 
+import gc
 from pathlib import Path
 
 import httpx
@@ -31,6 +32,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return models.write_reference(root / "reference", seed=31), models.write_critic(root / "critic", seed=32)
 
 
+@pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")  # vLLM leaves its own to the collector
 def test_offline(folders: tuple[Path, Path]) -> None:
     from vllm import LLM, SamplingParams
     from vllm.exceptions import VLLMValidationError
@@ -55,6 +57,8 @@ def test_offline(folders: tuple[Path, Path]) -> None:
             llm.generate("x", SamplingParams(extra_args={"qsharp_eta": 0}), use_tqdm=False)
     finally:
         llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
 
 
 def test_vllm_serve(folders: tuple[Path, Path], tmp_path: Path) -> None:

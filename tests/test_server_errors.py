@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from vllm.exceptions import GenerationError
 
 from qsharp_core.errors import (
     ConfigError,
@@ -13,7 +14,15 @@ from qsharp_core.errors import (
     QSharpError,
     UnknownCriticError,
 )
-from server.errors import ConflictError, ForbiddenError, NotFoundError, UnauthorizedError, UnavailableError, response_of
+from server.errors import (
+    ConflictError,
+    ForbiddenError,
+    NotFoundError,
+    SampleFailure,
+    UnauthorizedError,
+    UnavailableError,
+    response_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -24,6 +33,7 @@ from server.errors import ConflictError, ForbiddenError, NotFoundError, Unauthor
         (NoCriticError("m", "eta"), 409, "ConflictError"),
         (CriticError("m"), 400, "BadRequestError"),
         (CriticFailure("m", "not_finite"), 500, "InternalServerError"),
+        (SampleFailure("m", "not_finite"), 500, "InternalServerError"),
         (ConfigError("m"), 500, "InternalServerError"),
         (UnauthorizedError("m"), 401, "AuthenticationError"),
         (ForbiddenError("m"), 403, "PermissionDeniedError"),
@@ -42,3 +52,10 @@ def test_status_and_shape(error: QSharpError, status: int, kind: str) -> None:
 
 def test_a_missing_key_is_challenged() -> None:
     assert response_of(UnauthorizedError("m")).headers["www-authenticate"] == "Bearer"
+
+
+def test_vllm_writes_a_failing_sample_into_streams_as_a_500() -> None:
+    failure = SampleFailure("m", "not_finite")
+    assert isinstance(failure, GenerationError)
+    assert failure.status_code == 500
+    assert failure.reason == "not_finite"

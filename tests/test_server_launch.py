@@ -71,6 +71,13 @@ def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     assert Settings.of(launch.parse(["model", "--default-eta", "1"])).default_eta == 1
 
 
+def test_the_admin_key_opens_what_api_keys_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch.parse(["model", "--admin-key", "k"]).api_key is None
+    assert launch.parse(["model", "--admin-key", "k", "--api-key", "a", "b"]).api_key == ["a", "b", "k"]
+    monkeypatch.setenv("VLLM_API_KEY", "c")
+    assert launch.parse(["model", "--admin-key", "k"]).api_key == ["c", "k"]
+
+
 @pytest.mark.parametrize(
     ("flags", "match"),
     [

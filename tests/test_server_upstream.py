@@ -48,3 +48,11 @@ def test_samples_of_a_seeded_request_count_up() -> None:
 def test_abandoned_samples_are_aborted() -> None:
     source = inspect.getsource(AsyncLLM.generate)
     assert "except (asyncio.CancelledError, GeneratorExit):" in source
+
+
+def test_streams_report_a_generation_error_without_a_stack_trace() -> None:
+    for method in (
+        OpenAIServingCompletion.completion_stream_generator,
+        OpenAIServingChat.chat_completion_stream_generator,
+    ):
+        assert "except GenerationError as e:" in inspect.getsource(method)

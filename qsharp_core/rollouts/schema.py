@@ -1,0 +1,172 @@
+"""Tables of the store, and rows to records and back.
+
+Small columns stand before large ones: a scan with a filter then reads little of rows that it passes over. Token ids are
+little-endian int32. Kept in step with `migrations/` by a test.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Row,
+    Table,
+    Text,
+)
+from sqlalchemy.types import JSON
+
+from qsharp_core.rollouts.records import Reward, Rollout, Sampling
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(column_0_label)s",
+    }
+)
+# SQLite counts up by itself only on INTEGER, which holds 64 bits there.
+Serial = BigInteger().with_variant(Integer, "sqlite")
+
+rollouts = Table(
+    "rollouts",
+    metadata,
+    Column("seq", Serial, primary_key=True, autoincrement=True),  # in the order of commits: the cursor of lists
+    Column("id", Text, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("choice", Integer, nullable=False),
+    Column("route", Text, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("temperature", Double, nullable=False),
+    Column("top_p", Double, nullable=False),
+    Column("top_k", Integer, nullable=False),
+    Column("min_p", Double, nullable=False),
+    Column("seed", BigInteger),
+    Column("eta", Double),
+    Column("method", Text),
+    Column("critic", Text),
+    Column("first_valid_position", Integer),
+    Column("parent_id", Text),
+    Column("cut", Integer),
+    Column("kl", Double, nullable=False),
+    Column("value", Double),
+    Column("finish_reason", Text),
+    Column("reward", Double),
+    Column("metadata", JSON, nullable=False),
+    Column("guidance", JSON(none_as_null=True)),
+    Column("sampling_other", JSON, nullable=False),
+    Column("prompt_token_ids", LargeBinary, nullable=False),
+    Column("completion_token_ids", LargeBinary, nullable=False),
+    Column("prompt_text", Text),
+    Column("completion_text", Text, nullable=False),
+    Column("messages", JSON(none_as_null=True)),
+    Column("response", JSON(none_as_null=True)),
+    Index("ix_rollouts_id", "id", unique=True),
+    Index("ix_rollouts_request_id", "request_id"),
+    sqlite_autoincrement=True,  # a cursor must not come again after the last row was deleted
+)
+
+rewards = Table(
+    "rewards",
+    metadata,
+    Column("seq", Serial, primary_key=True, autoincrement=True),
+    Column(
+        "rollout_id", Text, ForeignKey("rollouts.id", ondelete="CASCADE", name="fk_rewards_rollout_id"), nullable=False
+    ),
+    Column("reward", Double, nullable=False),
+    Column("source", Text),
+    Column("created", Double, nullable=False),
+    Index("ix_rewards_rollout_id", "rollout_id"),
+)
+
+_SAME = (
+    "id", "request_id", "choice", "route", "created", "model", "eta", "method", "critic", "first_valid_position",
+    "parent_id", "cut", "kl", "value", "finish_reason", "reward", "prompt_text", "completion_text", "messages",
+    "response", "guidance",
+)  # fmt: skip
+_TEXTS = ("request_id", "model", "prompt_text", "completion_text", "finish_reason")
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")
+
+
+def to_row(rollout: Rollout) -> dict[str, Any]:
+    """Parameters of an insert into `rollouts`."""
+    row = {name: getattr(rollout, name) for name in _SAME}
+    for name in _TEXTS:
+        if row[name] is not None:
+            row[name] = clean(row[name])
+    row |= {name: getattr(rollout.sampling, name) for name in _SAMPLING}
+    row["sampling_other"] = rollout.sampling.other
+    row["metadata"] = rollout.metadata
+    row["prompt_token_ids"] = pack(rollout.prompt_token_ids)
+    row["completion_token_ids"] = pack(rollout.completion_token_ids)
+    return row
+
+
+def from_row(row: Row[Any], history: Iterable[Reward] = ()) -> Rollout:
+    """The record of a whole row of `rollouts`."""
+    fields: dict[str, Any] = dict(row._mapping)
+    return Rollout(
+        **{name: fields[name] for name in _SAME},
+        sampling=Sampling(**{name: fields[name] for name in _SAMPLING}, other=fields["sampling_other"]),
+        metadata=fields["metadata"],
+        prompt_token_ids=unpack(fields["prompt_token_ids"]),
+        completion_token_ids=unpack(fields["completion_token_ids"]),
+        rewards=tuple(history),
+    )
+
+
+def pack(token_ids: Sequence[int]) -> bytes:
+    """Four bytes a token."""
+    return np.asarray(token_ids, dtype="<i4").tobytes()
+
+
+def unpack(data: bytes) -> list[int]:
+    """The inverse of `pack`."""
+    ids: list[int] = np.frombuffer(data, dtype="<i4").tolist()
+    return ids
+
+
+def to_json(value: Any) -> str:
+    """How JSON columns are written: compact, and refusing what JSON does not have."""
+    text = _dumps(value)
+    if "\\u0000" in text or not _encodable(text):
+        text = _dumps(_clean_all(value))
+    return text
+
+
+def clean(text: str) -> str:
+    """The text with U+FFFD for what no database takes: NUL, and halves of surrogate pairs."""
+    if "\0" in text:
+        text = text.replace("\0", "\ufffd")
+    return text if _encodable(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _clean_all(value: Any) -> Any:
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping):
+        return {clean(name): _clean_all(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_clean_all(inner) for inner in value]
+    return value

@@ -1,0 +1,286 @@
+"""`store: true`: what a response samples becomes rollouts, committed before the client sees the end of a choice.
+
+A `Recording` accompanies one request. The engine proxy has it watch the tokens (`watch`), the responses' side hands it
+what the client is about to get, and waits (`save`).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from qsharp_core.errors import GuidanceError
+from qsharp_core.rollouts.records import Rollout, Route, Sampling, first_valid_position, new_id
+from qsharp_core.rollouts.store import RolloutStore
+from qsharp_core.vllm_plugin.params import GuidanceParams
+from server import metrics
+from server.schema import ChoiceGuidance, GuidedFields
+
+logger = logging.getLogger("vllm.qsharp")
+
+PARENT, CUT = "qsharp_parent", "qsharp_cut"
+# Fields of `SamplingParams` beside temperature and its like that shape the law, or end the completion.
+OTHER_SAMPLING = (
+    "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "allowed_token_ids", "bad_words",
+    "structured_outputs", "thinking_token_budget", "watermarking", "trace_decode_token_ids", "min_tokens", "max_tokens",
+    "ignore_eos", "stop", "stop_token_ids", "include_stop_str_in_output", "repetition_detection",
+)  # fmt: skip
+# What OpenAI shows of the request in a stored chat completion.
+SHOWN_REQUEST = ("tools", "tool_choice", "response_format", "presence_penalty", "frequency_penalty", "service_tier")
+CONTEXT = 16  # tokens before a text that its first characters may depend on
+
+
+@dataclass(eq=False)
+class Draft:
+    """A choice while it is sampled."""
+
+    prompt_token_ids: Sequence[int]
+    prompt_text: str | None
+    params: Any
+    seed: int | None
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(eq=False)
+class Recording:
+    """One request that is stored.
+
+    Attributes:
+        body: the request as the client sent it.
+        parent, cut: of a roll-out, the rollout that it goes on from and after how many tokens.
+        drafts: by the response's choice index.
+    """
+
+    store: RolloutStore
+    tokenizer: Any
+    route: Route
+    guidance: GuidanceParams | None
+    body: Mapping[str, Any]
+    metadata: Mapping[str, str]
+    parent: Rollout | None = None
+    cut: int | None = None
+    created: float = field(default_factory=time.time)
+    drafts: dict[int, Draft] = field(default_factory=dict)
+
+    def check_prompt(self, prompt: Mapping[str, Any]) -> None:
+        """Refuses a prompt that cannot be sampled from again, or that is not where the parent was cut.
+
+        Raises:
+            GuidanceError: names the field.
+        """
+        if prompt.get("type") != "token":
+            raise GuidanceError("store must be false with prompts that are not text or token ids", "store")
+        if self.parent is None:
+            return
+        wanted = [*self.parent.prompt_token_ids, *self.parent.completion_token_ids[: self.cut]]
+        if list(prompt["prompt_token_ids"]) != wanted:
+            raise _inconsistent(
+                f"prompt must be the prompt of {self.parent.id} and the first {self.cut} tokens of its completion"
+            )
+
+    async def watch(
+        self, first: int, prompt: Mapping[str, Any], params: Any, outputs: AsyncGenerator[Any, None]
+    ) -> AsyncGenerator[Any, None]:
+        """Passes an engine request's outputs on; its choices begin at index `first` of the response."""
+        async with aclosing(outputs):
+            async for output in outputs:
+                for choice in output.outputs:
+                    index = first + choice.index
+                    if index not in self.drafts:
+                        seed = None if params.seed is None else params.seed + choice.index
+                        text = output.prompt if output.prompt is not None else prompt.get("prompt")
+                        self.drafts[index] = Draft(prompt["prompt_token_ids"], text, params, seed)
+                    draft = self.drafts[index]
+                    draft.token_ids.extend(choice.token_ids)
+                    draft.text += choice.text
+                    draft.finish_reason, draft.stop_reason = choice.finish_reason, choice.stop_reason
+                yield output
+
+    async def save(
+        self,
+        choices: Mapping[int, Mapping[str, Any] | None],
+        results: Mapping[int, ChoiceGuidance],
+        response: Mapping[str, Any],
+    ) -> dict[int, str]:
+        """Stores choices, and returns their rollouts' ids when they are committed.
+
+        Args:
+            choices: by index, as the client gets them; only a chat's are kept.
+            results: what was done for them.
+            response: the response's `id`, `model` and, of a chat, its other fields.
+
+        Raises:
+            StoreError: nothing was stored.
+        """
+        rollouts = [self._rollout(index, shown, results[index], response) for index, shown in choices.items()]
+        started = time.perf_counter()
+        try:
+            await self.store.add(rollouts)
+        except Exception:
+            logger.exception("rollouts of %s could not be stored", response["id"])
+            raise
+        metrics.ROLLOUT_WRITE.observe(time.perf_counter() - started)
+        metrics.ROLLOUTS_STORED.inc(len(rollouts))
+        return {rollout.choice: rollout.id for rollout in rollouts}
+
+    def _rollout(
+        self, index: int, shown: Mapping[str, Any] | None, result: ChoiceGuidance, response: Mapping[str, Any]
+    ) -> Rollout:
+        draft = self.drafts.pop(index)
+        prompt, text = draft.prompt_token_ids, draft.prompt_text
+        if text is None and self.tokenizer is not None:
+            text = self.tokenizer.decode(prompt)
+        tokens, completion, messages = draft.token_ids, draft.text, self.body.get("messages")
+        if self.parent is not None:
+            assert self.cut is not None
+            prompt, text, messages = self.parent.prompt_token_ids, self.parent.prompt_text, self.parent.messages
+            tokens = [*self.parent.completion_token_ids[: self.cut], *tokens]
+            completion = joined_text(self.tokenizer, prompt, tokens, self.cut, draft)
+        guidance = self.guidance
+        return Rollout(
+            id=new_id(),
+            request_id=response["id"],
+            choice=index,
+            route=self.route,
+            created=self.created,
+            model=response["model"],
+            prompt_token_ids=prompt,
+            completion_token_ids=tokens,
+            prompt_text=text,
+            completion_text=completion,
+            messages=messages,
+            response=self._shown(shown, response) if self.route == "chat" and shown is not None else None,
+            sampling=_sampling(draft),
+            eta=guidance.eta if guidance else None,
+            method=guidance.method if guidance else None,
+            critic=guidance.critic if guidance else None,
+            guidance={name: getattr(guidance, name) for name in ("candidates", "min_prob", "tail")}
+            if guidance
+            else None,
+            first_valid_position=first_valid_position(
+                guided=guidance is not None, length=len(tokens), cut=self.cut, finish_reason=draft.finish_reason
+            ),
+            parent_id=self.parent.id if self.parent else None,
+            cut=self.cut,
+            kl=result.kl,
+            value=result.value,
+            finish_reason=draft.finish_reason,
+            metadata=self.metadata,
+        )
+
+    def _shown(self, choice: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:
+        fields = {name: response[name] for name in ("created", "system_fingerprint") if response.get(name) is not None}
+        request = {name: self.body[name] for name in SHOWN_REQUEST if self.body.get(name) is not None}
+        return {"choice": choice, "request": request, **fields}
+
+
+async def begin(
+    request: GuidedFields, body: Mapping[str, Any], store: RolloutStore, tokenizer: Any, guidance: GuidanceParams | None
+) -> Recording:
+    """The recording of a request that has `store: true`.
+
+    Args:
+        request: the request, admitted.
+        body: it as the client sent it.
+        store: the store.
+        tokenizer: the model's.
+        guidance: what it is guided by.
+
+    Raises:
+        GuidanceError: its metadata name a parent that it cannot go on from.
+    """
+    metadata = request.metadata or {}
+    recording = Recording(store, tokenizer, "chat" if "messages" in body else "completion", guidance, body, metadata)
+    if PARENT not in metadata and CUT not in metadata:
+        return recording
+    if PARENT not in metadata or CUT not in metadata:
+        raise _inconsistent(f"{PARENT} and {CUT} must be given together")
+    if guidance is not None:
+        raise _inconsistent(f"{PARENT} needs an unguided request: send eta: null")
+    if recording.route != "completion" or not _is_token_ids(body.get("prompt")):
+        raise _inconsistent(f"{PARENT} needs a completion request with a prompt of token ids")
+    parent = await asyncio.to_thread(store.get, metadata[PARENT])
+    if parent is None:
+        raise _inconsistent(f"{PARENT} must be the id of a stored rollout; got {metadata[PARENT]!r:.100}")
+    length = len(parent.completion_token_ids)
+    digits = metadata[CUT]
+    if not (digits.isascii() and digits.isdigit() and 1 <= int(digits[:10]) <= length and len(digits) <= 10):
+        raise _inconsistent(
+            f"{CUT} must be a whole number from 1 to {length}, its completion's length; got {digits!r:.50}"
+        )
+    recording.parent, recording.cut = parent, int(digits)
+    return recording
+
+
+def joined_text(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int], cut: int, draft: Draft) -> str:
+    """The text of a completion that a request has gone on with after `cut` tokens, as if it were sampled in one.
+
+    Not the sum of two texts: the cut may go through a character.
+    """
+    if tokenizer is None:
+        return draft.text
+    params = draft.params
+    context = [*prompt[-CONTEXT:]]
+
+    def decoded(part: Sequence[int]) -> str:
+        return str(
+            tokenizer.decode(
+                [*context, *part],
+                skip_special_tokens=params.skip_special_tokens,
+                clean_up_tokenization_spaces=False,
+            )
+        )
+
+    skipped = len(decoded([]).rstrip("\ufffd"))
+    stop, include = draft.stop_reason, params.include_stop_str_in_output
+    by_token = draft.finish_reason == "stop" and not isinstance(stop, str)
+    text = decoded(tokens[:-1] if by_token and not include else tokens)
+    if isinstance(stop, str):
+        # vLLM looks for it in what the request itself has sampled.
+        at = text.find(stop, len(decoded(tokens[:cut]).rstrip("\ufffd")))
+        if at >= 0:
+            text = text[: at + len(stop) if include else at]
+    return text[skipped:]
+
+
+def _sampling(draft: Draft) -> Sampling:
+    params = draft.params
+    default = type(params)()
+    other = {}
+    for name in OTHER_SAMPLING:
+        value = getattr(params, name, None)
+        if (value and value != getattr(default, name)) or name == "max_tokens":
+            other[name] = _plain(value)
+    return Sampling(
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=max(params.top_k, 0),
+        min_p=params.min_p,
+        seed=draft.seed,
+        other=other,
+    )
+
+
+def _plain(value: Any) -> Any:
+    plain = msgspec.to_builtins(value, str_keys=True)
+    if isinstance(plain, dict):
+        plain = {name: inner for name, inner in plain.items() if inner is not None and not name.startswith("_")}
+    return plain
+
+
+def _is_token_ids(prompt: Any) -> bool:
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], list):
+        prompt = prompt[0]
+    return isinstance(prompt, list) and bool(prompt) and all(type(token) is int for token in prompt)
+
+
+def _inconsistent(message: str) -> GuidanceError:
+    return GuidanceError(f"metadata: {message}", "metadata")
