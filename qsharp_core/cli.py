@@ -13,6 +13,11 @@ COMMANDS = {
         "server.critics_cli",
         "the critics of a running server: list, load, activate, roll back, unload, score",
     ),
+    "collect": ("trainer.collect_command", "sample a task's problems through a server, which stores the rollouts"),
+    "reward": ("trainer.rewards.command", "have verifiers judge stored rollouts"),
+    "train": ("trainer.training.command", "make the next version of a critic from logged rollouts"),
+    "evaluate": ("trainer.evaluate_command", "measure a task's accuracy against KL, over eta and methods"),
+    "export": ("trainer.export", "write stored rollouts to a Parquet file"),
 }
 
 

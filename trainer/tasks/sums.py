@@ -9,7 +9,9 @@ import hashlib
 import re
 from functools import cache
 from itertools import combinations_with_replacement, permutations
-from typing import Literal
+from typing import Literal, cast
+
+from trainer.tasks import base
 
 Problem = tuple[int, int, int]
 Split = Literal["train", "held_out"]
@@ -54,8 +56,13 @@ def prompt(problem: Problem) -> str:
 
 def reward(problem: Problem, text: str) -> float:
     """1.0 if the number after the line's `The answer is` equals the sum, else 0.0."""
+    return float(answer(text) == str(sum(problem)))
+
+
+def answer(text: str) -> str | None:
+    """The number that a completion gives as its answer; None if it gives none."""
     match = _ANSWER.search(text.split(STOP, 1)[0])
-    return float(match is not None and match.group(1) == str(sum(problem)))
+    return match.group(1) if match else None
 
 
 def _question(problem: Problem) -> str:
@@ -93,3 +100,25 @@ def _held_out_triples() -> frozenset[Problem]:
 
 def _hash(triple: Problem) -> str:
     return hashlib.sha256(repr(triple).encode()).hexdigest()
+
+
+def _asked(split: str) -> list[base.Problem]:
+    return [
+        base.Problem(id="+".join(map(str, p)), prompt=prompt(p), answer=str(sum(p)), data={"digits": list(p)})
+        for p in problems(cast(Split, split))
+    ]
+
+
+def _reward(problem: base.Problem, text: str) -> float:
+    a, b, c = problem.data["digits"]
+    return reward((a, b, c), text)
+
+
+TASK = base.Task(
+    name="sums",
+    problems=_asked,
+    splits=("train", "held_out"),
+    sampling=base.SamplingDefaults(max_tokens=48, stop=(STOP,)),
+    reward=_reward,
+    vote=answer,
+)

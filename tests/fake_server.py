@@ -1,0 +1,202 @@
+"""A server without a model: the real store and its real routes, answers that follow from the seed, faults on order.
+
+A token is a character. To a sum's prompt it answers with a worked sum that is right with a known probability; to any
+other with random letters.
+"""
+
+import asyncio
+import random
+import re
+import socket
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+
+from qsharp_core.errors import QSharpError
+from qsharp_core.rollouts.records import Rollout, Sampling, first_valid_position, new_id
+from qsharp_core.rollouts.store import Filters, RolloutStore
+from server import errors, rollouts
+
+QUESTION = re.compile(r".*What is (\d) \+ (\d) \+ (\d)\?\nAnswer:(.*)\Z", re.DOTALL)
+CRITIC = "fake@1"
+
+
+def chance(eta: float | None, method: str) -> float:
+    """Of a right answer: the stronger the guidance the better, and CD is worse than Q-sharp."""
+    gain = 0.0 if eta is None else 1 / (1 + eta / 0.1)
+    return 0.5 + 0.45 * gain * (0.5 if method == "cd" else 1.0)
+
+
+@dataclass
+class FakeServer:
+    """Its state, shared with the test.
+
+    Attributes:
+        faults: what happens to the next samples: a status, "lost" (stored, but the answer does not arrive), "dropped".
+        posts: how often each path was posted to.
+        seen: bodies of the sampling requests that were served.
+    """
+
+    store: RolloutStore
+    url: str = ""
+    faults: deque[int | str | None] = field(default_factory=deque)
+    posts: Counter[str] = field(default_factory=Counter)
+    seen: list[dict[str, Any]] = field(default_factory=list)
+    delay: float = 0.0
+    refuse: Callable[[dict[str, Any]], bool] = lambda body: False
+
+    def stored(self) -> list[Rollout]:
+        return [one for batch in self.store.batches(Filters(), 1000) for one in batch]
+
+
+def right(a: int, b: int, c: int) -> str:
+    return f" {a} + {b} = {a + b}. {a + b} + {c} = {a + b + c}. The answer is {a + b + c}."
+
+
+def continued(prompt: str, rng: random.Random, probability: float) -> str:
+    """What the model goes on with."""
+    match = QUESTION.match(prompt)
+    if match is None:
+        return "".join(rng.choice("abcdefgh") for _ in range(rng.randint(1, 12)))
+    a, b, c = map(int, match.groups()[:3])
+    if rng.random() >= probability:
+        c += rng.choice([-1, 1])
+    return right(a, b, c)[len(match[4]) :]
+
+
+def respond(fake: FakeServer, body: dict[str, Any], chat: bool) -> tuple[list[Rollout], dict[str, Any]]:
+    """Rollouts of a request, and what its client gets."""
+    given = "".join(m["content"] for m in body["messages"]) if chat else body["prompt"]
+    prompt = given if isinstance(given, str) else "".join(map(chr, given))
+    guidance, metadata = body.get("guidance") or {}, body.get("metadata") or {}
+    eta, method = body["eta"], guidance.get("method", "qsharp")
+    parent = fake.store.get(metadata["qsharp_parent"]) if "qsharp_parent" in metadata else None
+    cut = int(metadata["qsharp_cut"]) if parent else None
+    if parent:
+        assert given == [*parent.prompt_token_ids, *parent.completion_token_ids[:cut]]
+        assert eta is None
+    made, choices = [], []
+    for index in range(body.get("n") or 1):
+        rng = random.Random(body["seed"] + index)
+        text = continued(prompt, rng, chance(eta, method))
+        if parent and not text:
+            text = "."
+        tokens, finish = [ord(c) for c in text][: body["max_tokens"]], "stop"
+        if len(tokens) < len(text):
+            finish, text = "length", text[: body["max_tokens"]]
+        kl = 0.0 if eta is None else (0.02 + 0.01 * rng.random()) * len(tokens) / (eta + 0.1)
+        whole = [*parent.completion_token_ids[:cut], *tokens] if parent else tokens
+        first = first_valid_position(guided=eta is not None, length=len(whole), cut=cut, finish_reason=finish)
+        rollout = Rollout(
+            id=new_id(), request_id=f"cmpl-{body['seed']}", choice=index, route="chat" if chat else "completion",
+            created=time.time(), model=body["model"],
+            prompt_token_ids=parent.prompt_token_ids if parent else [ord(c) for c in prompt],
+            completion_token_ids=whole, prompt_text=parent.prompt_text if parent else prompt,
+            completion_text="".join(map(chr, whole)), messages=body.get("messages"),
+            sampling=Sampling(temperature=body["temperature"], top_p=body["top_p"], top_k=body["top_k"]),
+            eta=eta, method=method if eta is not None else None, critic=CRITIC if eta is not None else None,
+            first_valid_position=first, parent_id=parent.id if parent else None, cut=cut, kl=kl, finish_reason=finish,
+            metadata=metadata,
+        )  # fmt: skip
+        made.append(rollout)
+        choices.append(
+            {"index": index, "finish_reason": finish, "token_ids": tokens, "prompt_token_ids": [ord(c) for c in prompt]}
+            | ({"message": {"role": "assistant", "content": text}} if chat else {"text": text})
+            | ({"rollout_id": rollout.id} if body.get("store") else {})
+            | ({"guidance": {"kl": kl, "tokens_total": len(tokens)}} if eta is not None else {})
+        )
+    tokens_made = sum(len(rollout.completion_token_ids) for rollout in made)
+    return made, {"id": made[0].request_id, "choices": choices, "usage": {"completion_tokens": tokens_made}}
+
+
+def scored(prompt: list[int], completion: list[int]) -> list[float]:
+    """A critic that sees at the end whether a sum is right, most of the time."""
+    match = QUESTION.match("".join(map(chr, prompt)))
+    text = "".join(map(chr, completion))
+    good = match is not None and text == right(*map(int, match.groups()[:3]))
+    noise = random.Random(text).random() * 0.3
+    return [0.5] * (len(completion) - 1) + [0.6 + noise if good else 0.4 - noise]
+
+
+def application(fake: FakeServer) -> FastAPI:
+    app = FastAPI()
+    app.state.qsharp = SimpleNamespace(store=fake.store)
+    app.add_exception_handler(QSharpError, errors.handle)
+    rollouts.attach(app)
+
+    async def sample(request: Request) -> Response:
+        body = await request.json()
+        fake.posts["sample"] += 1
+        fault = fake.faults.popleft() if fake.faults else None
+        if isinstance(fault, int):
+            error = {"message": f"fault {fault}", "type": "x", "param": None, "code": fault}
+            return JSONResponse({"error": error}, status_code=fault, headers={"Retry-After": "0"})
+        if fault == "dropped":
+            return Broken()
+        if fake.refuse(body):
+            return JSONResponse({"error": {"message": "too long", "param": "prompt", "code": 400}}, status_code=400)
+        await asyncio.sleep(fake.delay)
+        made, answer = respond(fake, body, chat="messages" in body)
+        fake.seen.append(body)
+        if body.get("store"):
+            await fake.store.add(made)
+        await asyncio.sleep(fake.delay / 4)
+        return Broken() if fault == "lost" else JSONResponse(answer)
+
+    async def score(request: Request) -> Any:
+        body = await request.json()
+        fake.posts["score"] += 1
+        data = [{"values": scored(body["prompt"], completion)} for completion in body["completion"]]
+        return {"critic": CRITIC, "data": data}
+
+    def models() -> Any:
+        return {"data": [{"id": "fake"}]}
+
+    def critics() -> Any:
+        card = {"reward_range": [0.0, 1.0], "recommended_eta": 0.1}
+        one = {"id": CRITIC, "name": "fake", "version": "1", "active": True, "default": True, "max_length": 4096}
+        return {"data": [{**one, "card": card}]}
+
+    app.add_api_route("/v1/completions", sample, methods=["POST"])
+    app.add_api_route("/v1/chat/completions", sample, methods=["POST"])
+    app.add_api_route(f"/v1/critics/{CRITIC}/score", score, methods=["POST"])
+    app.add_api_route("/v1/models", models)
+    app.add_api_route("/v1/critics", critics)
+    return app
+
+
+class Broken(Response):
+    """An answer whose connection breaks."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"100")]})
+        await send({"type": "http.response.body", "body": b"{", "more_body": True})
+
+
+@contextmanager
+def running(database: str) -> Iterator[FakeServer]:
+    """It, in a thread."""
+    fake = FakeServer(RolloutStore(database))
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        fake.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server = uvicorn.Server(uvicorn.Config(application(fake), log_level="critical"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield fake
+        finally:
+            server.should_exit = True
+            thread.join()
+            fake.store.close()

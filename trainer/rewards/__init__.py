@@ -1,0 +1,1 @@
+"""Verifiers: what judges completions, how they are run, and `qsharp reward`."""

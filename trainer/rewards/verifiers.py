@@ -1,0 +1,232 @@
+"""Verifiers by name, run side by side, and what they make together.
+
+The reward of a completion is the mean, by weight, of what the verifiers that apply to it gave. If none applies, or one
+fails, it has none: what nobody judged is not scored 0.
+"""
+
+import asyncio
+import inspect
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from trainer.rewards.base import Case, Verifier, VerifierError
+from trainer.rewards.pool import Pool
+from trainer.tasks import registry
+from trainer.tasks.base import Task
+
+GROUP = "qsharp.verifiers"
+OWN = "task"  # the reward of the task that a problem belongs to
+TASK_PREFIX = "task="
+BUILT_IN = {
+    "exact": "trainer.rewards.builtin:exact",
+    "numeric": "trainer.rewards.builtin:numeric",
+    "star_graph": "trainer.rewards.builtin:star_graph",
+    "math_verify": "trainer.rewards.mathematics:math_verify",
+}
+# Those that are run in this process; all others could hang.
+QUICK = {name: BUILT_IN[name] for name in ("exact", "numeric", "star_graph")}
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """A verifier's name and weight."""
+
+    name: str
+    weight: float = 1.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Weighted":
+        """`NAME` or `NAME=WEIGHT`.
+
+        Raises:
+            VerifierError
+        """
+        name, equals, number = text.partition("=")
+        try:
+            weight = float(number) if equals else 1.0
+        except ValueError:
+            weight = math.nan
+        if not (name and math.isfinite(weight) and weight > 0):
+            raise VerifierError(f"a verifier is NAME or NAME=WEIGHT, the weight a number above 0; got {text!r}")
+        return cls(name, weight)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a completion; `reward` is None if it has none.
+
+    Attributes:
+        rewards: by verifier, of those that applied.
+        failures: by verifier, why it failed.
+    """
+
+    reward: float | None
+    rewards: Mapping[str, float] = field(default_factory=dict)
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+
+def combined(verifiers: Sequence[Weighted], rewards: Mapping[str, float], failures: Mapping[str, str]) -> Verdict:
+    """The weighted mean of the rewards there are; none if a verifier failed."""
+    weights = {verifier.name: verifier.weight for verifier in verifiers if verifier.name in rewards}
+    if failures or not weights:
+        return Verdict(None, rewards, failures)
+    total = sum(weight * rewards[name] for name, weight in weights.items())
+    return Verdict(total / sum(weights.values()), rewards, failures)
+
+
+@dataclass
+class Tally:
+    """What became of many completions."""
+
+    judged: int = 0
+    not_applicable: int = 0
+    failed: int = 0
+    total: float = 0.0
+    by_verifier: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def add(self, verdict: Verdict, verifiers: Sequence[Weighted]) -> None:
+        """Counts one."""
+        if verdict.reward is not None:
+            self.judged += 1
+            self.total += verdict.reward
+        elif verdict.failures:
+            self.failed += 1
+        else:
+            self.not_applicable += 1
+        for verifier in verifiers:
+            counts = self.by_verifier.setdefault(verifier.name, Counter())
+            given = verifier.name in verdict.rewards
+            counts["judged" if given else "failed" if verifier.name in verdict.failures else "not_applicable"] += 1
+
+    @property
+    def mean(self) -> float | None:
+        """Of the rewards given."""
+        return self.total / self.judged if self.judged else None
+
+
+class Judge:
+    """Runs verifiers on completions. To be used as an async context manager.
+
+    Args:
+        verifiers: which, each once.
+        workers: processes.
+        timeout: seconds that a verifier has for a completion.
+        memory: bytes that such a process may have; None is no limit.
+
+    Raises:
+        VerifierError, TaskError: one of them cannot be loaded.
+    """
+
+    def __init__(
+        self, verifiers: Sequence[Weighted], *, workers: int = 2, timeout: float = 10.0, memory: int | None = None
+    ) -> None:
+        names = [verifier.name for verifier in verifiers]
+        if not names or len(set(names)) < len(names):
+            raise VerifierError("name at least one verifier, and each only once")
+        self.verifiers = tuple(verifiers)
+        self._timeout = timeout
+        self._pool = Pool(load, workers, timeout, memory)
+        # Loaded here too: a wrong name is told at once, and async ones are run here.
+        self._loaded: dict[str, Verifier] = {name: load(name) for name in names if name != OWN}
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._pool.__aexit__(kind, error, trace)
+
+    async def judge(self, case: Case, task: "TaskRef | None" = None) -> Verdict:
+        """The verdict on one completion; `task` is what its problem belongs to."""
+        given = await asyncio.gather(*(self._one(verifier.name, case, task) for verifier in self.verifiers))
+        rewards: dict[str, float] = {}
+        failures: dict[str, str] = {}
+        for verifier, (reward, failure) in zip(self.verifiers, given, strict=True):
+            if failure is not None:
+                failures[verifier.name] = failure
+            elif reward is not None:
+                rewards[verifier.name] = reward
+        return combined(self.verifiers, rewards, failures)
+
+    async def _one(self, name: str, case: Case, task: "TaskRef | None") -> tuple[float | None, str | None]:
+        try:
+            return _checked(await self._run(name, case, task)), None
+        except VerifierError as error:
+            return None, str(error)
+
+    async def _run(self, name: str, case: Case, task: "TaskRef | None") -> Any:
+        if name == OWN:
+            if task is None or case.problem is None or task.task.reward is None:
+                return None
+            if task.spec is None or inspect.iscoroutinefunction(task.task.reward):
+                return await self._here(own_reward(task.task), case)
+            return await self._pool.run(TASK_PREFIX + task.spec, case)
+        verifier = self._loaded[name]
+        if name in QUICK or is_async(verifier):
+            return await self._here(verifier, case)
+        return await self._pool.run(name, case)
+
+    async def _here(self, verifier: Verifier, case: Case) -> Any:
+        try:
+            async with asyncio.timeout(self._timeout):
+                found = verifier(case)
+                return await found if inspect.isawaitable(found) else found
+        except TimeoutError as error:
+            raise VerifierError(f"took longer than {self._timeout:g} s") from error
+        except Exception as error:  # whatever a verifier raises costs its own completion
+            raise VerifierError(f"{type(error).__name__}: {error}"[:500]) from error
+
+
+@dataclass(frozen=True)
+class TaskRef:
+    """A task, and the spec that another process finds it by; None if it has no such spec."""
+
+    task: Task
+    spec: str | None = None
+
+
+def load(name: str) -> Verifier:
+    """The verifier of that name, of an entry point, or at `module:function`; `task=SPEC` is a task's reward.
+
+    Raises:
+        VerifierError, TaskError
+    """
+    if name.startswith(TASK_PREFIX):
+        return own_reward(registry.find_task(name.removeprefix(TASK_PREFIX)))
+    found = registry.find(name, BUILT_IN, GROUP, "verifier")
+    if not callable(found):
+        raise VerifierError(f"verifier {name} is a {type(found).__name__}, which cannot be called")
+    verifier: Verifier = found
+    return verifier
+
+
+def own_reward(task: Task) -> Verifier:
+    """A task's reward as a verifier."""
+    reward = task.reward
+
+    def verifier(case: Case) -> Any:
+        return None if reward is None or case.problem is None else reward(case.problem, case.completion)
+
+    return verifier
+
+
+def is_async(verifier: Verifier) -> bool:
+    """Whether calling it gives something to await."""
+    return inspect.iscoroutinefunction(verifier) or inspect.iscoroutinefunction(getattr(verifier, "__call__", None))  # noqa: B004
+
+
+def _checked(value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise VerifierError(f"must return a number or None; got {value!r:.100}") from error
+    if not math.isfinite(number):
+        raise VerifierError(f"must return a finite number or None; got {number}")
+    return number

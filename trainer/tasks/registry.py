@@ -1,0 +1,70 @@
+"""Finds things by name: this project's own, those of installed packages (entry points), or `module:object`."""
+
+import os
+import sys
+from collections.abc import Mapping
+from functools import reduce
+from importlib import import_module
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from trainer.tasks.base import Task, TaskError
+from trainer.tasks.files import file_task
+
+GROUP = "qsharp.tasks"
+BUILT_IN = {"sums": "trainer.tasks.sums:TASK", "tree_mdp": "trainer.tree_mdp:TASK"}
+
+
+def find_task(spec: str) -> Task:
+    """The task of that name, or at that `module:object`.
+
+    Raises:
+        TaskError: there is none.
+    """
+    found = find(spec, BUILT_IN, GROUP, "task")
+    if not isinstance(found, Task):
+        raise TaskError(f"{spec} is a {type(found).__name__}, not a trainer.tasks.base.Task")
+    return found
+
+
+def task_of(task: str | None, prompts: Path | None) -> Task:
+    """What a command line means by `--task` and `--prompts`: exactly one of them.
+
+    Raises:
+        TaskError
+    """
+    if (task is None) == (prompts is None):
+        raise TaskError("give either --task or --prompts")
+    return find_task(task) if task is not None else file_task(prompts)  # type: ignore[arg-type]
+
+
+def is_registered(name: str) -> bool:
+    """Whether a name is known without importing what it says: names that come with data must be."""
+    return name in BUILT_IN or name in entry_points(group=GROUP).names
+
+
+def find(spec: str, built_in: Mapping[str, str], group: str, noun: str) -> Any:
+    """What `spec` names.
+
+    Args:
+        spec: a name, or `module:object`.
+        built_in: names to `module:object`.
+        group: of entry points.
+        noun: what it is, for messages.
+
+    Raises:
+        TaskError: it cannot be found, or its module cannot be imported.
+    """
+    registered = {point.name: point.value for point in entry_points(group=group)}
+    path = built_in.get(spec) or registered.get(spec) or spec
+    module, colon, attribute = path.partition(":")
+    if not colon or not module or not attribute:
+        known = ", ".join(sorted({*built_in, *registered}))
+        raise TaskError(f"no {noun} {spec!r}; known are {known}, or module:object")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # a script's own folder is on the path, not where it is called
+    try:
+        return reduce(getattr, attribute.split("."), import_module(module))
+    except (ImportError, AttributeError) as error:
+        raise TaskError(f"{noun} {spec!r} cannot be loaded: {error}") from error

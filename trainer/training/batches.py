@@ -1,0 +1,134 @@
+"""Rollouts as tensors for one pass: padded rows, or one tree of the prefixes they share.
+
+Both give the same loss and gradient. In a tree every distinct prefix is a node that is run once and sees its own
+ancestors only; the labels of all rollouts through it are read off the same output.
+
+Shapes: B rows of S tokens (a tree: B = 1, S nodes), M judged positions, L labels (one a rollout and valid position).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.training.batching import shared_prefix
+from trainer.training.data import Rollout
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One pass.
+
+    Attributes:
+        input_ids: `[B, S]`.
+        attention_mask: `[B, S]`, 1 where there is a token; a tree's is `[1, 1, S, S]`, True where the row sees.
+        position_ids: `[B, S]`.
+        at: `[M]` judged tokens, as indices into the `B * S` tokens.
+        before: `[M]` the token before each.
+        judged: `[L]` each label's index into the M.
+        rewards: `[L]`.
+        weights: `[L]`, so that they sum to 1 over each rollout.
+        rollout: `[L]` the label's rollout, as a number of the caller's.
+        position: `[L]` its position in the completion.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    position_ids: Tensor
+    at: Tensor
+    before: Tensor
+    judged: Tensor
+    rewards: Tensor
+    weights: Tensor
+    rollout: Tensor
+    position: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
+
+    def without_weight(self) -> "Batch":
+        """The same, judged by nobody: for a process that has nothing to do in a step, and must take part."""
+        return Batch(**{f.name: getattr(self, f.name) for f in fields(self)} | {"weights": self.weights * 0})
+
+
+def padded(indices: Sequence[int], rollouts: Sequence[Rollout]) -> Batch:
+    """A row for each of `rollouts[i]`, padded on the right."""
+    width = max(rollouts[i].length for i in indices)
+    ids = np.zeros((len(indices), width), dtype=np.int64)
+    mask = np.zeros((len(indices), width), dtype=np.int64)
+    paths = []
+    for row, i in enumerate(indices):
+        tokens = rollouts[i].token_ids
+        ids[row, : len(tokens)] = tokens
+        mask[row, : len(tokens)] = 1
+        paths.append(row * width + np.arange(len(tokens)))
+    positions = torch.arange(width).expand(len(indices), width)
+    return _labelled(indices, rollouts, torch.from_numpy(ids), torch.from_numpy(mask), positions, paths)
+
+
+def tree(indices: Sequence[int], rollouts: Sequence[Rollout]) -> Batch:
+    """The prefix tree of all `rollouts[i]` in one row."""
+    order = sorted(indices, key=lambda i: (rollouts[i].order, i))
+    sequences = [rollouts[i].token_ids for i in order]
+    tokens: list[int] = []
+    depths: list[int] = []
+    paths: list[np.ndarray] = []
+    seen: list[tuple[int, int, np.ndarray]] = []  # chains of new nodes: first, end, their ancestors
+    for n, sequence in enumerate(sequences):
+        common = shared_prefix(sequences[n - 1], sequence) if n else 0
+        ancestors = paths[-1][:common] if n else np.arange(0)
+        chain = np.arange(len(tokens), len(tokens) + len(sequence) - common)
+        seen.append((len(tokens), len(tokens) + len(chain), ancestors))
+        paths.append(np.concatenate([ancestors, chain]))
+        tokens += sequence[common:].tolist()
+        depths += range(common, len(sequence))
+    visible = np.zeros((len(tokens), len(tokens)), dtype=bool)
+    for first, end, ancestors in seen:
+        visible[first:end, ancestors] = True
+        visible[first:end, first:end] = np.tri(end - first, dtype=bool)
+    return _labelled(
+        order,
+        rollouts,
+        torch.tensor([tokens]),
+        torch.from_numpy(visible)[None, None],
+        torch.tensor([depths]),
+        paths,
+    )
+
+
+def _labelled(
+    indices: Sequence[int],
+    rollouts: Sequence[Rollout],
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    position_ids: Tensor,
+    paths: Sequence[np.ndarray],
+) -> Batch:
+    """Puts each rollout's labels on its path: the index of each of its tokens among the `B * S`."""
+    at, before, rewards, weights, rollout, position = [], [], [], [], [], []
+    for i, path in zip(indices, paths, strict=True):
+        r = rollouts[i]
+        start = len(r.prompt) + r.first_valid
+        at.append(path[start:])
+        # An empty prompt's first token has none before it; `data` lets it be judged only where it is the only one.
+        before.append(path[np.maximum(np.arange(start, len(path)) - 1, 0)])
+        rewards.append(np.full(r.valid, r.reward))
+        weights.append(np.full(r.valid, 1 / r.valid))
+        rollout.append(np.full(r.valid, i))
+        position.append(np.arange(r.first_valid, len(r.completion)))
+    nodes, where, judged = np.unique(np.concatenate(at), return_index=True, return_inverse=True)
+    return Batch(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        at=torch.from_numpy(nodes),
+        before=torch.from_numpy(np.concatenate(before)[where]),
+        judged=torch.from_numpy(judged),
+        rewards=torch.from_numpy(np.concatenate(rewards)).float(),
+        weights=torch.from_numpy(np.concatenate(weights)).float(),
+        rollout=torch.from_numpy(np.concatenate(rollout)),
+        position=torch.from_numpy(np.concatenate(position)),
+    )

@@ -1,0 +1,98 @@
+"""The calibration plot: does what the critic expects come true, and from where in a completion on does it know."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from trainer.training import measures
+from trainer.training.heldout import Predictions
+
+BLUE, GREY, ORANGE = "#2b6cb0", "#8a94a0", "#c05621"
+BINS = 10
+
+
+def calibration(
+    path: Path, found: Predictions, report: dict[str, Any], title: str, bounds: tuple[float, float]
+) -> None:
+    """Writes a PNG: reliability above a histogram of the predictions, and AUC and log-loss by position beside them."""
+    figure = Figure(figsize=(10.5, 5.4), dpi=130, layout="constrained")
+    grid = figure.add_gridspec(2, 2, height_ratios=[3.2, 1], width_ratios=[1.15, 1])
+    _reliability(figure, grid, found, report["overall"], bounds)
+    _positions(figure, grid, report)
+    figure.suptitle(title, fontweight="bold", fontsize=12)
+    figure.savefig(path)
+
+
+def _reliability(
+    figure: Figure, grid: Any, found: Predictions, overall: dict[str, Any], bounds: tuple[float, float]
+) -> None:
+    axes = figure.add_subplot(grid[0, 0])
+    axes.plot(bounds, bounds, color=GREY, linewidth=1, linestyle="--", label="perfectly calibrated")
+    # Bins of equal weight: each point is as trustworthy as the next.
+    order = np.argsort(found.predicted, kind="stable")
+    share = np.cumsum(found.weights[order]) / found.weights.sum()
+    bins = np.minimum((share * BINS).astype(int), BINS - 1)
+    x, y, error = [], [], []
+    for b in np.unique(bins):
+        chosen = order[bins == b]
+        weights = found.weights[chosen]
+        x.append(np.average(found.predicted[chosen], weights=weights))
+        y.append(np.average(found.rewards[chosen], weights=weights))
+        # Positions of one rollout share its reward: a rollout is a draw, not a position.
+        total = np.bincount(found.rollout[chosen], weights)
+        earned = np.bincount(found.rollout[chosen], weights * found.rewards[chosen])
+        seen = total > 0
+        _, se = measures.clustered_mean(
+            (earned[seen] - y[-1] * total[seen]) / total[seen].mean(), np.arange(int(seen.sum()))
+        )
+        error.append(1.96 * (se or 0.0))
+    axes.errorbar(
+        x, y, yerr=error, color=BLUE, marker="o", markersize=5, linewidth=1.5, capsize=2.5,
+        label="critic, tenths of the predictions (95 %)",
+    )  # fmt: skip
+    axes.set(ylabel="mean reward earned", xlim=bounds, title="Does it come true?")
+    auc = "–" if overall["auc"] is None else f"{overall['auc']:.3f}"
+    axes.text(
+        0.97, 0.05,
+        f"Brier {overall['brier']:.4f}  (constant {overall['brier_constant']:.4f})\n"
+        f"AUC {auc}    ECE {overall['ece']:.4f}\n"
+        f"{overall['rollouts']:,} rollouts, {overall['n']:,} positions",
+        transform=axes.transAxes, ha="right", va="bottom", fontsize=8.5, color="#333333",
+    )  # fmt: skip
+    axes.legend(loc="upper left", frameon=False, fontsize=8.5)
+    below = figure.add_subplot(grid[1, 0], sharex=axes)
+    below.hist(
+        found.predicted, bins=40, range=bounds, weights=found.weights / found.weights.sum(), color=BLUE, alpha=0.55
+    )
+    below.set(xlabel="expected reward E[Z]", ylabel="share")
+    axes.tick_params(labelbottom=False)
+    for a in (axes, below):
+        _tidy(a)
+
+
+def _positions(figure: Figure, grid: Any, report: dict[str, Any]) -> None:
+    entries = [*report["by_position"], {"part": "last\ntoken"} | report["last_token"]]
+    x = np.arange(len(entries))
+    axes = figure.add_subplot(grid[0, 1])
+    auc = [np.nan if e["auc"] is None else e["auc"] for e in entries]
+    axes.plot(x, auc, color=BLUE, marker="o", markersize=5, linewidth=1.5)
+    axes.axhline(0.5, color=GREY, linewidth=1, linestyle="--")
+    axes.text(x[0], 0.505, "chance", color=GREY, fontsize=8.5, va="bottom")
+    axes.set(ylabel="AUC", ylim=(min(0.45, np.nanmin([*auc, 0.5]) - 0.03), 1.01), title="From where on does it know?")
+    below = figure.add_subplot(grid[1, 1], sharex=axes)
+    below.bar(x, [e["log_loss"] for e in entries], color=ORANGE, alpha=0.7, width=0.6)
+    below.set(ylabel="log-loss", xlabel="position in the completion")
+    below.set_xticks(x, [e["part"].removesuffix("%") for e in entries], fontsize=8.5)
+    below.set_xlabel("position in the completion, %")
+    axes.tick_params(labelbottom=False)
+    for a in (axes, below):
+        _tidy(a)
+
+
+def _tidy(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#e6e9ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.title.set_fontsize(10)

@@ -1,0 +1,99 @@
+"""What a training run is made of. Two runs with equal settings and data end with equal weights."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from qsharp_core.critic.checkpoint import BernoulliCard, CategoricalCard
+from qsharp_core.critic.model import HeadKind
+from qsharp_core.errors import QSharpError
+from qsharp_core.returns import Bernoulli, Categorical, ReturnDistribution
+
+
+class TrainingError(QSharpError):
+    """A run cannot start or go on; the message says what to change."""
+
+
+class TrainSettings(BaseModel):
+    """All that decides what is learned.
+
+    Attributes:
+        base: Hugging Face decoder to start from; with `continue_from`, where borrowed embeddings are read.
+        layers: keep only the base's first layers.
+        continue_from: folder of the critic to go on from, instead of a fresh one.
+        name: of the critic; versions count up under it.
+        atoms: of a categorical distribution, ascending; None is Bernoulli.
+        reward_range: least and greatest reward there can be.
+        mlp: width of a hidden layer in the head.
+        borrow_embeddings: leave the token embeddings the reference's: not trained, not stored.
+        held_out: fraction of the prompts that only measure.
+        group_by: split by this entry of the metadata instead of the prompt's token ids.
+        drop_uniform_prompts: leave out training prompts whose rollouts all earned the same.
+        mixed_policies: accept rollouts of different sampling policies.
+        epochs: passes over the training rollouts.
+        learning_rate: the greatest; after the warm-up it falls to 0 along a cosine.
+        batch_tokens: tokens of one step, over all processes.
+        grad_accumulation: passes that a step is run in, at least. It saves memory and changes nothing else.
+        clip: greatest norm of the gradient.
+        warmup: fraction of the steps.
+        weight_decay: of matrices; biases and norms have none.
+        share_prefixes: run prefixes that rollouts share once, not once each.
+        precision: of the forward pass; `auto` is bf16 on a GPU that has it.
+        select: keep the weights of the last epoch, or of the one with the least held-out log-loss.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base: str | None = None
+    layers: int | None = Field(default=None, ge=1)
+    continue_from: Path | None = None
+    name: str = Field(default="critic", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    head: HeadKind = "V"
+    atoms: tuple[float, ...] | None = Field(default=None, min_length=2)
+    reward_range: tuple[float, float] = (0.0, 1.0)
+    mlp: int | None = Field(default=None, ge=1)
+    borrow_embeddings: bool = False
+
+    held_out: float = Field(default=0.1, ge=0, lt=1)
+    group_by: str | None = None
+    drop_uniform_prompts: bool = False
+    mixed_policies: bool = False
+
+    epochs: int = Field(default=3, ge=1)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    batch_tokens: int = Field(default=16384, ge=1)
+    grad_accumulation: int = Field(default=1, ge=1)
+    clip: float = Field(default=1.0, gt=0)
+    warmup: float = Field(default=0.05, ge=0, le=1)
+    weight_decay: float = Field(default=0.1, ge=0)
+    seed: int = 0
+    share_prefixes: bool = True
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    select: Literal["best", "last"] = "best"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.base is None and self.continue_from is None:
+            raise ValueError("say where to start: --base or --continue")
+        low, high = self.reward_range
+        if not low < high:
+            raise ValueError(f"--reward-range must ascend, got {low} {high}")
+        if self.atoms is None:
+            if self.reward_range != (0.0, 1.0):
+                raise ValueError("a Bernoulli critic's rewards are 0 and 1; for others use --distribution categorical")
+        elif list(self.atoms) != sorted(set(self.atoms)) or self.atoms[0] < low or self.atoms[-1] > high:
+            raise ValueError(f"--atoms must ascend within --reward-range [{low}, {high}]")
+        return self
+
+    @property
+    def returns(self) -> ReturnDistribution:
+        """The distribution that a fresh critic predicts."""
+        return Categorical(self.atoms, self.reward_range) if self.atoms else Bernoulli()
+
+
+def distribution_card(returns: ReturnDistribution) -> BernoulliCard | CategoricalCard:
+    """How `critic.json` writes a distribution."""
+    if isinstance(returns, Categorical):
+        return CategoricalCard(kind="categorical", atoms=list(returns.atoms))
+    return BernoulliCard(kind="bernoulli")
