@@ -188,6 +188,8 @@ def save(folder: Path, card: CriticCard, critic: Critic) -> None:
     save_file(weights, temporary / BACKBONE / "model.safetensors", metadata={"format": "pt"})
     save_file({k: v.contiguous() for k, v in critic.head.state_dict().items()}, temporary / HEAD)
     (temporary / CARD).write_text(card.model_dump_json(indent=2, exclude_none=True) + "\n")
+    for path in temporary.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors keeps files to their owner, but the server may be another user
     for path in [*temporary.rglob("*"), temporary]:
         _fsync(path)
     temporary.rename(folder)

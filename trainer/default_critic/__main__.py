@@ -28,7 +28,7 @@ def arguments() -> argparse.ArgumentParser:
         for name, text in helps.items()
     )
     rollouts.add_argument("--samples", type=int, default=16, help="whole rollouts of each problem")
-    rollouts.add_argument("--branches", type=int, default=32, help="rollouts of each problem that leave these")
+    rollouts.add_argument("--branches", type=int, default=16, help="rollouts of each problem that leave these")
     rollouts.add_argument("--rows", type=int, default=128, help="rollouts sampled at a time")
 
     training.add_argument("--output", type=Path, required=True, help="critic folder to write")
@@ -38,10 +38,10 @@ def arguments() -> argparse.ArgumentParser:
     training.add_argument("--mlp", type=int, default=512, help="hidden units of the head")
     training.add_argument("--learning-rate", type=float, default=6e-4, help="peak of the cosine schedule")
     training.add_argument("--weight-decay", type=float, default=0.1, help="of AdamW")
-    training.add_argument("--steps", type=int, default=5000, help="optimizer steps")
+    training.add_argument("--steps", type=int, default=3000, help="optimizer steps")
     training.add_argument("--problems", type=int, default=4, help="problems in a step")
     training.add_argument("--rollouts-each", type=int, default=12, help="rollouts of each problem in a step")
-    training.add_argument("--hide-question", type=float, default=0.5, help="how often a problem's question is hidden")
+    training.add_argument("--hide-question", type=float, default=0.7, help="how often a problem's question is hidden")
     training.add_argument("--hide-token", type=float, default=0.05, help="how often a token is hidden from later ones")
     training.add_argument("--seed", type=int, default=0, help="of initialization and order")
 

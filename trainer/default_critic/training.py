@@ -18,12 +18,14 @@ from qsharp_core.critic.model import Critic, Head, HeadShape
 from qsharp_core.returns import Bernoulli
 from trainer.default_critic.prefix import ATTENTION, common_prefix, prefix_keys_values
 from trainer.default_critic.rollouts import Rollout, read_rollouts
-from trainer.default_critic.trees import Tree, build_tree, inputs, thinned
+from trainer.default_critic.trees import Tree, build_tree, inputs, pruned, thinned
 from trainer.tasks import sums
 
 VALIDATION_TREES = 8
 """Problems scored in one forward pass of the validation."""
 WARM_UP_STEPS = 50
+ONLY_WAY = 0.1
+"""Weight of a node that has no labelled sibling."""
 VALIDATE_EVERY = 500
 
 
@@ -122,16 +124,17 @@ def fit(
         parameters, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
     )
     schedule = get_cosine_schedule_with_warmup(optimizer, WARM_UP_STEPS, settings.steps)
-    order: list[list[Rollout]] = []
+    trees = [build_tree(rollouts, len(prefix_ids)) for rollouts in training]
+    order: list[Tree] = []
     recent = 0.0
     with tqdm(total=settings.steps, unit="step") as bar:
         for step in range(1, settings.steps + 1):
             batch: list[Tree] = []
             while len(batch) < settings.problems:
-                order = order or random.sample(training, len(training))
-                rollouts = order.pop()
-                some = random.sample(rollouts, min(settings.rollouts, len(rollouts)))
-                batch.append(thinned(build_tree(some, len(prefix_ids)), settings.hide_question, settings.hide_token))
+                order = order or random.sample(trees, len(trees))
+                tree = order.pop()
+                some = random.sample(tree.paths, min(settings.rollouts, len(tree.paths)))
+                batch.append(thinned(pruned(tree, some), settings.hide_question, settings.hide_token))
             with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
                 loss = tree_loss(critic, prefix_ids, batch)
             loss.backward()
@@ -157,13 +160,20 @@ def score_trees(critic: Critic, prefix_ids: list[int], trees: list[Tree]) -> Ten
 
 
 def tree_loss(critic: Critic, prefix_ids: list[int], trees: list[Tree]) -> Tensor:
-    """Negative log-likelihood in nats, mean over the labels."""
+    """Negative log-likelihood in nats, a weighted mean over nodes.
+
+    A node counts once, however many rollouts label it; one that is the only way on counts less, because guidance
+    weighs tokens against those that could stand in their place.
+    """
     outputs = score_trees(critic, prefix_ids, trees)
     total = outputs.new_zeros(())
+    weights = 0.0
     for row, tree in zip(outputs, trees, strict=True):
         nats_N = critic.distribution.loss(row[: len(tree.tokens_N)], tree.rewards_N)
-        total = total + (nats_N * tree.labels_N).sum()
-    return total / sum(int(t.labels_N.sum()) for t in trees)
+        weight_N = torch.where(tree.decides_N, 1.0, ONLY_WAY) * (tree.labels_N > 0)
+        total = total + (nats_N * weight_N).sum()
+        weights += float(weight_N.sum())
+    return total / weights
 
 
 @torch.inference_mode()

@@ -1,5 +1,6 @@
 """A problem's rollouts merged where they agree, and a model run over such trees."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,6 +27,7 @@ class Tree:
         question: how many nodes, the first ones, are the question's.
         labels_N: how many rollouts label a node; 0 in the question.
         rewards_N: mean reward of these.
+        decides_N: whether a node is one of several labelled ones after the same token.
         paths: for each rollout, the nodes of its completion.
     """
 
@@ -35,6 +37,7 @@ class Tree:
     question: int
     labels_N: Tensor
     rewards_N: Tensor
+    decides_N: Tensor
     paths: list[list[int]]
 
 
@@ -70,6 +73,7 @@ def build_tree(rollouts: list[Rollout], prefix_length: int) -> Tree:
         if parent >= 0:
             visible_NN[node] |= visible_NN[parent]
     labels_N = torch.tensor(labels)
+    siblings = Counter(parent for parent, count in zip(parents, labels, strict=True) if count)
     return Tree(
         tokens_N=torch.tensor(tokens),
         depths_N=torch.tensor(depths),
@@ -77,7 +81,25 @@ def build_tree(rollouts: list[Rollout], prefix_length: int) -> Tree:
         question=len(question),
         labels_N=labels_N,
         rewards_N=torch.tensor(wins) / labels_N.clamp(min=1),
+        decides_N=torch.tensor([siblings[parent] > 1 for parent in parents]),
         paths=paths,
+    )
+
+
+def pruned(tree: Tree, paths: list[list[int]]) -> Tree:
+    """The part of a tree that these of its paths go through, with the labels of all."""
+    kept = sorted({*range(tree.question), *(node for path in paths for node in path)})
+    index = torch.tensor(kept)
+    place = {node: i for i, node in enumerate(kept)}
+    return Tree(
+        tokens_N=tree.tokens_N[index],
+        depths_N=tree.depths_N[index],
+        visible_NN=tree.visible_NN[index][:, index],
+        question=tree.question,
+        labels_N=tree.labels_N[index],
+        rewards_N=tree.rewards_N[index],
+        decides_N=tree.decides_N[index],
+        paths=[[place[node] for node in path] for path in paths],
     )
 
 
