@@ -25,6 +25,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from qsharp_core.critic.checkpoint import read_card
 from qsharp_core.errors import ConfigError
+from qsharp_core.precision import fast_bfloat16
 from qsharp_core.rollouts.database import ACCEPTED, parse_url
 from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.params import ETA_RANGE
@@ -101,7 +102,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if args.model_tag is None:
         serve.set_defaults(**_preset())
         args = parser.parse_args(["serve", *argv])
-        args.qsharp_hint = _preset_hint(args.port)
+        if args.qsharp_critics:
+            args.qsharp_hint = _preset_hint(args.port)
     else:
         args.model = args.model_tag
     _refuse_unsupported(args)
@@ -127,6 +129,14 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
         dest="qsharp_critics",
         default=argparse.SUPPRESS,
         help="folder of a critic; may be repeated, the first is the default",
+    )
+    ours.add_argument(
+        "--no-critic",
+        action="store_const",
+        const=[],
+        dest="qsharp_critics",
+        default=argparse.SUPPRESS,
+        help="without MODEL: leave out its critic; one that is learned can be loaded later",
     )
     ours.add_argument(
         "--default-eta",
@@ -192,8 +202,10 @@ def _preset() -> dict[str, Any]:
         "qsharp_critics": [f"{PRESET_CRITIC}={PRESET_CRITIC_FOLDER}"],
     }
     if current_platform.is_cpu():
-        # bfloat16 is slow without AVX512, and compiling takes minutes and gains nothing at this size.
-        preset |= {"dtype": "float32", "enforce_eager": True}
+        # Compiling takes minutes and gains nothing at this size. Small blocks: few-shot prompts that differ in their
+        # last tokens share all blocks but the last.
+        dtype = "bfloat16" if fast_bfloat16() else "float32"
+        preset |= {"dtype": dtype, "qsharp_dtype": dtype, "enforce_eager": True, "block_size": 32}
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     return preset
 

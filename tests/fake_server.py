@@ -5,6 +5,7 @@ other with random letters.
 """
 
 import asyncio
+import json
 import random
 import re
 import socket
@@ -14,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,12 +39,29 @@ def chance(eta: float | None, method: str) -> float:
 
 
 @dataclass
+class Loaded:
+    """A critic's version."""
+
+    name: str
+    version: str
+    path: str = ""
+    active: bool = False
+
+    def shown(self, default: bool) -> dict[str, Any]:
+        card = {"reward_range": [0.0, 1.0], "recommended_eta": 0.1}
+        about = {"active": self.active, "default": default, "max_length": 4096, "path": self.path}
+        return {"id": f"{self.name}@{self.version}", "name": self.name, "version": self.version, **about, "card": card}
+
+
+@dataclass
 class FakeServer:
     """Its state, shared with the test.
 
     Attributes:
         faults: what happens to the next samples: a status, "lost" (stored, but the answer does not arrive), "dropped".
         posts: how often each path was posted to.
+        critics: those that are loaded, by key; `root` is the model's folder.
+        ids: of rollouts, from their metadata.
         seen: bodies of the sampling requests that were served.
     """
 
@@ -51,6 +70,9 @@ class FakeServer:
     faults: deque[int | str | None] = field(default_factory=deque)
     posts: Counter[str] = field(default_factory=Counter)
     seen: list[dict[str, Any]] = field(default_factory=list)
+    critics: dict[str, Loaded] = field(default_factory=lambda: {CRITIC: Loaded("fake", "1", active=True)})
+    root: str | None = None
+    ids: Callable[[dict[str, str]], str] = lambda metadata: new_id()
     delay: float = 0.0
     refuse: Callable[[dict[str, Any]], bool] = lambda body: False
 
@@ -97,13 +119,14 @@ def respond(fake: FakeServer, body: dict[str, Any], chat: bool) -> tuple[list[Ro
         whole = [*parent.completion_token_ids[:cut], *tokens] if parent else tokens
         first = first_valid_position(guided=eta is not None, length=len(whole), cut=cut, finish_reason=finish)
         rollout = Rollout(
-            id=new_id(), request_id=f"cmpl-{body['seed']}", choice=index, route="chat" if chat else "completion",
-            created=time.time(), model=body["model"],
+            id=fake.ids(metadata), request_id=f"cmpl-{body['seed']}", choice=index,
+            route="chat" if chat else "completion", created=time.time(), model=body["model"],
             prompt_token_ids=parent.prompt_token_ids if parent else [ord(c) for c in prompt],
             completion_token_ids=whole, prompt_text=parent.prompt_text if parent else prompt,
             completion_text="".join(map(chr, whole)), messages=body.get("messages"),
             sampling=Sampling(temperature=body["temperature"], top_p=body["top_p"], top_k=body["top_k"]),
-            eta=eta, method=method if eta is not None else None, critic=CRITIC if eta is not None else None,
+            eta=eta, method=method if eta is not None else None,
+            critic=guidance.get("critic", CRITIC) if eta is not None else None,
             first_valid_position=first, parent_id=parent.id if parent else None, cut=cut, kl=kl, finish_reason=finish,
             metadata=metadata,
         )  # fmt: skip
@@ -129,7 +152,7 @@ def scored(prompt: list[int], completion: list[int]) -> list[float]:
 
 def application(fake: FakeServer) -> FastAPI:
     app = FastAPI()
-    app.state.qsharp = SimpleNamespace(store=fake.store)
+    app.state.qsharp = SimpleNamespace(store=fake.store, registry=SimpleNamespace(critics={}))
     app.add_exception_handler(QSharpError, errors.handle)
     rollouts.attach(app)
 
@@ -159,18 +182,40 @@ def application(fake: FakeServer) -> FastAPI:
         return {"critic": CRITIC, "data": data}
 
     def models() -> Any:
-        return {"data": [{"id": "fake"}]}
+        return {"data": [{"id": "fake", "root": fake.root}]}
 
     def critics() -> Any:
-        card = {"reward_range": [0.0, 1.0], "recommended_eta": 0.1}
-        one = {"id": CRITIC, "name": "fake", "version": "1", "active": True, "default": True, "max_length": 4096}
-        return {"data": [{**one, "card": card}]}
+        first = next((one.name for one in fake.critics.values()), None)
+        return {"data": [one.shown(one.active and one.name == first) for one in fake.critics.values()]}
+
+    async def load(request: Request) -> Any:
+        path = Path((await request.json())["path"])
+        card = json.loads((path / "critic.json").read_text())
+        key = f"{card['name']}@{card['version']}"
+        fake.posts["load"] += 1
+        first = all(one.name != card["name"] for one in fake.critics.values())
+        fake.critics[key] = Loaded(card["name"], card["version"], str(path), active=first)
+        return {"id": key}
+
+    async def activate(name: str, request: Request) -> Any:
+        version = (await request.json())["version"]
+        fake.posts["activate"] += 1
+        for one in fake.critics.values():
+            if one.name == name:
+                one.active = one.version == version
+        return {"id": f"{name}@{version}"}
+
+    def unload(name: str, version: str) -> Any:
+        return {"id": fake.critics.pop(f"{name}@{version}").version}
 
     app.add_api_route("/v1/completions", sample, methods=["POST"])
     app.add_api_route("/v1/chat/completions", sample, methods=["POST"])
-    app.add_api_route(f"/v1/critics/{CRITIC}/score", score, methods=["POST"])
+    app.add_api_route("/v1/critics/{key}/score", score, methods=["POST"])
     app.add_api_route("/v1/models", models)
     app.add_api_route("/v1/critics", critics)
+    app.add_api_route("/v1/critics", load, methods=["POST"])
+    app.add_api_route("/v1/critics/{name}/activate", activate, methods=["POST"])
+    app.add_api_route("/v1/critics/{name}/{version}", unload, methods=["DELETE"])
     return app
 
 

@@ -117,3 +117,14 @@ def test_help_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["serve", "--help"])
     assert "--critic [NAME=]PATH" in capsys.readouterr().out
+
+
+def test_the_embedded_model_without_its_critic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setattr("server.presets.smollm2.ensure_smollm2", lambda: tmp_path)
+    args = launch.parse(["--no-critic"])
+    assert args.model == str(tmp_path)
+    assert "critics" not in args.additional_config["qsharp"]
+    assert not hasattr(args, "qsharp_hint")
+    named = launch.parse([]).additional_config["qsharp"]["critics"]
+    assert named == [f"{launch.PRESET_CRITIC}={launch.PRESET_CRITIC_FOLDER}"]

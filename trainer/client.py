@@ -83,6 +83,7 @@ class ServerClient:
         patience: float = 600.0,
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
+        self.key = key
         self.patience = patience
         self.retries = 0
         try:
@@ -122,6 +123,18 @@ class ServerClient:
             ServerError
         """
         return await self._tried(lambda _: self._send("POST", path, json=body))
+
+    async def delete(self, path: str) -> None:
+        """Has something removed; what is gone already is no error.
+
+        Raises:
+            ServerError
+        """
+        try:
+            await self._tried(lambda _: self._send("DELETE", path))
+        except RefusedError as error:
+            if error.status != 404:
+                raise
 
     async def sample(self, path: str, body: Mapping[str, Any]) -> Sampled:
         """One stored completion (`store: true`, one choice); `body["metadata"]["qsharp_item"]` is its key.
@@ -293,9 +306,7 @@ def positive(text: str) -> int:
 def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
     """Which rollouts: of every command that reads them."""
     group = parser.add_argument_group("rollouts")
-    group.add_argument(
-        "--metadata", action="append", type=_key_value, default=[], metavar="KEY=VALUE", help="they have"
-    )
+    group.add_argument("--metadata", action="append", type=key_value, default=[], metavar="KEY=VALUE", help="they have")
     group.add_argument("--critic", help="guided by this one: NAME or NAME@VERSION")
     group.add_argument("--guided", choices=["true", "false"], help="throughout, by any critic")
 
@@ -306,7 +317,8 @@ def filters_of(args: argparse.Namespace) -> dict[str, str]:
     return query | {f"metadata.{key}": value for key, value in args.metadata}
 
 
-def _key_value(text: str) -> tuple[str, str]:
+def key_value(text: str) -> tuple[str, str]:
+    """`KEY=VALUE`, from a command line."""
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"must be KEY=VALUE; got {text!r}")

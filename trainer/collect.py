@@ -189,6 +189,20 @@ async def collect(client: ServerClient, task: Task, collection: Collection, stat
     return result
 
 
+def checked(result: Collected) -> Collected:
+    """The same, if nothing failed.
+
+    Raises:
+        CollectError: something did.
+    """
+    if result.failed:
+        raise CollectError(
+            f"{len(result.failed)} of {result.wanted} items failed, and the same command tries them again; the first: "
+            f"{next(iter(result.failed.values()))}"
+        )
+    return result
+
+
 class _Collector:
     def __init__(self, client: ServerClient, collection: Collection, journal: Journal, result: Collected) -> None:
         self._client = client

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from trainer import client
 from trainer.client import ServerClient
-from trainer.collect import Collected, CollectError, Collection, Guidance, Sampling, collect
+from trainer.collect import Collected, CollectError, Collection, Guidance, Sampling, checked, collect
 from trainer.tasks.base import Task
 from trainer.tasks.registry import task_of
 
@@ -31,11 +31,7 @@ def main(argv: list[str]) -> None:
     task = task_of(args.task, args.prompts)
     result = asyncio.run(_collect(args, task))
     _say(result)
-    if result.failed:
-        raise CollectError(
-            f"{len(result.failed)} of {result.wanted} items failed, and the same command tries them again; the first: "
-            f"{next(iter(result.failed.values()))}"
-        )
+    checked(result)
 
 
 async def _collect(args: argparse.Namespace, task: Task) -> Collected:
@@ -99,10 +95,11 @@ def add_task_arguments(parser: argparse.ArgumentParser, split: str) -> None:
     group.add_argument("--seed", type=int, default=0, help="another one makes other samples (default: %(default)s)")
 
 
-def add_guidance_arguments(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+def add_guidance_arguments(parser: argparse.ArgumentParser, critic: bool = True) -> argparse._ArgumentGroup:
     """The request's `guidance`, but for `method`; what is not given is the server's default."""
     group = parser.add_argument_group("guidance")
-    group.add_argument("--critic", help="NAME or NAME@VERSION; default: the server's first")
+    if critic:
+        group.add_argument("--critic", help="NAME or NAME@VERSION; default: the server's first")
     group.add_argument("--candidates", type=client.positive, help="tokens weighed at each step")
     group.add_argument("--min-prob", type=float, help="least probability of a candidate")
     group.add_argument("--tail", choices=["floor", "keep", "drop"], help="what happens to other tokens")

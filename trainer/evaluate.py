@@ -33,10 +33,11 @@ class EvaluateError(QSharpError):
 
 @dataclass(frozen=True)
 class Setting:
-    """How completions are guided; the reference has no `eta`."""
+    """How completions are guided; the reference has no `eta`. `samples` overrides the evaluation's."""
 
     method: str = REFERENCE
     eta: float | None = None
+    samples: int | None = None
 
     @property
     def label(self) -> str:
@@ -126,7 +127,8 @@ async def evaluate(
     by_setting = {s: {p.id: done[run.key(p, s)] for p in problems} for s in settings}
     least = float(critic["card"]["reward_range"][0]) if critic else 0.0
     results = [
-        {**asdict(s), **summary(by_setting[s], by_setting[Setting()], evaluation.samples, least)} for s in settings
+        {**asdict(s), **summary(by_setting[s], by_setting[Setting()], s.samples or evaluation.samples, least)}
+        for s in settings
     ]
     if not results[0]["n"]:
         raise EvaluateError("no completion could be judged: name a verifier that applies to this task (--verifier)")
@@ -174,7 +176,7 @@ class _Run:
             **asking,
             **evaluation.sampling.fields(),
             "model": evaluation.model,
-            "n": evaluation.samples,
+            "n": setting.samples or evaluation.samples,
             "seed": seed_of(key),
             "eta": setting.eta,
             "return_token_ids": True,

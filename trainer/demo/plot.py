@@ -1,0 +1,69 @@
+"""`report.png`: accuracy against KL, and over eta; Q♯ and CD, the reference as a line."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+
+from trainer.evaluate import REFERENCE
+from trainer.evaluate_plot import COLOURS, GREY, NAMES
+
+
+def plot(path: Path, report: dict[str, Any]) -> None:
+    """Writes it; bars are one standard error."""
+    figure = Figure(figsize=(10.4, 4.4), dpi=140, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    reference = next(r for r in report["results"] if r["method"] == REFERENCE)
+    _curves(left, report, lambda r: r["kl"], lambda r: r["kl_se"])
+    # A little apart, so that one's bars do not hide the other's.
+    _curves(right, report, lambda r: r["eta"] * (1.02 if r["method"] == "cd" else 0.98), lambda r: 0.0)
+    _label(left, report)
+    for axes in (left, right):
+        level, error = reference["accuracy"], reference["accuracy_se"]
+        axes.axhspan(level - error, level + error, color=GREY, alpha=0.2, linewidth=0)
+        axes.axhline(level, color=GREY, linewidth=1.2, linestyle="--", label="reference")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e6e9ec", linewidth=0.8)
+        axes.set_axisbelow(True)
+    left.set(xlabel="KL to the reference per completion, nats (numbers: η)", ylabel="accuracy (pass@1)")
+    left.set_xlim(left=0)
+    left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    etas = sorted({r["eta"] for r in report["results"] if r["eta"] is not None})
+    right.set_xscale("log")
+    right.xaxis.set_major_locator(FixedLocator(etas))
+    right.xaxis.set_minor_locator(NullLocator())
+    right.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    right.set(xlabel="η (smaller is stronger)")
+    right.invert_xaxis()
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle(
+        f"{report['task']}, {reference['problems']} held-out problems, critic {report['critic']}: "
+        f"{100 * report['gain']:+.1f} points at η = {report['eta']:g} "
+        f"({report['standard_errors']:.1f} paired standard errors)",
+        fontsize=11,
+    )
+    figure.savefig(path)
+
+
+def _curves(
+    axes: Axes, report: dict[str, Any], x: Callable[[dict[str, Any]], float], x_error: Callable[[dict[str, Any]], float]
+) -> None:
+    for method, colour in COLOURS.items():
+        points = sorted((r for r in report["results"] if r["method"] == method), key=lambda r: -r["eta"])
+        axes.errorbar(
+            [x(r) for r in points], [r["accuracy"] for r in points],
+            xerr=[x_error(r) for r in points], yerr=[r["accuracy_se"] for r in points],
+            color=colour, marker="o", markersize=5, capsize=2.5, linewidth=1.6, elinewidth=1, label=NAMES[method],
+        )  # fmt: skip
+
+
+def _label(axes: Axes, report: dict[str, Any]) -> None:
+    for r in report["results"]:
+        if r["method"] != REFERENCE:
+            axes.annotate(
+                f"{r['eta']:g}", (r["kl"], r["accuracy"]), textcoords="offset points", xytext=(6, -11), fontsize=8,
+                color=COLOURS[r["method"]],
+            )  # fmt: skip

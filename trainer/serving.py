@@ -1,0 +1,80 @@
+"""Starts a server as a user would, in a process of its own, and waits until it answers: demo, measurements, tests."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from qsharp_core.errors import QSharpError
+
+
+class ServingError(QSharpError):
+    """The server did not come up."""
+
+
+@contextmanager
+def serve(
+    arguments: Sequence[str],
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    command: Sequence[str] = ("qsharp", "serve"),
+    patience: float = 300.0,
+) -> Iterator[str]:
+    """Runs `qsharp serve ARGUMENTS` on a free loopback port; yields its base URL and stops it at the end.
+
+    Args:
+        arguments: the model and flags.
+        log: where its output goes.
+        environment: variables on top of this process's.
+        command: what to run instead, for servers started in other ways.
+        patience: seconds to wait for an answer of /health.
+
+    Raises:
+        ServingError: it ended or did not answer; with the end of its output.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program, *rest = command
+    program = str(Path(sys.executable).parent / program)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [program, *rest, *arguments, "--host", "127.0.0.1", "--port", str(port)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environment or {})},
+            start_new_session=True,
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            _wait(process, url, log, patience)
+            yield url
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, 9)
+                process.wait()
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path, patience: float) -> None:
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.25)
+    tail = log.read_bytes()[-4000:].decode(errors="replace")
+    raise ServingError(f"the server did not come up (exit status {process.poll()}); its output ends:\n{tail}")

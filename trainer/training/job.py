@@ -1,0 +1,83 @@
+"""A training run that is described in a file: what `qsharp loop` starts as a process of its own.
+
+    python -m trainer.training.job runs/loop/round-1/training.json
+
+A process of its own gives all memory back when it ends, on the device that the server needs, too. It ends with the
+process that started it: two of them must never write one run's folder.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from qsharp_core.errors import QSharpError
+from trainer.training.command import Outputs, train
+from trainer.training.settings import TrainSettings
+
+PR_SET_PDEATHSIG = 1
+
+
+class Job(BaseModel):
+    """The file. It is always resumed: a run that was killed goes on, one that has ended is left as it is.
+
+    Attributes:
+        data: Parquet files of rollouts.
+        out, run, parent, recommended_eta, dtype, checkpoint_every: as `Outputs` has them.
+        started_by: the process that this run must not outlive.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: list[Path]
+    settings: TrainSettings
+    out: Path
+    run: Path
+    parent: Path | None = None
+    recommended_eta: float | None = None
+    dtype: Literal["float32", "bf16"] = "float32"
+    checkpoint_every: int = 200
+    started_by: int | None = None
+
+    @property
+    def outputs(self) -> Outputs:
+        """Where results go."""
+        return Outputs(
+            out=self.out,
+            run=self.run,
+            resume=True,
+            checkpoint_every=self.checkpoint_every,
+            parent=self.parent,
+            recommended_eta=self.recommended_eta,
+            dtype=torch.bfloat16 if self.dtype == "bf16" else torch.float32,
+        )
+
+
+def run(job: Job) -> int:
+    """Runs a job; 0 if a version is published, 1 if not."""
+    try:
+        train(job.data, job.settings, job.outputs)
+    except QSharpError as error:
+        print(f"training: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _end_with(parent: int | None) -> None:
+    """Ends this process when the one that started it ends, by SIGKILL even; Linux only, elsewhere nothing happens."""
+    if parent is None or sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit("training: the loop that started this has ended")
+
+
+if __name__ == "__main__":
+    described = Job.model_validate_json(Path(sys.argv[1]).read_bytes())
+    _end_with(described.started_by)
+    sys.exit(run(described))
