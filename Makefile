@@ -1,7 +1,9 @@
 # Everything here works in a fresh clone: what is missing is installed into .venv first.
 #
 #   make serve         the default model and its critic, on port 8000
+#   make demo          the whole loop from nothing: half an hour on two cores, report in runs/demo
 #   make test          the tests            make lint    ruff and mypy
+#   make compose-check the deployment in docker/, built, started and used as its users would: needs a Docker engine
 #   make sums-accuracy measures the default model with and without its critic
 #
 # EXTRA=cpu|cuda       which vLLM; default: cuda where there is an NVIDIA driver
@@ -20,7 +22,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 # vLLM asks for these three, text models do not; a build that does not fit the installed torch breaks `import transformers`.
 UNUSED := torchvision torchaudio torchcodec
 
-.PHONY: install serve test lint format sums-accuracy clean
+.PHONY: install serve demo test lint format sums-accuracy compose-check clean
 
 install: $(STAMP)
 
@@ -37,6 +39,9 @@ $(STAMP): pyproject.toml constraints.txt
 serve: install
 	$(BIN)/qsharp serve $(ARGS)
 
+demo: install
+	$(BIN)/qsharp demo sums $(ARGS)
+
 test: install
 	$(BIN)/python -m pytest $(ARGS)
 
@@ -51,6 +56,9 @@ format: install
 
 sums-accuracy: install
 	$(BIN)/python -m benchmarks.sums_accuracy $(ARGS)
+
+compose-check:
+	$(PYTHON) docker/compose_check.py $(ARGS)
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -130,11 +130,12 @@ class GuidedEngineClient:
                         if choice.finish_reason == "abort":
                             sample.check()  # it was the failure that cut it short
                         records = await sample.wait(prompt_length, tokens, self._timeout)
-                        call.results[index] = _summary(call, records)
+                        call.results[index] = result = _summary(call, records)
                         metrics.observe_choice(
                             guided=call.params is not None,
                             finish_reason=choice.finish_reason,
                             token_kls=[r.kl for r in records if r.status == Status.GUIDED],
+                            value=result.value,
                         )
                     else:
                         sample.check(prompt_length + len(tokens))

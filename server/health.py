@@ -1,11 +1,19 @@
-"""`/liveness` asks the worker itself; `/version` tells ours beside vLLM's. `/health` stays vLLM's."""
+"""`/liveness` asks the worker itself; `/version` tells ours beside vLLM's. `/health` stays vLLM's.
 
+What `/liveness` asks when somebody wants to know, `watch_engines` asks all the time, for the metrics.
+"""
+
+import asyncio
 from importlib.metadata import version
 
 import vllm
 from fastapi import APIRouter, FastAPI, Request
 
+from server import metrics
 from server.state import state_of
+from server.workers import Workers
+
+PULSE_SECONDS = 10.0  # between two questions; Prometheus seldom scrapes more often
 
 router = APIRouter()
 
@@ -22,6 +30,14 @@ async def liveness(request: Request) -> dict[str, str]:
 async def show_version() -> dict[str, str]:
     """vLLM's version under `version`, as in vLLM, and ours."""
     return {"version": vllm.__version__, "qsharp_serve": version("qsharp-serve")}
+
+
+async def watch_engines(workers: Workers, timeout: float) -> None:
+    """Keeps `qsharp_engine_up` true, for ever; `timeout` is what a worker may take to answer."""
+    while True:
+        for engine, up in enumerate(await workers.answering(timeout)):
+            metrics.ENGINE_UP.labels(engine).set(up)
+        await asyncio.sleep(PULSE_SECONDS)
 
 
 def attach(app: FastAPI) -> None:

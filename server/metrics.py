@@ -3,10 +3,12 @@
 Counters of tokens and completions are exact: they are written once a choice is complete, never from single steps.
 """
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Sequence
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, Summary
 
+from qsharp_core.rollouts.store import RewardResult
 from qsharp_core.vllm_plugin.telemetry import StepReport
 
 TOKEN_KL = Histogram(
@@ -29,21 +31,41 @@ SCORED_CANDIDATES = Counter("qsharp_scored_candidates", "Candidate tokens scored
 COMPLETIONS = Counter("qsharp_completions", "Completed choices", ["guided", "finish_reason"])
 KV_BLOCKS = Gauge(
     "qsharp_critic_kv_blocks_used",
-    "Blocks of a critic's key-value cache in use",
-    ["name", "version"],
+    "Blocks of a critic's key-value cache in use, in each engine",
+    ["name", "version", "engine"],
     multiprocess_mode="mostrecent",
 )
 CRITIC_INFO = Gauge(
     "qsharp_critic_info", "1 for every loaded critic", ["name", "version"], multiprocess_mode="mostrecent"
 )
+CRITIC_ACTIVATED = Gauge(
+    "qsharp_critic_activated_timestamp_seconds",
+    "When a version became the one that its name means; only of versions that are",
+    ["name", "version"],
+)
+COMPLETION_VALUE = Summary("qsharp_completion_value", "Value at the prompt, V, of guided completions, in reward")
+ENGINE_UP = Gauge("qsharp_engine_up", "1 if the engine's worker answered when it was last asked, 0 if not", ["engine"])
 ROLLOUTS_STORED = Counter("qsharp_rollouts_stored", "Choices stored as rollouts, and committed")
 ROLLOUT_REWARDS = Counter("qsharp_rollout_rewards", "Rewards given to rollouts that they did not have yet")
+ROLLOUT_REWARD = Summary(
+    "qsharp_rollout_reward", "These rewards, of rollouts guided throughout and of others", ["guided"]
+)
+CALIBRATION = Summary(
+    "qsharp_value_calibration_ratio",
+    "Reward less eta times KL, whose mean is the value if the critic is right, of guided rollouts by the value at "
+    "their prompt; both as a share of the reward's range, the value as the middle of a tenth",
+    ["value"],
+)
 ROLLOUT_WRITE = Histogram(
     "qsharp_rollout_write_seconds",
     "Time a response waited for its rollouts to be committed",
     buckets=(1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
 )
+ROLLOUT_FAILURES = Counter("qsharp_rollout_failures", "Responses whose rollouts could not be stored")
+ROLLOUT_LAG = Gauge("qsharp_rollout_lag_seconds", "How long the oldest write to the rollout store has waited; 0: none")
 FAILURES = Counter("qsharp_critic_failures", "Choices that failed because their critic did", ["reason"])
+for _reason in ("exception", "not_finite", "telemetry_timeout", "too_long", "unknown_critic"):
+    FAILURES.labels(_reason)  # a counter that begins at its first failure hides it from increase()
 
 
 def observe_step(report: StepReport) -> None:
@@ -52,11 +74,13 @@ def observe_step(report: StepReport) -> None:
         CRITIC_STEP.observe(report.critic_seconds)
         SCORED_CANDIDATES.inc(report.scored_candidates)
     for key, used in report.blocks_used.items():
-        KV_BLOCKS.labels(*key.split("@", 1)).set(used)
+        KV_BLOCKS.labels(*key.split("@", 1), report.engine).set(used)
 
 
-def observe_choice(*, guided: bool, finish_reason: str, token_kls: Iterable[float] = ()) -> None:
-    """A completed choice; `token_kls` of its guided tokens."""
+def observe_choice(
+    *, guided: bool, finish_reason: str, token_kls: Iterable[float] = (), value: float | None = None
+) -> None:
+    """A completed choice; `token_kls` of its guided tokens, `value` at its prompt."""
     COMPLETIONS.labels(str(guided).lower(), finish_reason).inc()
     if guided:
         total = 0.0
@@ -65,12 +89,51 @@ def observe_choice(*, guided: bool, finish_reason: str, token_kls: Iterable[floa
             GUIDED_TOKENS.inc()
             total += kl
         COMPLETION_KL.observe(total)
+        if value is not None:
+            COMPLETION_VALUE.observe(value)
 
 
-def show_critics(keys: Iterable[str], gone: Iterable[str]) -> None:
-    """Which critics are loaded now, and which no longer are."""
+def observe_rewards(results: Iterable[RewardResult], range_of: Callable[[str], Sequence[float] | None]) -> None:
+    """Rewards as the store took them; those that change nothing do not count.
+
+    Args:
+        results: of the store.
+        range_of: the reward's least and greatest value, by the key of a critic; None where it is not loaded any more.
+    """
+    for result in results:
+        if not result.changed:
+            continue
+        ROLLOUT_REWARDS.inc()
+        predicted = result.prediction
+        ROLLOUT_REWARD.labels(str(predicted is not None).lower()).observe(result.reward)
+        if predicted is None or predicted.value is None or predicted.method != "qsharp":
+            continue
+        if (reward_range := range_of(predicted.critic)) is not None:
+            low, high = reward_range
+            # V = max over policies of E[reward] - eta KL, and the guided policy is where the maximum is.
+            outcome = result.reward - predicted.eta * predicted.kl
+            tenth = min(max(int(10 * (predicted.value - low) / (high - low)), 0), 9)
+            CALIBRATION.labels(f"{tenth / 10 + 0.05:.2f}").observe((outcome - low) / (high - low))
+
+
+def show_critics(keys: Iterable[str], gone: Iterable[str], active: Iterable[str]) -> None:
+    """Which critics are loaded now, which no longer are, and which are active."""
     for key in keys:
         CRITIC_INFO.labels(*key.split("@", 1)).set(1)
     for key in gone:
-        CRITIC_INFO.remove(*key.split("@", 1))
-        KV_BLOCKS.remove(*key.split("@", 1))
+        name, version = key.split("@", 1)
+        CRITIC_INFO.remove(name, version)
+        KV_BLOCKS.remove_by_labels({"name": name, "version": version})
+    _show_active(set(active))
+
+
+_active: set[str] = set()
+
+
+def _show_active(active: set[str]) -> None:
+    for key in active - _active:
+        CRITIC_ACTIVATED.labels(*key.split("@", 1)).set(time.time())
+    for key in _active - active:
+        CRITIC_ACTIVATED.remove(*key.split("@", 1))
+    _active.clear()
+    _active.update(active)

@@ -63,7 +63,8 @@ class QSharpEndpoints:
             engine_client.model_config.get_vocab_size(),
         )
         if settings.rollouts is not None:
-            qsharp.rollouts = await asyncio.to_thread(RolloutStore, settings.rollouts.get_secret_value())
+            qsharp.rollouts = store = await asyncio.to_thread(RolloutStore, settings.rollouts.get_secret_value())
+            metrics.ROLLOUT_LAG.set_function(lambda: store.lag)
         telemetry.start()
         try:
             await qsharp.workers.connect(telemetry.address)
@@ -75,6 +76,7 @@ class QSharpEndpoints:
         responses.install(state.openai_serving_completion, "create_completion", engine)
         responses.install(state.openai_serving_chat, "create_chat_completion", engine)
         state.qsharp = qsharp
+        state.qsharp_pulse = asyncio.create_task(health.watch_engines(qsharp.workers, settings.rpc_timeout))
         logger.info("guided decoding is on; critics: %s", ", ".join(qsharp.registry.critics) or "none yet")
         if hint := getattr(args, ARGUMENT + "hint", None):
             state.qsharp_hint = asyncio.create_task(_print_when_listening(state, hint))

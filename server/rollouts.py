@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Strict, ValidationError
 
 from qsharp_core.rollouts import parquet
 from qsharp_core.rollouts.records import Rollout
-from qsharp_core.rollouts.store import GivenReward, RolloutStore
+from qsharp_core.rollouts.store import GivenReward, RewardResult, RolloutStore
 from server import metrics
 from server.errors import HTTPError, NotFoundError
 from server.rollouts_query import FilterQuery, PageQuery, parse
@@ -127,9 +127,9 @@ async def give_rewards(request: Request) -> dict[str, Any]:
             f"items[{first['index']}].{first['param']}" if first["param"] else f"items[{first['index']}]",
             items=problems[:100],
         )
-    given = [result._asdict() for result in results if result is not None]
-    metrics.ROLLOUT_REWARDS.inc(sum(result["changed"] for result in given))
-    return {"object": "list", "data": given}
+    given = [result for result in results if result is not None]
+    _observe(given, request)
+    return {"object": "list", "data": [_given(result) for result in given]}
 
 
 @router.get("/{rollout_id}")
@@ -151,9 +151,9 @@ async def give_reward(rollout_id: str, request: Request) -> dict[str, Any]:
     (result,) = await store.add_rewards([GivenReward(rollout_id, given.reward, given.source)])
     if result is None:
         raise _unknown(rollout_id)
-    metrics.ROLLOUT_REWARDS.inc(result.changed)
+    _observe([result], request)
     rollout = await _found(store, rollout_id)
-    return {**result._asdict(), "rewards": [asdict(reward) for reward in rollout.rewards]}
+    return {**_given(result), "rewards": [asdict(reward) for reward in rollout.rewards]}
 
 
 def shown(rollout: Rollout) -> dict[str, Any]:
@@ -181,6 +181,19 @@ def _page(store: RolloutStore, query: PageQuery) -> Response:
 def attach(app: FastAPI) -> None:
     """Adds the routes."""
     app.include_router(router)
+
+
+def _given(result: RewardResult) -> dict[str, Any]:
+    return {"id": result.id, "reward": result.reward, "changed": result.changed}
+
+
+def _observe(results: Sequence[RewardResult], request: Request) -> None:
+    critics = state_of(request).registry.critics
+
+    def range_of(key: str) -> Sequence[float] | None:
+        return critics[key].state["card"]["reward_range"] if key in critics else None
+
+    metrics.observe_rewards(results, range_of)
 
 
 async def _found(store: RolloutStore, rollout_id: str) -> Rollout:

@@ -40,7 +40,7 @@ class QSharpState:
     async def refresh(self) -> None:
         """Brings the registry up to what the workers say."""
         gone = self.registry.refresh(await self.workers.describe())
-        metrics.show_critics(self.registry.critics, gone)
+        metrics.show_critics(self.registry.critics, gone, self.registry.active.values())
 
 
 def state_of(request: Request) -> QSharpState:

@@ -125,6 +125,7 @@ class Recording:
         try:
             await self.store.add(rollouts)
         except Exception:
+            metrics.ROLLOUT_FAILURES.inc()
             logger.exception("rollouts of %s could not be stored", response["id"])
             raise
         metrics.ROLLOUT_WRITE.observe(time.perf_counter() - started)

@@ -1,6 +1,7 @@
 """Calls to the critics in the engine's workers (`qsharp_core.vllm_plugin.worker`)."""
 
 import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 from vllm.v1.engine.exceptions import EngineDeadError
@@ -13,6 +14,7 @@ from server.errors import UnavailableError
 LOAD_POLL_SECONDS = 0.1
 # Calls wait for the running step, which may hold a long prefill; an engine that takes longer is stuck.
 CALL_SECONDS = 120.0
+STOPPING_POLL_SECONDS = 1.0
 
 
 class Workers:
@@ -30,12 +32,20 @@ class Workers:
 
     async def describe(self, timeout: float = CALL_SECONDS) -> list[dict[str, Any]]:
         """The critics; with several engines, users and blocks are sums."""
-        first, *others = await self._all("qsharp_describe", timeout=timeout)
-        for other in others:
-            for ours, theirs in zip(first, other, strict=True):
-                for name in ("users", "kv_blocks", "kv_blocks_used"):
-                    ours[name] += theirs[name]
-        return first
+        merged: dict[tuple[str, str], dict[str, Any]] = {}
+        for described in await self._all("qsharp_describe", timeout=timeout):
+            for theirs in described:  # one that is being unloaded may be gone from some engines and not from others
+                ours = merged.setdefault((theirs["name"], theirs["version"]), theirs)
+                if ours is not theirs:
+                    for name in ("users", "kv_blocks", "kv_blocks_used"):
+                        ours[name] += theirs[name]
+        return list(merged.values())
+
+    async def answering(self, timeout: float) -> list[bool]:
+        """Whether each engine's worker answers within so many seconds."""
+        asked = (self._ask(engine, "qsharp_describe", timeout=timeout) for engine in self._engines)
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+        return [not isinstance(answer, Exception) for answer in answers]
 
     async def connect(self, address: str) -> None:
         """Has all workers send telemetry to this address."""
@@ -76,9 +86,9 @@ class Workers:
         return await asyncio.gather(*(self._ask(engine, method, *args, timeout=timeout) for engine in self._engines))
 
     async def _ask(self, engine: Any, method: str, *args: Any, timeout: float = CALL_SECONDS) -> Any:
-        call = upstream.call_engine(self._client, engine, method, *args)
         try:
-            answers = await asyncio.wait_for(call, timeout)
+            async with asyncio.timeout(timeout):
+                answers = await self._answers(upstream.call_engine(self._client, engine, method, *args))
         except TimeoutError as error:
             raise UnavailableError(f"the engine did not answer within {timeout:g} s") from error
         except EngineDeadError as error:
@@ -87,6 +97,19 @@ class Workers:
             if "error" in answer:
                 raise _error_of(answer["error"])
         return answers[0]["ok"]
+
+    async def _answers(self, call: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+        """What a call returns, unless the server stops meanwhile: an engine may end without an answer."""
+        task = asyncio.ensure_future(call)
+        try:
+            while not upstream.is_stopping(self._client):
+                done, _ = await asyncio.wait({task}, timeout=STOPPING_POLL_SECONDS)
+                if done and not upstream.is_stopping(self._client):  # one that is stopping refuses as it likes
+                    return task.result()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        raise UnavailableError("the server is shutting down")
 
 
 def _error_of(answer: dict[str, Any]) -> QSharpError:

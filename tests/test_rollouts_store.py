@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -23,10 +24,12 @@ from qsharp_core.errors import ConfigError, RolloutError, StoreError
 from qsharp_core.rollouts import schema
 from qsharp_core.rollouts.database import parse_url
 from qsharp_core.rollouts.records import Rollout, Sampling, new_id
-from qsharp_core.rollouts.store import Filters, GivenReward, Imported, RewardResult, RolloutStore
+from qsharp_core.rollouts.store import Filters, GivenReward, Imported, Prediction, RewardResult, RolloutStore
 from tests.postgres import postgres
 
 Result = TypeVar("Result")
+# Of what `made` makes.
+PREDICTED = Prediction("sums@3", "qsharp", eta=0.1, value=0.5, kl=1.25)
 
 
 def made(**fields: Any) -> Rollout:
@@ -178,6 +181,25 @@ def test_batches_are_what_was_there_when_they_began(store: RolloutStore) -> None
     assert sizes == [2, 2, 1]
 
 
+def test_the_lag_is_how_long_the_oldest_write_has_waited(store: RolloutStore) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def hang(_: Any, payloads: list[Any]) -> list[Any]:
+        begun.set()
+        go.wait(10)
+        return payloads
+
+    assert store.lag == 0
+    future = store._writer.submit(hang, 1)
+    begun.wait(10)
+    time.sleep(0.1)
+    assert 0.1 <= store.lag < 10
+    go.set()
+    future.result(10)
+    run(store.add([made()]))
+    assert store.lag < 0.1
+
+
 # -- rewards
 
 
@@ -185,7 +207,8 @@ def test_a_reward_that_is_there_changes_nothing_and_another_replaces_it(store: R
     one = made()
     run(store.add([one]))
     for reward, source, changed in [(0.5, "a", True), (0.5, "b", False), (-1.0, None, True), (0.5, "a", True)]:
-        assert run(store.add_rewards([GivenReward(one.id, reward, source)])) == [RewardResult(one.id, reward, changed)]
+        given = run(store.add_rewards([GivenReward(one.id, reward, source)]))
+        assert given == [RewardResult(one.id, reward, changed, PREDICTED)]
     found = store.get(one.id)
     assert found is not None
     assert found.reward == 0.5
@@ -213,7 +236,7 @@ def test_one_wrong_batch_does_not_touch_others_in_its_group(store: RolloutStore)
 
     wrong, right = run(both())
     assert wrong[0] is None
-    assert right == [RewardResult(one.id, 2.0, True)]
+    assert right == [RewardResult(one.id, 2.0, True, PREDICTED)]
     found = store.get(one.id)
     assert found is not None
     assert [r.reward for r in found.rewards] == [2.0]

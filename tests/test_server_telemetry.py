@@ -16,7 +16,7 @@ PROMPT = 4
 
 def report(sample_id: int, position: int, status: Status = Status.GUIDED) -> StepReport:
     failures = {sample_id: "not_finite"} if status == Status.FAILED else {}
-    return StepReport([sample_id], [position], [], [status], [], [], [], [], failures, 0.0, 0, {})
+    return StepReport([sample_id], [position], [], [status], [], [], [], [], failures, 0.0, 0, {}, 0)
 
 
 def with_receiver(test: Callable[[TelemetryReceiver, Send], Awaitable[None]]) -> list[StepReport]:

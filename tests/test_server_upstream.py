@@ -7,7 +7,7 @@ from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion import api_router as completion_router
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient
+from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient, MPClient
 from vllm.v1.engine.parallel_sampling import ParentRequest
 
 
@@ -39,6 +39,12 @@ def test_collective_rpc_answers_for_the_first_engine_alone() -> None:
     assert "[0]" in inspect.getsource(DPLBAsyncMPClient.call_utility_async)
     assert "engine" in inspect.signature(AsyncMPClient._call_utility_async).parameters
     assert "self.core_engines" in inspect.getsource(AsyncMPClient.call_utility_all_async)
+
+
+def test_the_first_sign_of_a_shutdown_is_the_clients_finalizer() -> None:
+    """`upstream.is_stopping` asks it; nothing else tells before the engines are gone."""
+    body = inspect.getsource(MPClient.shutdown)
+    assert body.index("self._finalizer.detach()") < body.index("engine_manager.shutdown")
 
 
 def test_samples_of_a_seeded_request_count_up() -> None:

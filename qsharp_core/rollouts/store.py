@@ -37,12 +37,23 @@ class GivenReward(NamedTuple):
     source: str | None = None
 
 
+class Prediction(NamedTuple):
+    """What was said of a guided rollout when it was sampled; its critic is `name@version`."""
+
+    critic: str
+    method: str
+    eta: float
+    value: float | None
+    kl: float
+
+
 class RewardResult(NamedTuple):
-    """A rollout's present reward, and whether it is a new one."""
+    """A rollout's present reward, whether it is a new one, and what was predicted if the rollout is a guided one."""
 
     id: str
     reward: float
     changed: bool
+    prediction: Prediction | None = None
 
 
 class Imported(NamedTuple):
@@ -116,6 +127,11 @@ class RolloutStore:
         self._writer = Writer(self._engine)
         self._room = asyncio.Semaphore(QUEUE)
 
+    @property
+    def lag(self) -> float:
+        """Seconds that the oldest write on its way has waited; 0 if there is none."""
+        return self._writer.lag()
+
     def close(self) -> None:
         """Ends after everything queued is written."""
         self._writer.close()
@@ -163,10 +179,15 @@ class RolloutStore:
 
     def _add_rewards(self, connection: Connection, payloads: list[list[Any]]) -> list[list[RewardResult | None]]:
         ids = sorted({item[0] for given in payloads for item in given})
-        query = select(rollouts.c.id, rollouts.c.reward).order_by(rollouts.c.id).with_for_update()
+        predicted = [rollouts.c[name] for name in Prediction._fields]
+        query = select(rollouts.c.id, rollouts.c.reward, *predicted).order_by(rollouts.c.id).with_for_update()
         current: dict[str, float | None] = {}
+        predictions: dict[str, Prediction] = {}
         for part in _parts(ids):
-            current |= {row.id: row.reward for row in connection.execute(query.where(rollouts.c.id.in_(part)))}
+            for rollout_id, reward, *fields in connection.execute(query.where(rollouts.c.id.in_(part))):
+                current[rollout_id] = reward
+                if (prediction := Prediction(*fields)).eta is not None:
+                    predictions[rollout_id] = prediction
         history, answers, changed = [], [], set()
         for given in payloads:
             if any(item[0] not in current for item in given):
@@ -180,7 +201,7 @@ class RolloutStore:
                     changed.add(rollout_id)
                     source = None if source is None else clean(source)
                     history.append({"rollout_id": rollout_id, "reward": reward, "source": source, "created": now})
-                answer.append(RewardResult(rollout_id, reward, new))
+                answer.append(RewardResult(rollout_id, reward, new, predictions.get(rollout_id)))
             answers.append(answer)
         if history:
             connection.execute(insert(rewards), history)

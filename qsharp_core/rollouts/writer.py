@@ -7,6 +7,7 @@ resolves after the commit that holds its operation, or fails, and then nothing o
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -35,6 +36,7 @@ class Operation:
     run: Callable[[Connection, list[Any]], list[Any]]
     payload: Any
     future: "Future[Any]" = field(default_factory=Future)
+    submitted: float = field(default_factory=time.monotonic)
 
 
 class Writer:
@@ -45,6 +47,7 @@ class Writer:
         self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
+        self._oldest: float | None = None  # when the first of the running transaction was submitted
         self._thread = threading.Thread(target=self._work, name="qsharp-rollouts", daemon=True)
         self._thread.start()
 
@@ -60,6 +63,11 @@ class Writer:
                 raise StoreError("the rollout store is closed")
             self._queue.put(operation)
         return operation.future
+
+    def lag(self) -> float:
+        """Seconds that the oldest write on its way has waited; 0 if there is none."""
+        oldest = self._oldest
+        return 0.0 if oldest is None else time.monotonic() - oldest
 
     def close(self) -> None:
         """Writes what is queued, then ends."""
@@ -77,7 +85,9 @@ class Writer:
             # One that nobody waits for any more is not begun.
             group = [operation for operation in group if operation.future.set_running_or_notify_cancel()]
             if group:
+                self._oldest = group[0].submitted
                 self._write(group)
+                self._oldest = None
 
     def _take(self, group: list[Operation]) -> bool:
         """Waits for one operation and adds all that are there; False at the end."""

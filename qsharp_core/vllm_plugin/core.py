@@ -81,6 +81,7 @@ class GuidanceCore:
         refuse_unsupported(vllm_config)
         self.device = device
         self.registry = registry.build(vllm_config, device)
+        self.engine: int = vllm_config.parallel_config.data_parallel_index
         self.sender = Sender(device)
         self._step: _Step | None = None
 
@@ -178,6 +179,7 @@ class GuidanceCore:
             critic_seconds=step.seconds,
             scored_candidates=step.scored,
             blocks_used={key: c.engine.blocks.used for key, c in self.registry.critics.items()},
+            engine=self.engine,
         )
         self.sender.send(report, columns)
 

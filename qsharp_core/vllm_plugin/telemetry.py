@@ -37,6 +37,7 @@ class StepReport(msgspec.Struct, array_like=True):
     critic_seconds: float
     scored_candidates: int
     blocks_used: dict[str, int]
+    engine: int  # which of the data-parallel engines: 0 where there is one
 
 
 encoder = msgspec.msgpack.Encoder()

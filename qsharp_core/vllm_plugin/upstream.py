@@ -11,7 +11,9 @@ each runner is wrapped:
 The wrapper calls `before_sample(runner)` and `after_sample(sampled_token_ids)` of the runner's own processor of ours,
 if it has one.
 
-And `AsyncLLM.collective_rpc` hands on the first engine's answer alone; under data parallelism every engine's matters.
+`AsyncLLM.collective_rpc` hands on the first engine's answer alone; under data parallelism every engine's matters.
+
+And a call that an engine gets while it ends is never answered: whoever waits must see that vLLM has begun to stop.
 """
 
 from functools import wraps
@@ -91,6 +93,11 @@ async def call_engine(engine_client: Any, engine: Any, method: str, *args: Any) 
     """`collective_rpc` of one engine: its workers' answers."""
     core = engine_client.engine_core
     return await core._call_utility_async("collective_rpc", method, None, args, None, engine=engine)
+
+
+def is_stopping(engine_client: Any) -> bool:
+    """Whether vLLM has begun to stop its engines, be it that they still end the requests they have."""
+    return not engine_client.engine_core._finalizer.alive
 
 
 def _wrap(runner_class: type, name: str, kind: type) -> None:

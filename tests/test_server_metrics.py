@@ -1,0 +1,64 @@
+"""What the metrics say of rewards and of critics that come and go."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client import REGISTRY
+
+from qsharp_core.rollouts.store import Prediction, RewardResult
+from qsharp_core.vllm_plugin.telemetry import StepReport
+from server import metrics
+
+
+def value(metric: str, /, **labels: str) -> float:
+    return REGISTRY.get_sample_value(metric, labels) or 0.0
+
+
+@pytest.fixture(autouse=True)
+def _nothing_loaded() -> Iterator[None]:
+    yield
+    metrics.show_critics((), gone=(), active=())
+
+
+def test_the_outcome_of_a_guided_rollout_is_its_reward_less_what_the_kl_cost() -> None:
+    before = value("qsharp_rollout_rewards_total")
+    prediction = Prediction("a@1", "qsharp", eta=0.5, value=0.5, kl=1.2)
+    results = [
+        RewardResult("one", 2.0, True, prediction),
+        RewardResult("two", -1.0, True, prediction._replace(value=7.0)),  # beyond the range: the last tenth
+        RewardResult("same again", 2.0, False, prediction),
+        RewardResult("gone critic", 2.0, True, prediction._replace(critic="b@1")),
+        RewardResult("another method", 2.0, True, prediction._replace(method="cd")),
+        RewardResult("unguided", 1.0, True),
+    ]
+    metrics.observe_rewards(results, {"a@1": (-2.0, 3.0)}.get)
+    assert value("qsharp_rollout_rewards_total") - before == 5
+    assert value("qsharp_rollout_reward_sum", guided="true") == 2.0 - 1.0 + 2.0 + 2.0
+    assert value("qsharp_rollout_reward_count", guided="false") == 1
+    # The value 0.5 is half of the way from -2 to 3; the outcome 2 - 0.5 * 1.2 = 1.4 is 0.68 of it.
+    assert value("qsharp_value_calibration_ratio_sum", value="0.55") == pytest.approx(0.68)
+    assert value("qsharp_value_calibration_ratio_sum", value="0.95") == pytest.approx((-1.6 + 2) / 5)
+    assert sum(value("qsharp_value_calibration_ratio_count", value=f"{i / 10 + 0.05:.2f}") for i in range(10)) == 2
+
+
+def test_an_activation_is_marked_once_and_ends_with_the_next() -> None:
+    name = "qsharp_critic_activated_timestamp_seconds"
+    metrics.show_critics(["c@1"], gone=(), active=["c@1"])
+    first = value(name, name="c", version="1")
+    assert first == pytest.approx(time.time(), abs=5)
+    metrics.show_critics(["c@1", "c@2"], gone=(), active=["c@1"])
+    assert value(name, name="c", version="1") == first
+    metrics.show_critics(["c@1", "c@2"], gone=(), active=["c@2"])
+    assert value(name, name="c", version="2") >= first
+    assert REGISTRY.get_sample_value(name, {"name": "c", "version": "1"}) is None
+
+
+def test_engines_do_not_overwrite_each_others_cache() -> None:
+    for engine, used in [(0, 5), (1, 7)]:
+        metrics.observe_step(StepReport([], [], [], [], [], [], [], [], {}, 0.1, 3, {"c@1": used}, engine))
+    metrics.show_critics(["c@1"], gone=(), active=())
+    name = "qsharp_critic_kv_blocks_used"
+    assert [value(name, name="c", version="1", engine=engine) for engine in "01"] == [5, 7]
+    metrics.show_critics((), gone=["c@1"], active=())
+    assert [REGISTRY.get_sample_value(name, {"name": "c", "version": "1", "engine": e}) for e in "01"] == [None, None]
