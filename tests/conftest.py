@@ -14,8 +14,14 @@ import pytest
 # One thread each: with the server beside them, more threads on few cores are many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from hypothesis import HealthCheck, settings
+
 from benchmarks.serving import serve
 from tests import models
+
+# How long an example takes says something about the machine, not about the code.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 ADMIN_KEY = "admin-secret"
 BUDGET, BLOCK = 48, 32
