@@ -1,0 +1,87 @@
+"""Our serving path: one vLLM engine with the logits processor, guided and not by turns."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.guidance.pairs import Pair, prompts
+from qsharp_core.vllm_plugin import processors
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What a wave of requests asks: `rows` at once, `tokens` each; not guided without a critic."""
+
+    rows: int
+    tokens: int
+    critic: str | None = None
+    candidates: int = 8
+    min_prob: float = 0.0
+
+    @property
+    def extra_args(self) -> dict[str, Any] | None:
+        """Guidance as vLLM's own API takes it."""
+        if self.critic is None:
+            return None
+        return {
+            "qsharp_eta": 0.2, "qsharp_critic": self.critic, "qsharp_candidates": self.candidates,
+            "qsharp_min_prob": self.min_prob,
+        }  # fmt: skip
+
+
+@contextmanager
+def engine(pair: Pair, rows: int, processor: str | None = processors.V1) -> Iterator[Any]:
+    """A `vllm.LLM` of the pair; without a processor it is plain vLLM."""
+    from vllm import LLM
+
+    guided = {
+        "logits_processors": [processor],
+        "additional_config": {"qsharp": {"critics": [str(path) for path in pair.critics.values()], "cache_gib": 0.5}},
+    }
+    llm = LLM(
+        str(pair.reference), dtype="float32", enforce_eager=True, max_model_len=1024, max_num_seqs=rows,
+        kv_cache_memory_bytes=1 << 30, skip_tokenizer_init=True, disable_log_stats=True,
+        **(guided if processor else {}),
+    )  # fmt: skip
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+
+
+def seconds(llm: Any, pair: Pair, ask: Ask, seed: int) -> float:
+    """Wall time of one wave. Its prompts have been seen before: what is timed is the decoding."""
+    from vllm import SamplingParams
+
+    given = [{"prompt_token_ids": ids} for ids in prompts(pair, ask.rows, seed)]
+
+    def wave(tokens: int) -> float:
+        params = SamplingParams(
+            temperature=1.0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=ask.extra_args
+        )
+        started = time.perf_counter()
+        llm.generate(given, params, use_tqdm=False)
+        return time.perf_counter() - started
+
+    wave(1)
+    return wave(ask.tokens)
+
+
+def median_seconds(llm: Any, pair: Pair, asks: list[Ask], rounds: int, tick: Any) -> dict[Ask, list[float]]:
+    """Each ask's times, `rounds` of them, the asks by turns so that all see the same machine."""
+    times: dict[Ask, list[float]] = {ask: [] for ask in asks}
+    for seed in range(rounds + 1):
+        for ask in asks:
+            took = seconds(llm, pair, ask, seed)
+            if seed:  # the first round warms up
+                times[ask].append(took)
+            tick()
+    return times
+
+
+def spread(values: list[float]) -> str:
+    """Median, least and greatest."""
+    return f"{statistics.median(values):.3f} ({min(values):.3f}-{max(values):.3f})"

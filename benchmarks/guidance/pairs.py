@@ -1,0 +1,89 @@
+"""The models that are measured: the embedded default with its critic, and a tiny pair, where bookkeeping dominates."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig
+
+from qsharp_core.critic import checkpoint
+from qsharp_core.critic.model import Critic
+from server import presets
+
+PROMPT_TOKENS, VOCABULARY = 256, 2048
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A reference and critics for it, on disk; `critics` by head kind."""
+
+    name: str
+    reference: Path
+    critics: dict[str, Path]
+    vocabulary: int
+
+    def critic(self, head: str) -> Critic:
+        """A critic, loaded as the engine does."""
+        return checkpoint.load(self.critics[head], reference=self.reference)[1]
+
+
+def tiny(folder: Path) -> Pair:
+    """Random models of two layers, 128 and 64 wide."""
+    torch.manual_seed(0)
+    reference = AutoModelForCausalLM.from_config(_llama(128)).float()
+    reference.save_pretrained(folder / "reference")
+    critics = {}
+    for head in ("V", "Q"):
+        backbone = AutoModel.from_config(_llama(64)).float()
+        critics[head] = _write(folder / head, head, backbone, 64, VOCABULARY, [])
+    return Pair("tiny", folder / "reference", critics, VOCABULARY)
+
+
+def default(folder: Path) -> Pair:
+    """The embedded model; its critic, and the same backbone with a Q head."""
+    from server.presets.smollm2 import ensure_smollm2
+
+    reference = ensure_smollm2()
+    shipped = Path(presets.__file__).parent / "sums" / "critic"
+    _, critic = checkpoint.load(shipped, reference=reference)
+    backbone = AutoModel.from_pretrained(shipped / "backbone")
+    width, vocabulary = backbone.config.hidden_size, critic.vocab
+    backbone.set_input_embeddings(critic.backbone.get_input_embeddings())
+    q_head = _write(folder / "Q", "Q", backbone, width, vocabulary, ["input_embeddings"])
+    return Pair("default", reference, {"V": shipped, "Q": q_head}, vocabulary)
+
+
+def prompts(pair: Pair, rows: int, seed: int) -> list[list[int]]:
+    """Token ids: a prefix that all rows share, as few-shot prompts do, and an end of each row's own."""
+    generator = torch.Generator().manual_seed(seed)
+    shared = torch.randint(3, pair.vocabulary, (PROMPT_TOKENS - 16,), generator=torch.Generator().manual_seed(0))
+    own = torch.randint(3, pair.vocabulary, (rows, 16), generator=generator)
+    return [[*shared.tolist(), *ids] for ids in own.tolist()]
+
+
+def _llama(width: int) -> LlamaConfig:
+    return LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
+        num_attention_heads=width // 32, num_key_value_heads=1, max_position_embeddings=2048, dtype="float32",
+        bos_token_id=0, eos_token_id=1, pad_token_id=2, tie_word_embeddings=False,
+    )  # fmt: skip
+
+
+def _write(folder: Path, head: str, backbone: AutoModel, width: int, vocabulary: int, borrow: list[str]) -> Path:
+    backbone.save_pretrained(folder / "backbone")
+    if borrow:  # stored once, with the reference
+        path = folder / "backbone" / "model.safetensors"
+        kept = {k: v.contiguous() for k, v in backbone.state_dict().items() if "embed_tokens" not in k}
+        save_file(kept, path, metadata={"format": "pt"})
+    rows = (1,) if head == "V" else (vocabulary, 1)
+    save_file(
+        {"weight": torch.randn(*rows, width) / width**0.5, "bias": torch.zeros(*rows)}, folder / "head.safetensors"
+    )
+    card = {
+        "format": 1, "name": head.lower(), "version": "1", "head": head, "distribution": {"kind": "bernoulli"},
+        "reward_range": [0, 1], "borrow": borrow,
+    }  # fmt: skip
+    (folder / "critic.json").write_text(json.dumps(card))
+    return folder
