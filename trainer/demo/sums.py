@@ -52,9 +52,11 @@ def train_settings(base: str) -> TrainSettings:
         borrow_embeddings=True,
         held_out=0.06,
         epochs=5,
-        learning_rate=3e-4,
+        learning_rate=5e-4,
         warmup=0.1,
         batch_tokens=13_000,
+        weigh="nodes",
+        select="last",  # log-loss is of over-confidence, too, and guidance goes by ratios
         precision="bf16" if fast_bfloat16() else "float32",
     )
 

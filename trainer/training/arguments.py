@@ -97,6 +97,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     number(optimisation, "--weight-decay", float, "of matrices")
     number(optimisation, "--seed", int, "of the head and the order")
     optimisation.add_argument("--precision", choices=("auto", "float32", "bf16"), help="(default: auto)")
+    optimisation.add_argument(
+        "--weigh",
+        choices=("rollouts", "nodes"),
+        help="what counts alike in the loss: rollouts, or the prefixes that they share (default: rollouts)",
+    )
     optimisation.add_argument("--select", choices=("best", "last"), help="which epoch's weights (default: best)")
     optimisation.add_argument(
         "--no-share-prefixes", dest="share_prefixes", action="store_false", help="run each rollout in full"

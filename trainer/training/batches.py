@@ -29,7 +29,7 @@ class Batch:
         before: `[M]` the token before each.
         judged: `[L]` each label's index into the M.
         rewards: `[L]`.
-        weights: `[L]`, so that they sum to 1 over each rollout.
+        weights: `[L]`, each label's in the loss.
         rollout: `[L]` the label's rollout, as a number of the caller's.
         position: `[L]` its position in the completion.
     """
@@ -116,7 +116,7 @@ def _labelled(
         # An empty prompt's first token has none before it; `data` lets it be judged only where it is the only one.
         before.append(path[np.maximum(np.arange(start, len(path)) - 1, 0)])
         rewards.append(np.full(r.valid, r.reward))
-        weights.append(np.full(r.valid, 1 / r.valid))
+        weights.append(np.full(r.valid, 1 / r.valid) if r.weights is None else r.weights)
         rollout.append(np.full(r.valid, i))
         position.append(np.arange(r.first_valid, len(r.completion)))
     nodes, where, judged = np.unique(np.concatenate(at), return_index=True, return_inverse=True)

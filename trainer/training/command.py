@@ -35,6 +35,7 @@ from trainer.training.publish import latest, publish
 from trainer.training.run import Run
 from trainer.training.scorer import Scorer, understands_trees
 from trainer.training.settings import TrainingError, TrainSettings, distribution_card
+from trainer.training.siblings import weighed
 
 # A tree's attention is dense over its nodes; it has to save at least this part of the tokens to pay.
 WORTHWHILE = 0.8
@@ -227,6 +228,8 @@ def _prepare(paths: list[Path], settings: TrainSettings, began: Start) -> Prepar
         train_on = kept
         if not train_on:
             raise TrainingError("every prompt's rollouts all earned the same: nothing is left to train on")
+    if settings.weigh == "nodes":
+        train_on = weighed(train_on)
     reasons = ("read", "duplicates", "unrewarded", "no_valid_position", "too_long", "uniform_prompts")
     return Prepared(
         everything,

@@ -52,7 +52,10 @@ class SamplingPolicy:
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """A completion with its reward, positions `first_valid …` of which may be trained on (at least one)."""
+    """A completion with its reward, positions `first_valid …` of which may be trained on (at least one).
+
+    `weights` are those positions' in the loss, `[valid]`; None: all alike, 1 together.
+    """
 
     id: str
     prompt: TokenIds
@@ -61,6 +64,7 @@ class Rollout:
     reward: float
     policy: SamplingPolicy
     group: str  # hash of what the split goes by
+    weights: NDArray[np.float64] | None = None
 
     @property
     def length(self) -> int:

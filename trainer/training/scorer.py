@@ -44,7 +44,7 @@ def outputs_of(scorer: nn.Module, batch: Batch) -> Tensor:
 
 
 def summed_loss(returns: ReturnDistribution, outputs_L: Tensor, batch: Batch) -> Tensor:
-    """Negative log-likelihood in nats: mean within each rollout's valid positions, summed over rollouts."""
+    """Negative log-likelihood in nats, weighed and summed: over each rollout's positions, over rollouts."""
     return (returns.loss(outputs_L, batch.rewards) * batch.weights).sum()
 
 

@@ -30,6 +30,8 @@ class TrainSettings(BaseModel):
         held_out: fraction of the prompts that only measure.
         group_by: split by this entry of the metadata instead of the prompt's token ids.
         drop_uniform_prompts: leave out training prompts whose rollouts all earned the same.
+        weigh: `rollouts` has each rollout count alike, and each of its positions; `nodes` has each prefix count once,
+            and more where rollouts part (`siblings`). Held-out metrics are always of the first kind.
         mixed_policies: accept rollouts of different sampling policies.
         epochs: passes over the training rollouts.
         learning_rate: the greatest; after the warm-up it falls to 0 along a cosine.
@@ -58,6 +60,7 @@ class TrainSettings(BaseModel):
     held_out: float = Field(default=0.1, ge=0, lt=1)
     group_by: str | None = None
     drop_uniform_prompts: bool = False
+    weigh: Literal["rollouts", "nodes"] = "rollouts"
     mixed_policies: bool = False
 
     epochs: int = Field(default=3, ge=1)
