@@ -50,7 +50,7 @@ def guided(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guided]:
         assert cli.main(["reward", "--verifier", "task", *to]) == 0
         assert cli.main(["export", "--out", str(data), *to]) == 0
         settings = TrainSettings(
-            base=str(model), name="tree", atoms=(0.0, 0.1, 1.0), held_out=0.0, epochs=120, learning_rate=0.03,
+            base=str(model), name="tree", atoms=(0.0, 0.1, 1.0), held_out=0.0, epochs=600, learning_rate=0.02,
             batch_tokens=100_000, weight_decay=0.0, clip=10.0,
         )  # fmt: skip
         critic = train([data], settings, Outputs(out=root / "critics", run=root / "run"))

@@ -22,7 +22,12 @@ def _nothing_loaded() -> Iterator[None]:
 
 
 def test_the_outcome_of_a_guided_rollout_is_its_reward_less_what_the_kl_cost() -> None:
-    before = value("qsharp_rollout_rewards_total")
+    rewards = {name: f"qsharp_rollout_reward_{name}" for name in ("sum", "count")}
+    before = {
+        "rewards": value("qsharp_rollout_rewards_total"),
+        "guided": value(rewards["sum"], guided="true"),
+        "unguided": value(rewards["count"], guided="false"),
+    }
     prediction = Prediction("a@1", "qsharp", eta=0.5, value=0.5, kl=1.2)
     results = [
         RewardResult("one", 2.0, True, prediction),
@@ -33,9 +38,9 @@ def test_the_outcome_of_a_guided_rollout_is_its_reward_less_what_the_kl_cost() -
         RewardResult("unguided", 1.0, True),
     ]
     metrics.observe_rewards(results, {"a@1": (-2.0, 3.0)}.get)
-    assert value("qsharp_rollout_rewards_total") - before == 5
-    assert value("qsharp_rollout_reward_sum", guided="true") == 2.0 - 1.0 + 2.0 + 2.0
-    assert value("qsharp_rollout_reward_count", guided="false") == 1
+    assert value("qsharp_rollout_rewards_total") - before["rewards"] == 5
+    assert value(rewards["sum"], guided="true") - before["guided"] == 2.0 - 1.0 + 2.0 + 2.0
+    assert value(rewards["count"], guided="false") - before["unguided"] == 1
     # The value 0.5 is half of the way from -2 to 3; the outcome 2 - 0.5 * 1.2 = 1.4 is 0.68 of it.
     assert value("qsharp_value_calibration_ratio_sum", value="0.55") == pytest.approx(0.68)
     assert value("qsharp_value_calibration_ratio_sum", value="0.95") == pytest.approx((-1.6 + 2) / 5)
