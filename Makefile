@@ -1,7 +1,7 @@
 # Everything here works in a fresh clone: what is missing is installed into .venv first.
 #
 #   make serve         the default model and its critic, on port 8000
-#   make demo          the whole loop from nothing: half an hour on two cores, report in runs/demo
+#   make demo          the whole loop from nothing, report in runs/demo
 #   make test          the tests            make lint    ruff and mypy
 #   make compose-check the deployment in docker/, built, started and used as its users would: needs a Docker engine
 #   make sums-accuracy measures the default model with and without its critic

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-from benchmarks.serving import serve
+from trainer.serving import serve
 
 
 def main() -> None:

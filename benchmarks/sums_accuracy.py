@@ -13,8 +13,8 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
-from benchmarks.serving import serve
 from trainer import evaluate_command
+from trainer.serving import serve
 
 OUT = Path("runs/sums-accuracy")
 

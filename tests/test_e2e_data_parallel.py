@@ -9,10 +9,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.serving import serve
 from tests import models
 from tests.conftest import ADMIN_KEY, Server, flags
 from tests.test_e2e_exact import check, requests, run_all
+from trainer.serving import serve
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 ENGINES = ["0", "1"]

@@ -20,10 +20,10 @@ import openai
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.serving import serve
 from qsharp_core.rollouts.store import Filters, RolloutStore
 from tests import models
 from tests.conftest import Server
+from trainer.serving import serve
 
 PROMPT = list(range(20, 40))
 MESSAGES: Any = [

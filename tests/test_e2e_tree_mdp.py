@@ -9,10 +9,10 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.serving import serve
 from qsharp_core import cli
 from tests.conftest import ADMIN_KEY
 from trainer import tree_mdp
+from trainer.serving import serve
 from trainer.training.command import Outputs, train
 from trainer.training.settings import TrainSettings
 from trainer.tree_mdp import FIGURE_4

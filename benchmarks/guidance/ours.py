@@ -70,7 +70,7 @@ def seconds(llm: Any, pair: Pair, ask: Ask, seed: int) -> float:
     return wave(ask.tokens)
 
 
-def median_seconds(llm: Any, pair: Pair, asks: list[Ask], rounds: int, tick: Any) -> dict[Ask, list[float]]:
+def times_of(llm: Any, pair: Pair, asks: list[Ask], rounds: int, tick: Any) -> dict[Ask, list[float]]:
     """Each ask's times, `rounds` of them, the asks by turns so that all see the same machine."""
     times: dict[Ask, list[float]] = {ask: [] for ask in asks}
     for seed in range(rounds + 1):

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qsharp_core.critic.model import Critic, Head, HeadShape
+from qsharp_core.disk import fsync
 from qsharp_core.errors import CriticError
 from qsharp_core.returns import Bernoulli, Categorical, ReturnDistribution
 
@@ -191,9 +192,9 @@ def save(folder: Path, card: CriticCard, critic: Critic) -> None:
     for path in temporary.rglob("*.safetensors"):
         path.chmod(0o644)  # safetensors keeps files to their owner, but the server may be another user
     for path in [*temporary.rglob("*"), temporary]:
-        _fsync(path)
+        fsync(path)
     temporary.rename(folder)
-    _fsync(folder.parent)
+    fsync(folder.parent)
 
 
 def check_vocabulary(card: CriticCard, folder: Path, critic: Critic, reference_tokenizer: Any | None) -> None:
@@ -271,11 +272,3 @@ def _load_head(head: Head, path: Path) -> None:
 
 def _vocabulary(tokenizer: Any) -> dict[int, str]:
     return {index: token for token, index in tokenizer.get_vocab().items()}
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

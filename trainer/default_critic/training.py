@@ -1,13 +1,13 @@
 """A critic from the reference's first layers, fitted to the trees of its rollouts."""
 
 import json
-import math
 import random
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -20,12 +20,12 @@ from trainer.default_critic.prefix import ATTENTION, common_prefix, prefix_keys_
 from trainer.default_critic.rollouts import Rollout, read_rollouts
 from trainer.default_critic.trees import Tree, build_tree, inputs, pruned, thinned
 from trainer.tasks import sums
+from trainer.training.measures import auc
+from trainer.training.siblings import ONLY_WAY
 
 VALIDATION_TREES = 8
 """Problems scored in one forward pass of the validation."""
 WARM_UP_STEPS = 50
-ONLY_WAY = 0.1
-"""Weight of a node that has no labelled sibling."""
 VALIDATE_EVERY = 500
 
 
@@ -147,7 +147,7 @@ def fit(
             bar.set_postfix({"loss": f"{recent:.4f}"})
             if step % VALIDATE_EVERY == 0:
                 metrics = {"step": step, "loss": recent, **validate(critic, prefix_ids, validation)}
-                tqdm.write(json.dumps({k: round(v, 4) for k, v in metrics.items()}))
+                tqdm.write(json.dumps({k: v and round(v, 4) for k, v in metrics.items()}))
 
 
 def score_trees(critic: Critic, prefix_ids: list[int], trees: list[Tree]) -> Tensor:
@@ -177,7 +177,7 @@ def tree_loss(critic: Critic, prefix_ids: list[int], trees: list[Tree]) -> Tenso
 
 
 @torch.inference_mode()
-def validate(critic: Critic, prefix_ids: list[int], problems: list[list[Rollout]]) -> dict[str, float]:
+def validate(critic: Critic, prefix_ids: list[int], problems: list[list[Rollout]]) -> dict[str, float | None]:
     """Log-loss in nats over all labels, and how well the critic tells rollouts apart.
 
     `auc_middle` and `auc_last` are over whole rollouts, at their middle and their last token. `auc_branch` is over
@@ -198,17 +198,8 @@ def validate(critic: Critic, prefix_ids: list[int], problems: list[list[Rollout]
                 for name, place in places.items():
                     at[name][0].append(float(outputs[path[place], 0]))
                     at[name][1].append(rollout.reward > 0.5)
-    curves = {f"auc_{name}": area_under_curve(torch.tensor(x), torch.tensor(y)) for name, (x, y) in at.items() if x}
+    curves = {f"auc_{name}": auc(np.array(x), np.array(y), np.ones(len(x))) for name, (x, y) in at.items() if x}
     return {"log_loss": nats / labels, **curves, "rollouts": float(sum(map(len, problems)))}
-
-
-def area_under_curve(scores: Tensor, won: Tensor) -> float:
-    """P(a won rollout scores above a lost one), ties counting half; NaN unless there are both."""
-    lost, gained = scores[~won].sort().values, scores[won]
-    if not len(lost) or not len(gained):
-        return math.nan
-    below = torch.searchsorted(lost, gained) + torch.searchsorted(lost, gained, right=True)
-    return float(below.double().mean() / 2 / len(lost))
 
 
 def validation_triples() -> set[sums.Problem]:

@@ -1,4 +1,4 @@
-"""`qsharp demo sums`: the whole loop on the default model, from nothing, in about half an hour on two cores.
+"""`qsharp demo sums`: the whole loop on the default model, from nothing.
 
 It starts the default model's server without a critic, samples the model's own sums, rewards them, trains a critic on
 them, activates it, does that once more with roll-ins of that critic, and measures what guidance gains on problems that

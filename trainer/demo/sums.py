@@ -1,6 +1,6 @@
 """The default model learns to add: its server without a critic, two rounds of the loop, and a measurement.
 
-Every number here is chosen for two CPU cores and half an hour. Steps are small and many, because steps count more than
+Every number here is chosen for two CPU cores. Steps are small and many, because steps count more than
 anything else; guidance looks at few candidates, because a critic is too hopeful about tokens that it never saw.
 """
 

@@ -11,7 +11,6 @@ No file of it is ever unpickled. There is no state of random generators: a run d
 """
 
 import json
-import os
 import shutil
 import uuid
 from pathlib import Path
@@ -22,6 +21,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from qsharp_core.disk import fsync
 from trainer.training.settings import TrainingError, TrainSettings
 
 STATE, WEIGHTS = "state.json", "state.safetensors"
@@ -99,12 +99,12 @@ class Run:
         save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary / WEIGHTS)
         (temporary / STATE).write_text(progress.model_dump_json())
         for path in (temporary / WEIGHTS, temporary / STATE, temporary):
-            _fsync(path)
+            fsync(path)
         older = self._checkpoints()
         if target in older:
             shutil.rmtree(target)
         temporary.rename(target)
-        _fsync(self.folder)
+        fsync(self.folder)
         for path in older:
             if path != target:
                 shutil.rmtree(path)
@@ -132,7 +132,7 @@ class Run:
         """The weights of the best epoch so far."""
         temporary = self.folder / ".best.tmp"
         save_file({k: v.detach().contiguous().cpu() for k, v in model.named_parameters()}, temporary)
-        _fsync(temporary)
+        fsync(temporary)
         temporary.rename(self.folder / "best.safetensors")
 
     def load_best(self, model: nn.Module) -> None:
@@ -175,14 +175,6 @@ def _check_same(folder: Path, found: RunCard, settings: TrainSettings, data: str
 def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text)
-    _fsync(temporary)
+    fsync(temporary)
     temporary.rename(path)
-    _fsync(path.parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync(path.parent)
