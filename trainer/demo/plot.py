@@ -29,7 +29,8 @@ def plot(path: Path, report: dict[str, Any]) -> None:
         axes.grid(color="#e6e9ec", linewidth=0.8)
         axes.set_axisbelow(True)
     left.set(xlabel="KL to the reference per completion, nats (numbers: η)", ylabel="accuracy (pass@1)")
-    left.set_xlim(left=0)
+    left.set_xscale("log")  # CD's may be fifty times Q♯'s
+    left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     etas = sorted({r["eta"] for r in report["results"] if r["eta"] is not None})
     right.set_xscale("log")
