@@ -94,18 +94,27 @@ class Sequence:
         tokens: ids whose keys and values are in the pool (or will be by the end of the running pass).
         blocks: block table; block `i` holds positions `i * block_size …`.
         digests: of the full blocks.
+        ahead: positions behind `tokens` that the pool holds too, of tokens only the device knows.
     """
 
     tokens: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     digests: list[Digest] = field(default_factory=list)
+    ahead: int = 0
+
+    @property
+    def length(self) -> int:
+        """Positions the pool holds."""
+        return len(self.tokens) + self.ahead
 
 
 def truncate(pool: BlockPool, sequence: Sequence, length: int) -> None:
-    """Keeps the first `length` tokens at most, to a block's edge where the cut block may be shared."""
-    if length >= len(sequence.tokens):
+    """Keeps the first `length` known tokens at most, to a block's edge where the cut block may be shared."""
+    if length >= len(sequence.tokens) and not sequence.ahead:
         return
+    sequence.ahead = 0
     size = pool.block_size
+    length = min(length, len(sequence.tokens))
     whole = length // size
     keep_partial = length % size and not pool.published(sequence.blocks[whole])
     kept = whole + 1 if keep_partial else whole
@@ -153,6 +162,13 @@ def extend(pool: BlockPool, sequence: Sequence, tokens: list[int]) -> None:
         digest = _digest(sequence.digests[-1] if done else b"", sequence.tokens[done * size : (done + 1) * size])
         sequence.digests.append(digest)
         pool.publish(sequence.blocks[done], digest)
+
+
+def advance(pool: BlockPool, sequence: Sequence) -> None:
+    """Appends a token that only the device knows, and which therefore is not shared; there must be a block."""
+    for _ in range(blocks_wanted(pool, sequence, sequence.length + 1)):
+        sequence.blocks.append(pool.take())
+    sequence.ahead += 1
 
 
 def _common_prefix(ours: list[int], theirs: list[int]) -> int:

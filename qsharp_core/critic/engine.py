@@ -11,8 +11,9 @@ ids: callers hand over each row's whole history, and may drop, roll back, move o
 Shapes: R rows, K most candidates of a row, N packed tokens.
 """
 
+import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from qsharp_core.critic import cache
 from qsharp_core.critic.attention import PAGED, CandidatePass, Layout, Pass, Pool, PrefillPass, ProbePass
 from qsharp_core.critic.cache import BlockPool, Sequence
+from qsharp_core.critic.decode import Decoder, PrefixAttention, to_device
 from qsharp_core.critic.model import Critic
 from qsharp_core.errors import CriticError
 
@@ -64,12 +66,22 @@ class CriticEngine:
         critic: in evaluation mode, on its device. Its backbone's attention is switched to the paged one.
         cache_tokens: token positions the pool holds (rounded up to blocks); the longest history must fit.
         block_size: positions per block.
+        prefix: an attention kernel, with which `score_latest` runs steps in fixed shapes. Where the backbone cannot be
+            run so, a warning says it and `decoder` is None.
+        graphs: rows and candidates for which such steps are captured as CUDA graphs.
 
     Raises:
         CriticError: the backbone's cached scores differ from a plain forward pass.
     """
 
-    def __init__(self, critic: Critic, cache_tokens: int, block_size: int = 16) -> None:
+    def __init__(
+        self,
+        critic: Critic,
+        cache_tokens: int,
+        block_size: int = 16,
+        prefix: PrefixAttention | None = None,
+        graphs: tuple[Collection[int], Collection[int]] = ((), ()),
+    ) -> None:
         self.critic = critic
         self.blocks = BlockPool(-(-cache_tokens // block_size), block_size)
         parameter = next(critic.parameters())
@@ -80,6 +92,7 @@ class CriticEngine:
         critic.backbone.set_attn_implementation(PAGED)
         self.pool = self._allocate()
         self._check_against_plain_forward()
+        self.decoder = self._make_decoder(prefix, graphs) if prefix else None
 
     @property
     def capacity(self) -> int:
@@ -135,6 +148,59 @@ class CriticEngine:
         return outputs
 
     @torch.inference_mode()
+    def score_latest(
+        self,
+        sequences: list[Sequence],
+        lengths: list[int],
+        last_R: Tensor,
+        ids_RK: Tensor,
+        read: Callable[[int], list[int]],
+    ) -> Tensor:
+        """As `score`, by the `decoder`: in fixed shapes and without knowing which tokens were sampled.
+
+        Args:
+            sequences: as in `score`.
+            lengths: of each row's history.
+            last_R: the last token of each, int64, on the device.
+            ids_RK: candidates; all of them are scored.
+            read: a row's history, from the device: asked for rows that are new, or that lost their blocks.
+        """
+        assert self.decoder is not None
+        ids_RK = ids_RK.clamp(max=self.critic.vocab - 1)  # see `_run`
+        outputs = torch.zeros(*ids_RK.shape, self.critic.distribution.n_out, dtype=self.dtype, device=self.device)
+        group: list[_Row] = []
+
+        def run() -> None:
+            if not group:
+                return
+            self._prefill(group)
+            at = [row.index for row in group]
+            tables = [row.sequence.blocks for row in group]
+            length = np.array([lengths[i] for i in at], dtype=np.int32)
+            if len(group) == len(sequences):
+                outputs.copy_(self.decoder.score(last_R, ids_RK, length, tables))  # type: ignore[union-attr]
+                return
+            rows = to_device(torch.tensor(at), self.device)
+            outputs[rows] = self.decoder.score(last_R[rows], ids_RK[rows], length, tables)  # type: ignore[union-attr]
+
+        try:
+            for index, sequence in enumerate(sequences):
+                assert 0 < lengths[index] <= self.capacity, (lengths[index], self.capacity)
+                self._open.move_to_end(id(sequence))
+                row = self._continue(index, sequence, lengths[index], read, group)
+                if row is None:  # the pool is full of this call's own rows: finish them first
+                    run()
+                    group.clear()
+                    row = self._continue(index, sequence, lengths[index], read, group)
+                    assert row is not None
+                group.append(row)
+            run()
+        except BaseException:
+            self.reset()
+            raise
+        return outputs
+
+    @torch.inference_mode()
     def score_plain(self, tokens: list[int]) -> Tensor:
         """Outputs `[S, n_out]` for every token given those before it, by a plain forward pass without the cache."""
         with self._plain_attention():
@@ -157,17 +223,38 @@ class CriticEngine:
         # A Q head reads the last token's hidden state, so that one is always run.
         reuse = len(history) - (self.critic.head.shape.kind == "Q")
         cache.adopt(self.blocks, sequence, history, reuse)
-        protected = {id(row.sequence) for row in group} | {id(sequence)}
-        victims = (s for key, s in self._open.items() if key not in protected and s.blocks)
-        while cache.blocks_wanted(self.blocks, sequence, len(history)) > self.blocks.free:
-            victim = next(victims, None)
-            if victim is None:
-                return None
-            cache.truncate(self.blocks, victim, 0)
+        if not self._make_room(sequence, len(history), group):
+            return None
         self._take_choice(sequence, history, before.get(id(sequence)))
         start = len(sequence.tokens)
         cache.extend(self.blocks, sequence, history[start:])
         return _Row(index, sequence, history, start)
+
+    def _continue(
+        self, index: int, sequence: Sequence, length: int, read: Callable[[int], list[int]], group: list[_Row]
+    ) -> _Row | None:
+        """Blocks for a history of that length, and what is missing before its last token; None for want of room."""
+        history: list[int] = []
+        if sequence.length != length - 1:
+            history = read(index)[: length - 1]
+            cache.adopt(self.blocks, sequence, history, len(history))
+        if not self._make_room(sequence, length, group):
+            return None
+        start = len(sequence.tokens)
+        cache.extend(self.blocks, sequence, history[start:])
+        cache.advance(self.blocks, sequence)
+        return _Row(index, sequence, history, start)
+
+    def _make_room(self, sequence: Sequence, length: int, group: list[_Row]) -> bool:
+        """Frees blocks until the sequence can have that length: those of the least recently used, `group` excepted."""
+        protected = {id(row.sequence) for row in group} | {id(sequence)}
+        victims = (s for key, s in self._open.items() if key not in protected and s.blocks)
+        while cache.blocks_wanted(self.blocks, sequence, length) > self.blocks.free:
+            victim = next(victims, None)
+            if victim is None:
+                return False
+            cache.truncate(self.blocks, victim, 0)
+        return True
 
     def _take_choice(self, sequence: Sequence, history: list[int], choice: _Choice | None) -> None:
         """Has the chosen candidate's keys and values copied into the pool, where they were kept."""
@@ -310,7 +397,7 @@ class CriticEngine:
         one = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         with torch.inference_mode():
             self.critic.backbone(input_ids=one, position_ids=one, use_cache=False, critic_pass=probe)
-        slots = self.blocks.blocks * self.blocks.block_size
+        slots = (self.blocks.blocks + 1) * self.blocks.block_size  # the last block is nobody's: see Decoder
 
         def zeros(shape: torch.Size) -> Tensor:
             return torch.zeros(slots, *shape, dtype=self.dtype, device=self.device)
@@ -323,6 +410,19 @@ class CriticEngine:
             )
         return Pool([zeros(keys) for keys, _ in layers], [zeros(values) for _, values in layers])
 
+    def _make_decoder(self, prefix: PrefixAttention, graphs: tuple[Collection[int], Collection[int]]) -> Decoder | None:
+        decoder = Decoder(self.critic, self.pool, self.blocks.block_size, self.capacity, prefix)
+        try:
+            self._check_decoder(decoder)
+            decoder.capture(*graphs)
+        except Exception as error:  # whatever a kernel does: the other path serves every backbone
+            logging.getLogger(__name__).warning(
+                "critic without fixed shapes, each step waits for the device: %s", error
+            )
+            self.reset()
+            return None
+        return decoder
+
     @contextmanager
     def _plain_attention(self) -> Iterator[None]:
         self.critic.backbone.set_attn_implementation("sdpa")
@@ -332,30 +432,49 @@ class CriticEngine:
             self.critic.backbone.set_attn_implementation(PAGED)
 
     @torch.inference_mode()
-    def _check_against_plain_forward(self) -> None:
-        """Refuses a backbone whose attention the paged functions do not reproduce."""
+    def _plain_hidden(self) -> tuple[list[int], Tensor]:
+        """Tokens that fill some blocks, and their hidden states `[S, D]` by a plain forward pass."""
         length = min(self.capacity, 2 * self.blocks.block_size + 3)
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(self.critic.vocab, (length + 1,), generator=generator).tolist()
         with self._plain_attention():
-            plain = self.critic.backbone(
-                input_ids=torch.tensor([tokens], device=self.device), use_cache=False
-            ).last_hidden_state[0]
-        sequence = self.open()
-        history = tokens[:length]
+            ids = torch.tensor([tokens], device=self.device)
+            return tokens, self.critic.backbone(input_ids=ids, use_cache=False).last_hidden_state[0]
+
+    @torch.inference_mode()
+    def _check_against_plain_forward(self) -> None:
+        """Refuses a backbone whose attention the paged functions do not reproduce."""
+        tokens, plain = self._plain_hidden()
+        sequence, history = self.open(), tokens[:-1]
         row = self._reserve(0, sequence, history, {}, [])
         assert row is not None
-        got = [(self._prefill([row])[0], plain[length - 1])]
+        got = [self._prefill([row])[0]]
         if self.critic.head.shape.kind == "V":
-            ids = torch.tensor([tokens[length:]], device=self.device)
-            got.append((self._run_candidates([row], ids, torch.ones_like(ids, dtype=torch.bool))[0], plain[length]))
+            ids = torch.tensor([tokens[-1:]], device=self.device)
+            got.append(self._run_candidates([row], ids, torch.ones_like(ids, dtype=torch.bool))[0])
         self.close(sequence)
         self.reset()
+        self._compare(torch.stack(got), plain[-2:][: len(got)])
+
+    @torch.inference_mode()
+    def _check_decoder(self, decoder: Decoder) -> None:
+        """The same of a step in fixed shapes."""
+        tokens, plain = self._plain_hidden()
+        sequence, history = self.open(), tokens[:-1]
+        row = self._continue(0, sequence, len(history), lambda _: history, [])
+        assert row is not None
+        self._prefill([row])
+        last, ids = (torch.tensor(t, device=self.device) for t in (history[-1:], [tokens[-1:]]))
+        hidden_MD = decoder.hidden(last, ids, np.array([len(history)], dtype=np.int32), [sequence.blocks])[0]
+        self.close(sequence)
+        self.reset()
+        self._compare(hidden_MD, plain[-2:][: len(hidden_MD)])
+
+    def _compare(self, ours: Tensor, plain: Tensor) -> None:
         tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2
-        for ours, theirs in got:
-            worst = ((ours - theirs).abs().max() / theirs.abs().max()).item()
-            if not worst < tolerance:
-                raise CriticError(
-                    f"{type(self.critic.backbone).__name__} cannot serve as a critic's backbone: with the paged cache "
-                    f"its hidden states differ from a plain forward pass by {worst:.2g} of their size"
-                )
+        worst = ((ours - plain).abs().amax(-1) / plain.abs().amax(-1)).max().item()
+        if not worst < tolerance:
+            raise CriticError(
+                f"{type(self.critic.backbone).__name__} cannot serve as a critic's backbone: with the paged cache "
+                f"its hidden states differ from a plain forward pass by {worst:.2g} of their size"
+            )

@@ -16,6 +16,7 @@ from qsharp_core.critic.cache import Sequence
 from qsharp_core.critic.checkpoint import CriticCard
 from qsharp_core.critic.engine import CriticEngine
 from qsharp_core.errors import CriticError, NoCriticError, UnknownCriticError
+from qsharp_core.vllm_plugin import flash
 from qsharp_core.vllm_plugin.settings import EngineSettings, parse_critic
 
 BLOCK_SIZE = 16
@@ -159,7 +160,9 @@ def loader(vllm_config: Any, device: torch.device) -> Callable[[Path, str | None
                     f"{card.key}: cache_gib = {settings.cache_gib:g} holds {tokens} tokens, and a sequence may have "
                     f"{longest}: give at least {longest * token_bytes / 2**30:.3g} or a smaller max_model_len"
                 )
-        return LoadedCritic(card, path, CriticEngine(critic, tokens, BLOCK_SIZE))
+        prefix = flash.prefix_attention(vllm_config, device, dtype)
+        graphs = flash.graph_shapes(vllm_config, device)
+        return LoadedCritic(card, path, CriticEngine(critic, tokens, BLOCK_SIZE, prefix, graphs))
 
     return load
 
