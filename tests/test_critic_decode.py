@@ -27,7 +27,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_scores_equal_full_forward_passes(folders: dict[str, Path], name: str, seed: int, tokens: int) -> None:
     rng = random.Random(seed)
     folder = folders[name]
-    engine = CriticEngine(checkpoint.load(folder)[1], tokens, 4, gathered)
+    engine = CriticEngine(checkpoint.load(folder)[1], tokens, 4, prefix=gathered)
     assert engine.decoder is not None
     shared = [rng.randrange(models.VOCAB) for _ in range(12)]
     rows = [
@@ -63,5 +63,5 @@ def test_scores_equal_full_forward_passes(folders: dict[str, Path], name: str, s
 def test_a_sliding_window_is_run_without_fixed_shapes(
     folders: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert CriticEngine(checkpoint.load(folders["mistral-V-mlp"])[1], 64, 4, gathered).decoder is None
+    assert CriticEngine(checkpoint.load(folders["mistral-V-mlp"])[1], 64, 4, prefix=gathered).decoder is None
     assert "sliding-window" in caplog.text

@@ -137,7 +137,7 @@ class Decoder:
 
     Args:
         critic: its backbone's attention is the paged one.
-        pool: its last block is nobody's: padding rows write there.
+        pool: its last block is for nothing that outlives a pass: padding rows write there.
         block_size: slots a block.
         longest: positions a row may have.
         prefix: the attention kernel.

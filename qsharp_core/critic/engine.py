@@ -16,13 +16,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from qsharp_core.critic import cache
-from qsharp_core.critic.attention import PAGED, CandidatePass, Layout, Pass, Pool, PrefillPass, ProbePass
+from qsharp_core.critic.attention import PAGED, Layout, PagedPass, Pool, ProbePass
 from qsharp_core.critic.cache import BlockPool, Sequence
 from qsharp_core.critic.decode import Decoder, PrefixAttention, to_device
 from qsharp_core.critic.model import Critic
@@ -43,20 +45,15 @@ class _Row:
 
 
 @dataclass
-class _Kept:
-    """Candidates' keys and values of the last step, per layer `[N, G, D]`."""
-
-    keys: list[Tensor]
-    values: list[Tensor]
-
-
-@dataclass
 class _Choice:
-    """Where a sequence's candidates of the last step are kept: valid for `history + [id]` alone."""
+    """A sequence's candidates of the last step: whichever was chosen has its keys and values at `slot + its index`.
 
-    history: list[int]
-    packed_of_id: dict[int, int]
-    kept: _Kept
+    Valid as long as the sequence has that length: whatever changes its tokens changes it.
+    """
+
+    length: int
+    ids: list[int]
+    slot: int
 
 
 class CriticEngine:
@@ -66,6 +63,7 @@ class CriticEngine:
         critic: in evaluation mode, on its device. Its backbone's attention is switched to the paged one.
         cache_tokens: token positions the pool holds (rounded up to blocks); the longest history must fit.
         block_size: positions per block.
+        scratch_tokens: candidates that are run together at the most; those of one row must fit.
         prefix: an attention kernel, with which `score_latest` runs steps in fixed shapes. Where the backbone cannot be
             run so, a warning says it and `decoder` is None.
         graphs: rows and candidates for which such steps are captured as CUDA graphs.
@@ -79,6 +77,7 @@ class CriticEngine:
         critic: Critic,
         cache_tokens: int,
         block_size: int = 16,
+        scratch_tokens: int = 1024,
         prefix: PrefixAttention | None = None,
         graphs: tuple[Collection[int], Collection[int]] = ((), ()),
     ) -> None:
@@ -88,13 +87,14 @@ class CriticEngine:
         self.device, self.dtype = parameter.device, parameter.dtype
         self._open: OrderedDict[int, Sequence] = OrderedDict()  # by id(), least recently used first
         self._choices: dict[int, _Choice] = {}
-        self._copies: dict[int, tuple[_Kept, list[int], list[int]]] = {}  # kept, pool slots, packed indices
+        self._moves: list[tuple[int, int]] = []  # from one slot of the pool to another, before the next pass
+        self._scratch = -(-scratch_tokens // block_size)  # blocks behind the pool's own, for candidates
         critic.backbone.set_attn_implementation(PAGED)
         self.pool = self._allocate()
         self._check_against_plain_forward()
         self.decoder = self._make_decoder(prefix, graphs) if prefix else None
 
-    @property
+    @cached_property
     def capacity(self) -> int:
         """The longest history, in tokens, that can be scored."""
         limit = self.critic.max_length
@@ -130,14 +130,16 @@ class CriticEngine:
         outputs = torch.zeros(*ids_RK.shape, self.critic.distribution.n_out, dtype=self.dtype, device=self.device)
         before, self._choices = self._choices, {}
         group: list[_Row] = []
+        most = max(1, self._scratch // self._scratch_blocks(ids_RK.shape[1]))
         try:
             for index, (sequence, history) in enumerate(zip(sequences, histories, strict=True)):
                 assert 0 < len(history) <= self.capacity, (len(history), self.capacity)
                 self._open.move_to_end(id(sequence))
-                row = self._reserve(index, sequence, history, before, group)
+                row = self._reserve(index, sequence, history, before, group) if len(group) < most else None
                 if row is None:  # the pool is full of this call's own rows: finish them first
                     self._run(group, ids_RK, mask_RK, outputs)
                     group = []
+                    before = {}  # what they kept is overwritten
                     row = self._reserve(index, sequence, history, before, group)
                     assert row is not None
                 group.append(row)
@@ -211,7 +213,7 @@ class CriticEngine:
         for sequence in self._open.values():
             cache.truncate(self.blocks, sequence, 0)
         self._choices.clear()
-        self._copies.clear()
+        self._moves.clear()
         self.blocks.forget_all()
 
     # -- bookkeeping
@@ -247,6 +249,8 @@ class CriticEngine:
 
     def _make_room(self, sequence: Sequence, length: int, group: list[_Row]) -> bool:
         """Frees blocks until the sequence can have that length: those of the least recently used, `group` excepted."""
+        if cache.blocks_wanted(self.blocks, sequence, length) <= self.blocks.free:
+            return True  # the usual case
         protected = {id(row.sequence) for row in group} | {id(sequence)}
         victims = (s for key, s in self._open.items() if key not in protected and s.blocks)
         while cache.blocks_wanted(self.blocks, sequence, length) > self.blocks.free:
@@ -257,26 +261,27 @@ class CriticEngine:
         return True
 
     def _take_choice(self, sequence: Sequence, history: list[int], choice: _Choice | None) -> None:
-        """Has the chosen candidate's keys and values copied into the pool, where they were kept."""
-        if choice is None or len(sequence.tokens) != len(history) - 1 or choice.history != history[:-1]:
+        """Has the chosen candidate's keys and values moved to the sequence's end, where they were kept."""
+        if choice is None or not choice.length == len(sequence.tokens) == len(history) - 1:
             return
-        packed = choice.packed_of_id.get(history[-1])
-        if packed is None:
+        if history[-1] not in choice.ids:
             return
         cache.extend(self.blocks, sequence, history[-1:])
-        slot = self._slots(sequence, len(history) - 1, len(history))[0]
-        _, slots, kept = self._copies.setdefault(id(choice.kept), (choice.kept, [], []))
-        slots.append(slot)
-        kept.append(packed)
+        to = self._slots(sequence, choice.length, choice.length + 1)[0]
+        self._moves.append((choice.slot + choice.ids.index(history[-1]), to))
 
-    def _copy_choices(self) -> None:
-        """Moves the chosen candidates' keys and values into the pool, all rows at once."""
-        for kept, slots, packed in self._copies.values():
-            to, source = (torch.tensor(indices, device=self.device) for indices in (slots, packed))
-            for layer in range(len(self.pool.keys)):
-                self.pool.keys[layer][to] = kept.keys[layer][source]
-                self.pool.values[layer][to] = kept.values[layer][source]
-        self._copies.clear()
+    def _move_choices(self) -> None:
+        """Moves the chosen candidates' keys and values, all rows at once."""
+        if not self._moves:
+            return
+        source, to = torch.tensor(self._moves, device=self.device).unbind(1)
+        for layer in (*self.pool.keys, *self.pool.values):
+            layer[to] = layer[source]
+        self._moves.clear()
+
+    def _scratch_blocks(self, candidates: int) -> int:
+        """Blocks behind the pool's own that a row's candidates take."""
+        return -(-candidates // self.blocks.block_size)
 
     def _slots(self, sequence: Sequence, start: int, stop: int) -> list[int]:
         size = self.blocks.block_size
@@ -288,7 +293,7 @@ class CriticEngine:
     def _run(self, group: list[_Row], ids_RK: Tensor, mask_RK: Tensor, outputs: Tensor) -> None:
         if not group:
             return
-        self._copy_choices()
+        self._move_choices()
         last_hidden = self._prefill(group)
         rows = torch.tensor([row.index for row in group], device=self.device)
         ids, mask = ids_RK[rows], mask_RK[rows]
@@ -329,65 +334,74 @@ class CriticEngine:
     def _prefill_pass(self, pieces: list[tuple[_Row, int, int]], last: dict[int, Tensor]) -> None:
         tokens = [t for row, start, stop in pieces for t in row.history[start:stop]]
         slots = [s for row, start, stop in pieces for s in self._slots(row.sequence, start, stop)]
-        layout = self._layout(
-            [row.sequence for row, _, _ in pieces],
-            key_lengths=[stop for _, _, stop in pieces],
-            counts=[stop - start for _, start, stop in pieces],
-            first=[start for _, start, _ in pieces],
-            stride=1,
-        )
-        step = PrefillPass(self.pool, torch.tensor(slots, device=self.device), layout)
-        hidden = self._forward(torch.tensor(tokens, device=self.device), layout, step)
-        end = 0
-        for row, start, stop in pieces:
-            end += stop - start
+        counts = np.array([stop - start for _, start, stop in pieces])
+        first = np.array([start for _, start, _ in pieces])
+        position = first[:, None] + np.arange(counts.max())
+        lengths = first + counts
+        table = self._table([row.sequence for row, _, _ in pieces], int(lengths.max()))
+        layout = self._layout(counts, position, np.array(slots), table, lengths, own=None)
+        hidden = self._forward(torch.tensor(tokens, device=self.device), layout)
+        for (row, _, _), end in zip(pieces, np.cumsum(counts).tolist(), strict=True):
             last[row.index] = hidden[end - 1]
 
     def _run_candidates(self, group: list[_Row], ids: Tensor, mask: Tensor) -> Tensor:
         """Hidden states of all asked candidates, packed `[N, D]`; keeps their keys and values."""
-        counts = mask.sum(-1).tolist()
-        lengths = [len(row.history) for row in group]
-        layout = self._layout([row.sequence for row in group], lengths, counts, first=lengths, stride=0)
         tokens = ids[mask]
         if not len(tokens):
             return torch.empty(0, self.critic.head.shape.hidden, dtype=self.dtype, device=self.device)
-        step = CandidatePass(self.pool, layout, {}, {})
-        hidden = self._forward(tokens, layout, step)
-        layers = range(len(self.pool.keys))
-        kept = _Kept([step.keys[i] for i in layers], [step.values[i] for i in layers])
-        packed = 0
-        for row, token_ids in zip(group, tokens.split(counts), strict=True):
-            packed_of_id = {t: packed + i for i, t in enumerate(token_ids.tolist())}
-            self._choices[id(row.sequence)] = _Choice(row.history, packed_of_id, kept)
-            packed += len(token_ids)
-        return hidden
+        size = self.blocks.block_size
+        counts = mask.sum(-1).cpu().numpy()
+        lengths = np.array([len(row.history) for row in group])
+        prefix = self._table([row.sequence for row in group], int(lengths.max()))
+        blocks = self._scratch_blocks(int(counts.max()))
+        scratch = self.blocks.blocks + np.arange(len(group) * blocks).reshape(-1, blocks)
+        slots = scratch[:, :1] * size + np.arange(counts.max())
+        position = np.broadcast_to(lengths[:, None], slots.shape)
+        layout = self._layout(
+            counts,
+            position,
+            slots[np.arange(slots.shape[1]) < counts[:, None]],
+            np.concatenate([prefix, scratch], axis=1),
+            lengths,
+            own=prefix.shape[1] * size,
+        )
+        for row, asked, slot in zip(group, tokens.split(counts.tolist()), slots[:, 0].tolist(), strict=True):
+            self._choices[id(row.sequence)] = _Choice(len(row.history), asked.tolist(), slot)
+        return self._forward(tokens, layout)
+
+    def _table(self, sequences: list[Sequence], longest: int) -> NDArray[np.int64]:
+        """Block tables for that many positions, padded with block 0."""
+        table = np.zeros((len(sequences), -(-longest // self.blocks.block_size)), dtype=np.int64)
+        for row, sequence in zip(table, sequences, strict=True):
+            blocks = sequence.blocks[: len(row)]
+            row[: len(blocks)] = blocks
+        return table
 
     def _layout(
-        self, sequences: list[Sequence], key_lengths: list[int], counts: list[int], first: list[int], stride: int
+        self,
+        counts: NDArray[np.int64],
+        position: NDArray[np.int64],
+        slots: NDArray[np.int64],
+        table: NDArray[np.int64],
+        key_lengths: NDArray[np.int64],
+        own: int | None,
     ) -> Layout:
-        """Rows of `counts` packed tokens; a row's `m`-th token is at position `first + m * stride`."""
-        size = self.blocks.block_size
-        rows, most, longest = len(counts), max(counts), max(key_lengths)
-        table = np.zeros((rows, -(-longest // size)), dtype=np.int64)
-        for r, sequence in enumerate(sequences):
-            blocks = sequence.blocks[: table.shape[1]]
-            table[r, : len(blocks)] = blocks
-        key_slots = (table[:, :, None] * size + np.arange(size)).reshape(rows, -1)[:, :longest]
-        token_M = np.arange(most)
-        count_R = np.array(counts)
-        valid = token_M < count_R[:, None]
-        packed = np.where(valid, (np.cumsum(count_R) - count_R)[:, None] + token_M, 0)
-        position = np.where(valid, np.array(first)[:, None] + stride * token_M, 0)
-        arrays = (packed, valid, np.ascontiguousarray(key_slots), np.array(key_lengths), position)
-        return Layout(*(torch.from_numpy(array).to(self.device) for array in arrays))
+        """Rows of `counts` packed tokens, at the front of the rows of `position`."""
+        valid = np.arange(position.shape[1]) < counts[:, None]
+        packed = np.where(valid, (np.cumsum(counts) - counts)[:, None] + np.arange(position.shape[1]), 0)
+        arrays = (packed, np.where(valid, position, 0), slots, table, key_lengths)
+        packed_RM, position_RM, write_N, table_RB, key_length_R = (torch.from_numpy(a).to(self.device) for a in arrays)
+        valid_RM = None if valid.all() else torch.from_numpy(valid).to(self.device)
+        return Layout(valid_RM, packed_RM, position_RM, write_N, table_RB, key_length_R, own)
 
-    def _forward(self, tokens_N: Tensor, layout: Layout, step: Pass) -> Tensor:
+    def _forward(self, tokens_N: Tensor, layout: Layout) -> Tensor:
         """Last hidden states `[N, D]` of packed tokens."""
+        position = layout.position_RM if layout.valid_RM is None else layout.position_RM[layout.valid_RM]
         return self.critic.backbone(
             input_ids=tokens_N[None],
-            position_ids=layout.position_RM[layout.valid_RM][None],
+            position_ids=position.reshape(1, -1),
             use_cache=False,
-            critic_pass=step,
+            critic_pass=PagedPass(self.pool, self.blocks.block_size, layout),
         ).last_hidden_state[0]
 
     # -- set-up
@@ -397,7 +411,7 @@ class CriticEngine:
         one = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         with torch.inference_mode():
             self.critic.backbone(input_ids=one, position_ids=one, use_cache=False, critic_pass=probe)
-        slots = (self.blocks.blocks + 1) * self.blocks.block_size  # the last block is nobody's: see Decoder
+        slots = (self.blocks.blocks + self._scratch) * self.blocks.block_size
 
         def zeros(shape: torch.Size) -> Tensor:
             return torch.zeros(slots, *shape, dtype=self.dtype, device=self.device)

@@ -17,6 +17,7 @@ from qsharp_core.critic.checkpoint import CriticCard
 from qsharp_core.critic.engine import CriticEngine
 from qsharp_core.errors import CriticError, NoCriticError, UnknownCriticError
 from qsharp_core.vllm_plugin import flash
+from qsharp_core.vllm_plugin.params import MAX_CANDIDATES
 from qsharp_core.vllm_plugin.settings import EngineSettings, parse_critic
 
 BLOCK_SIZE = 16
@@ -161,8 +162,9 @@ def loader(vllm_config: Any, device: torch.device) -> Callable[[Path, str | None
                     f"{longest}: give at least {longest * token_bytes / 2**30:.3g} or a smaller max_model_len"
                 )
         prefix = flash.prefix_attention(vllm_config, device, dtype)
+        scratch = max(MAX_CANDIDATES, vllm_config.scheduler_config.max_num_seqs * 2 * BLOCK_SIZE)
         graphs = flash.graph_shapes(vllm_config, device)
-        return LoadedCritic(card, path, CriticEngine(critic, tokens, BLOCK_SIZE, prefix, graphs))
+        return LoadedCritic(card, path, CriticEngine(critic, tokens, BLOCK_SIZE, scratch, prefix, graphs))
 
     return load
 
