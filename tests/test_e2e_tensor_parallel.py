@@ -22,6 +22,7 @@ from trainer.serving import serve
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 PROMPT = list(range(20, 40))
+ROWS = 12
 # vLLM gives a rank a NUMA node of its own, unless it is told which cores are whose.
 BINDING = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
@@ -34,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "plain": models.write_critic(root / "plain", name="plain", seed=1),
         "fast": models.write_critic(root / "fast", kind="qwen2", head="Q", name="fast", seed=3),
     }
-    arguments = [*flags(reference, critics, rows=12, blocks=18), "--tensor-parallel-size", "2"]
+    arguments = [*flags(reference, critics, rows=ROWS, blocks=18), "--tensor-parallel-size", "2"]
     with serve(arguments, root / "log", BINDING) as url:
         yield Server(url, reference, critics, root, root / "log")
 
@@ -62,7 +63,7 @@ def load(server: Server, http: httpx.Client, **options: Any) -> None:
 
 def test_every_token_is_exact(server: Server) -> None:
     bodies, before = unseeded(server, 31), preemptions(server)
-    answers = asyncio.run(run_all(server, bodies, at_once=12))
+    answers = asyncio.run(run_all(server, bodies, at_once=ROWS))
     assert preemptions(server) > before
     compared = sum(check(server, body, got) for body, choices in zip(bodies, answers, strict=True) for got in choices)
     assert compared > 250
@@ -70,14 +71,14 @@ def test_every_token_is_exact(server: Server) -> None:
 
 def test_a_critic_is_loaded_and_activated_under_load(server: Server, http: httpx.Client) -> None:
     async def run() -> list[list[dict[str, Any]]]:
-        serving = asyncio.create_task(run_all(server, bodies, at_once=12))
+        serving = asyncio.create_task(run_all(server, bodies, at_once=ROWS))
         # Its head has a layer that is initialised before it is filled: a draw too many on the first rank.
         await asyncio.to_thread(load, server, http, name="deep", version="2", kind="mistral", mlp=32, seed=5)
         return await serving
 
-    bodies = unseeded(server, 32)
+    bodies = unseeded(server, 32)[:8]
     answers = asyncio.run(run())
-    assert sum(check(server, body, got) for body, each in zip(bodies, answers, strict=True) for got in each) > 250
+    assert sum(check(server, body, got) for body, each in zip(bodies, answers, strict=True) for got in each) > 100
 
     body = {"model": "tiny", "prompt": PROMPT, "max_tokens": 16, "temperature": 1.0, "eta": 0.1, "ignore_eos": True}
     body |= {"stream": False, "n": 1, "guidance": {"critic": "deep", "detail": "tokens"}}
@@ -104,23 +105,21 @@ def test_a_critic_of_nan_fails_its_requests_alone(server: Server, http: httpx.Cl
             failing = [client.post("/v1/completions", json=wrong) for _ in range(4)]
             return await asyncio.gather(run_all(server, bodies, at_once=4), asyncio.gather(*failing))
 
-    bodies = unseeded(server, 33)[:12]
+    bodies = unseeded(server, 33)[:6]
     answers, failed = asyncio.run(run())
     assert [answer.status_code for answer in failed] == [500] * 4, failed[0].text
-    assert sum(check(server, body, got) for body, each in zip(bodies, answers, strict=True) for got in each) > 100
+    assert sum(check(server, body, got) for body, each in zip(bodies, answers, strict=True) for got in each) > 60
     assert 'qsharp_critic_failures_total{reason="not_finite"}' in http.get("/metrics").text
     assert http.delete("/v1/critics/broken/1", headers=ADMIN).status_code in (200, 202)
 
 
-def test_everything_is_given_back(http: httpx.Client) -> None:
+def test_everything_is_given_back_and_counted_once(http: httpx.Client) -> None:
     deadline = time.monotonic() + 20
     while True:
         listed = http.get("/v1/critics").json()["data"]
-        if [(one["id"], one["users"]) for one in listed] == [("plain@1", 0), ("fast@1", 0)]:
+        held = {one["id"]: (one["users"], one["kv_blocks_used"]) for one in listed}
+        if held == {"plain@1": (0, 0), "fast@1": (0, 0)}:
             break
         assert time.monotonic() < deadline, listed
         time.sleep(0.2)
-    # The pool is counted once, on the rank that has it.
-    used = [line for line in http.get("/metrics").text.splitlines() if line.startswith("qsharp_critic_kv_blocks_used{")]
-    assert used
-    assert all(line.endswith(" 0.0") for line in used), used
+    assert [one["kv_blocks"] for one in listed] == [ROWS * (512 + 16) // 16] * 2

@@ -30,7 +30,7 @@ ROWS: list[tuple[dict[str, Any], list[int]]] = [
     ({"qsharp_eta": 0.2, "qsharp_critic": "wide", "qsharp_tail": "keep", "qsharp_candidates": 5}, HISTORY[:2]),
     ({"qsharp_id": 2}, HISTORY),
     ({"qsharp_eta": 0.1, "qsharp_critic": "nobody", "qsharp_candidates": 64, "qsharp_id": 3}, HISTORY),
-    ({"qsharp_eta": 0.1, "qsharp_id": 4}, HISTORY * LENGTH),
+    ({"qsharp_eta": 0.1, "qsharp_id": 4}, HISTORY * 200),
     ({"qsharp_eta": 0.1, "qsharp_critic": "deep", "qsharp_id": 5}, [models.VOCAB + 1]),
     ({"qsharp_eta": 0.1, "qsharp_critic": "deep", "qsharp_id": 6}, HISTORY),
 ]
@@ -79,14 +79,18 @@ def steps(core: GuidanceCore) -> tuple[list[Tensor], list[Request]]:
 
 def rank_main(rank: int, folders: list[Path], root: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{root}/meet", rank=rank, world_size=2)
-    upstream.tensor_parallel_group = lambda _: torch.distributed.group.WORLD  # where vLLM made it is the engine's test
+    alone = GuidanceCore(vllm_config(folders, 1), torch.device("cpu"))
+    # Where vLLM keeps it, the test of the whole engine shows.
+    upstream.tensor_parallel_group = lambda _: torch.distributed.group.WORLD
     core = GuidanceCore(vllm_config(folders, 2), torch.device("cpu"))
+    wanted, _ = steps(alone)
     if rank == 1:  # the other end of `topk`'s freedom: tied tokens in another order
         select = policy.select_candidates
         policy.select_candidates = lambda *args: reverse_ties(select(*args))
     found, requests = steps(core)
     result = {
         "logits": found,
+        "alone": wanted,
         "failures": [request.failure for request in requests],
         "critics": list(core.registry.critics),
         "blocks": [critic.engine.blocks.used for critic in core.registry.critics.values()],
@@ -102,7 +106,7 @@ def reverse_ties(candidates: Any) -> Any:
             tied = (scores == value).nonzero()[:, 0].flip(0)
             places = (scores[ids[row]] == value).nonzero()[:, 0]
             ids[row, places] = tied[: len(places)]
-    assert not torch.equal(ids, candidates.ids_RK)
+    assert ids.shape[1] == 1 or not torch.equal(ids, candidates.ids_RK)
     return type(candidates)(candidates.log_ref_RV, ids, candidates.log_ref_RK, candidates.mask_RK)
 
 
@@ -122,18 +126,16 @@ def test_both_ranks_tilt_by_the_same_bits(folders: list[Path], tmp_path: Path) -
     processes = [spawn.Process(target=rank_main, args=(rank, folders, tmp_path)) for rank in (0, 1)]
     for process in processes:
         process.start()
-    alone = GuidanceCore(vllm_config(folders, 1), torch.device("cpu"))
-    wanted, requests = steps(alone)
     for process in processes:
         process.join(120)
         assert process.exitcode == 0
     first, second = (torch.load(tmp_path / f"rank{rank}") for rank in (0, 1))
 
-    assert [request.failure for request in requests] == first["failures"] == FAILURES
+    assert first["failures"] == FAILURES
     assert first["critics"] == ["plain@1", "wide@1", "deep@1"]
     assert first["blocks"] == [0, 0, 0]
     assert second["critics"] == []
-    for ours, theirs, one in zip(first["logits"], second["logits"], wanted, strict=True):
+    for ours, theirs, one in zip(first["logits"], second["logits"], first["alone"], strict=True):
         assert torch.equal(ours, theirs)
         assert torch.equal(ours, one)
         untouched = [0] + [i + 1 for i, (args, _) in enumerate(ROWS) if FAILURES[i] or "qsharp_eta" not in args]
