@@ -22,6 +22,7 @@ from qsharp_core.errors import ConfigError, GuidanceError
 from qsharp_core.policy import Candidates, GuidedStep, Method, Tail
 from qsharp_core.vllm_plugin import registry
 from qsharp_core.vllm_plugin.params import GuidanceParams
+from qsharp_core.vllm_plugin.ranks import Ranks
 from qsharp_core.vllm_plugin.registry import LoadedCritic
 from qsharp_core.vllm_plugin.telemetry import Sender, Status, StepReport
 
@@ -96,6 +97,8 @@ class _Check:
 class GuidanceCore:
     """The critics of this worker, and the step.
 
+    Of several tensor-parallel ranks the first has the critics; the others follow it (`vllm_plugin.ranks`).
+
     Args:
         vllm_config: vLLM's configuration; ours is in its `additional_config`.
         device: of the logits.
@@ -107,7 +110,8 @@ class GuidanceCore:
     def __init__(self, vllm_config: Any, device: torch.device) -> None:
         refuse_unsupported(vllm_config)
         self.device = device
-        self.registry = registry.build(vllm_config, device)
+        self.ranks = Ranks.of(vllm_config, device)
+        self.registry = registry.build(vllm_config, device) if self.ranks.leads else registry.empty()
         self.engine: int = vllm_config.parallel_config.data_parallel_index
         self.sender = Sender(device)
         self._step: _Step | None = None
@@ -125,7 +129,7 @@ class GuidanceCore:
         if params is None:
             return None
         request = Request(params, sampling_params.temperature)
-        if params.eta is not None:
+        if params.eta is not None and self.ranks.leads:
             try:
                 request.critic = self.registry.resolve(params.critic)
                 request.sequence = request.critic.open()
@@ -157,6 +161,8 @@ class GuidanceCore:
         index_R = self._column([row.index for row in rows], torch.int64)
         logits_RV = logits.index_select(0, index_R)
         temperature_R = self._column([r.temperature for r in requests], torch.float32)
+        # Of the parameters alone, and so the same on every rank; who is guided is known where the critics are.
+        asked = [r.params.candidates for r in requests if r.params.eta is not None]
         guided = [r.sequence is not None and r.failure is None for r in requests]
         counts = [r.params.candidates if g else 0 for r, g in zip(requests, guided, strict=True)]
         candidates = policy.select_candidates(
@@ -164,21 +170,22 @@ class GuidanceCore:
             temperature_R,
             self._column(counts, torch.int64),
             self._column([r.params.min_prob for r in requests]),
-            max([1, *counts]),
+            max([1, *asked]),
         )
         started = time.perf_counter()
         tilt_RK, broken_R = self._tilts(rows, candidates, last_R)
         seconds = time.perf_counter() - started
-        ranges = [r.critic.card.reward_range if r.critic else (0.0, 1.0) for r in requests]
+        range_R2 = self._column([r.critic.card.reward_range if r.critic else (0.0, 1.0) for r in requests])
+        if asked:
+            candidates, tilt_RK, range_R2 = self.ranks.agree(candidates, tilt_RK, range_R2)
         step = policy.guide(
             candidates,
             tilt_RK,
             self._column([r.params.eta or 1.0 for r in requests]),
             self._column([TAILS[r.params.tail] for r in requests], torch.int64),
-            self._column([low for low, _ in ranges]),
-            self._column([high for _, high in ranges]),
+            *range_R2.unbind(1),
         )
-        if any(guided):
+        if asked:
             logits.index_copy_(0, index_R, policy.guided_logits(logits_RV, temperature_R, candidates, step))
         failures = {r.params.id: r.failure for r in requests if r.failure is not None and r.params.id is not None}
         scored = int(candidates.mask_RK.sum()) if self.device.type == "cpu" else sum(counts)
@@ -301,10 +308,10 @@ def refuse_unsupported(vllm_config: Any) -> None:
     if vllm_config.speculative_config is not None:
         raise ConfigError("guidance cannot be combined with speculative decoding: start without --speculative-config")
     parallel = vllm_config.parallel_config
-    if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
+    if parallel.pipeline_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
         raise ConfigError(
-            "guidance runs on one device per engine so far: use --data-parallel-size instead of tensor or pipeline "
-            "parallelism"
+            "guidance does not work with pipeline or prefill context parallelism: use --tensor-parallel-size or "
+            "--data-parallel-size instead"
         )
 
 

@@ -178,6 +178,15 @@ def build(vllm_config: Any, device: torch.device) -> Registry:
     return registry
 
 
+def empty() -> Registry:
+    """The registry of a tensor-parallel rank that has no critics: it is never asked."""
+
+    def load(path: Path, name: str | None) -> LoadedCritic:
+        raise CriticError(f"{path}: critics are loaded on the first tensor-parallel rank")
+
+    return Registry(load)
+
+
 def _folder(model: str) -> Path | None:
     """The reference's folder on disk; a hub id's is in the local hub cache."""
     if Path(model).is_dir():
