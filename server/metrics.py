@@ -35,6 +35,8 @@ KV_BLOCKS = Gauge(
     ["name", "version", "engine"],
     multiprocess_mode="mostrecent",
 )
+PREFIX_TOKENS = Counter("qsharp_critic_prefix_tokens", "Tokens of histories that were new to a critic's cache")
+PREFIX_HITS = Counter("qsharp_critic_prefix_hit_tokens", "Those of them whose keys and values were there already")
 CRITIC_INFO = Gauge(
     "qsharp_critic_info", "1 for every loaded critic", ["name", "version"], multiprocess_mode="mostrecent"
 )
@@ -75,6 +77,8 @@ def observe_step(report: StepReport) -> None:
         SCORED_CANDIDATES.inc(report.scored_candidates)
     for key, used in report.blocks_used.items():
         KV_BLOCKS.labels(*key.split("@", 1), report.engine).set(used)
+    PREFIX_TOKENS.inc(report.prefix_tokens)
+    PREFIX_HITS.inc(report.prefix_hits)
 
 
 def observe_choice(

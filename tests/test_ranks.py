@@ -45,6 +45,7 @@ def vllm_config(folders: list[Path], ranks: int) -> Any:
             model=str(folders[0]), max_model_len=LENGTH, skip_tokenizer_init=True, get_vocab_size=lambda: models.VOCAB
         ),
         scheduler_config=SimpleNamespace(max_num_seqs=8),
+        use_v2_model_runner=False,
         parallel_config=SimpleNamespace(
             tensor_parallel_size=ranks,
             pipeline_parallel_size=1,
@@ -61,6 +62,10 @@ def logits() -> Tensor:
     return torch.randn(len(ROWS) + 1, models.VOCAB, generator=torch.Generator().manual_seed(3)).mul(2).round()
 
 
+def row(index: int, request: Request, history: list[int]) -> Row:
+    return Row(index, request, len(history), lambda: history)
+
+
 def steps(core: GuidanceCore) -> tuple[list[Tensor], list[Request]]:
     """The logits of two steps and one in which nothing is guided, and the requests, closed."""
     entered = (core.open(SimpleNamespace(extra_args=args, temperature=1.0)) for args, _ in ROWS)
@@ -68,10 +73,10 @@ def steps(core: GuidanceCore) -> tuple[list[Tensor], list[Request]]:
     found = []
     for longer in ([], [9]):
         tilted = logits()
-        core.apply(tilted, [Row(i + 1, opened[i], history + longer) for i, (_, history) in enumerate(ROWS)])
+        core.apply(tilted, [row(i + 1, opened[i], history + longer) for i, (_, history) in enumerate(ROWS)])
         found.append(tilted)
     unguided = logits()
-    core.apply(unguided, [Row(3, opened[2], HISTORY)])
+    core.apply(unguided, [row(3, opened[2], HISTORY)])
     assert torch.equal(unguided, logits())
     for request in opened:
         core.close(request)

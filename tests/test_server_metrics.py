@@ -61,7 +61,7 @@ def test_an_activation_is_marked_once_and_ends_with_the_next() -> None:
 
 def test_engines_do_not_overwrite_each_others_cache() -> None:
     for engine, used in [(0, 5), (1, 7)]:
-        metrics.observe_step(StepReport([], [], [], [], [], [], [], [], {}, 0.1, 3, {"c@1": used}, engine))
+        metrics.observe_step(StepReport([], [], [], [], [], [], [], [], {}, 0.1, 3, {"c@1": used}, 0, 0, engine))
     metrics.show_critics(["c@1"], gone=(), active=())
     name = "qsharp_critic_kv_blocks_used"
     assert [value(name, name="c", version="1", engine=engine) for engine in "01"] == [5, 7]

@@ -22,11 +22,16 @@ class BlockPool:
     Args:
         blocks: how many.
         block_size: tokens a block holds.
+
+    Attributes:
+        wanted, found: tokens of histories that began here, and those of them that were there already; whoever counts
+            them sets them back.
     """
 
     def __init__(self, blocks: int, block_size: int) -> None:
         self.blocks = blocks
         self.block_size = block_size
+        self.wanted = self.found = 0
         self._references = [0] * blocks
         self._digest: list[Digest | None] = [None] * blocks
         self._by_digest: dict[Digest, int] = {}
@@ -135,12 +140,15 @@ def adopt(pool: BlockPool, sequence: Sequence, history: list[int], keep: int) ->
     common = _common_prefix(sequence.tokens, history)
     truncate(pool, sequence, min(common, keep))
     size = pool.block_size
+    if not sequence.tokens:
+        pool.wanted += keep
     while len(sequence.tokens) % size == 0 and len(sequence.tokens) + size <= keep:
         chunk = history[len(sequence.tokens) : len(sequence.tokens) + size]
         digest = _digest(sequence.digests[-1] if sequence.digests else b"", chunk)
         block = pool.share(digest)
         if block is None:
             return
+        pool.found += size
         sequence.blocks.append(block)
         sequence.digests.append(digest)
         sequence.tokens += chunk

@@ -206,6 +206,7 @@ class GuidanceCore:
         if len(observed) < len(step.rows):
             columns = columns[:, self._column(observed, torch.int64)]
         rows = [step.rows[i] for i in observed]
+        pools = {key: critic.engine.blocks for key, critic in self.registry.critics.items()}
         report = StepReport(
             ids=[row.request.params.id or 0 for row in rows],
             positions=[row.length for row in rows],
@@ -218,9 +219,13 @@ class GuidanceCore:
             failures=step.failures,
             critic_seconds=step.seconds,
             scored_candidates=step.scored,
-            blocks_used={key: c.engine.blocks.used for key, c in self.registry.critics.items()},
+            blocks_used={key: blocks.used for key, blocks in pools.items()},
+            prefix_tokens=sum(blocks.wanted for blocks in pools.values()),
+            prefix_hits=sum(blocks.found for blocks in pools.values()),
             engine=self.engine,
         )
+        for blocks in pools.values():
+            blocks.wanted = blocks.found = 0
         self.sender.send(report, columns)
 
     def _tilts(self, rows: list[Row], candidates: Candidates, last_R: Tensor | None) -> tuple[Tensor, Tensor]:

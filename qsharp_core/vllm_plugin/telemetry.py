@@ -37,6 +37,8 @@ class StepReport(msgspec.Struct, array_like=True):
     critic_seconds: float
     scored_candidates: int
     blocks_used: dict[str, int]
+    prefix_tokens: int  # of histories that were new to a critic's cache, since the last report
+    prefix_hits: int  # those of them whose keys and values were there already
     engine: int  # which of the data-parallel engines: 0 where there is one
 
 
