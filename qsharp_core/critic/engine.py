@@ -93,6 +93,7 @@ class CriticEngine:
         self.pool = self._allocate()
         self._check_against_plain_forward()
         self.decoder = self._make_decoder(prefix, graphs) if prefix else None
+        self.blocks.wanted = self.blocks.found = 0  # of requests, not of these checks
 
     @cached_property
     def capacity(self) -> int:
