@@ -36,7 +36,7 @@ def page(result: dict[str, Any]) -> str:
     """Markdown."""
     m, s = result["machine"], result["settings"]
     versions = ", ".join(f"{name} {number}" for name, number in m["versions"].items())
-    waves = ", ".join(f"{s['tokens'][pair]} tokens ({pair})" for pair in s["pairs"])
+    waves = " or ".join(f"{s['tokens'][pair]} tokens ({pair})" for pair in s["pairs"])
     return f"""# What guidance costs
 
 Made by `{result["command"]}` on {m["date"]}, in {result["minutes"]:.0f} minutes, and written by
@@ -50,8 +50,8 @@ random heads), `tiny` is random models of two layers, 128 and 64 wide, where boo
 Threads: vLLM binds its worker, and a logits processor in it, to one core of two, so the reference and the critic have
 one thread each, by turns; the critic's bare passes have one; peer (a) has one or two, whichever is faster.
 
-A wave is that many requests at once, {waves} each, after prompts of 257 tokens that every side has cached:
-what is timed is decoding. `eta` 0.2, no `min_prob`, temperature 1.
+A wave is that many requests at once, each of {waves}, after prompts
+of 257 tokens that every side has cached: what is timed is decoding. `eta` 0.2, no `min_prob`, temperature 1.
 
 ## Guided and not
 
@@ -89,7 +89,7 @@ stream; its quantiles are over all gaps of all streams.
 ## How the critic's step grows
 
 `CriticEngine.score` alone, float32, one thread; where one grows, the others are at 256 tokens of prefix, 8 rows and 8
-candidates.
+candidates. Ragged: rows ask for 1 to as many candidates, evenly spread.
 
 ![time of a step over prefix, rows and candidates]({FIGURE})
 
@@ -103,8 +103,9 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
     """Three panels: time of a step over prefix length, rows and candidates."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
 
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(PANELS), sharey=True)
     series = dict.fromkeys((p["pair"], p["head"], p["ragged"]) for p in points)
@@ -117,14 +118,17 @@ def draw(points: list[dict[str, Any]], path: Path) -> None:
             axis.plot(
                 [p[by] for p in line], [1e3 * statistics.median(p["seconds"]) for p in line], marker="o", markersize=3,
                 color=colours[pair, head], linestyle="--" if ragged else "-",
-                label=f"{pair}, {head} head" + (", 1 to as many" if ragged else ""),
+                label=f"{pair}, {head} head" + (", ragged" if ragged else ""),
             )  # fmt: skip
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            scale.set_minor_formatter(FuncFormatter(lambda value, _: ""))
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("a step, ms")
-    axes[-1].legend(fontsize="x-small")
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path, dpi=150)
 
 
