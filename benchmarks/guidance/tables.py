@@ -4,7 +4,7 @@ Sides, heads and so on are the fields of `throughput.Case`; all ratios are of me
 """
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 Result = dict[str, Any]
@@ -105,11 +105,11 @@ def without_eta(result: Result) -> str:
             lost = losses(case["seconds"], ours[0]["seconds"])
             rows.append(("offline `LLM`", case["pair"], case["rows"], *speeds, spread(lost, digits=1)))
     for http in result.get("http", []):
-        tokens = http["requests"] * http["tokens"]
-        of_kind: Callable[[str], list[float]] = lambda kind, http=http: http["seconds"][kind]  # noqa: E731
-        speeds = (spread([tokens / s for s in of_kind(kind)], digits=1) for kind in ("vllm", "ours"))
-        lost = losses(of_kind("vllm"), of_kind("ours"))
-        rows.append(("HTTP", http["pair"], http["clients"], *speeds, spread(lost, digits=1)))
+        plain, with_us = (http["seconds"][kind] for kind in ("vllm", "ours"))
+        speeds = (
+            spread([http["requests"] * http["tokens"] / s for s in seconds], digits=1) for seconds in (plain, with_us)
+        )
+        rows.append(("HTTP", http["pair"], http["clients"], *speeds, spread(losses(plain, with_us), digits=1)))
     head = ("through", "pair", "requests", "plain vLLM, tok/s", "ours without `eta`, tok/s", "lost, percent")
     return table(head, rows)
 
