@@ -274,6 +274,9 @@ async def wait_until_idle(http: httpx.AsyncClient, name: str) -> dict[str, float
     """
     deadline = time.monotonic() + PATIENCE
     while True:
+        # vLLM writes its gauges when it decodes: without a step after the last cancellation they would be of before.
+        one = {"model": "model", "prompt": [3, 4, 5], "max_tokens": 1, "ignore_eos": True}
+        (await http.post("/v1/completions", json=one)).raise_for_status()
         left = {"vllm:num_requests_running": 0.0, "vllm:num_requests_waiting": 0.0, "vllm:kv_cache_usage_perc": 0.0}
         for family in text_string_to_metric_families((await http.get("/metrics")).text):
             if family.name in left:

@@ -54,8 +54,9 @@ async def _measure(pair: Pair, url: str, streams: int, tokens: int, rounds: int,
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
         capacity = {}
         for guided in (False, True):
-            for seed in (1, 2):  # the first one warms up
-                bodies = [body(ids, tokens, guided=guided) for ids in prompts(pair, 2 * ROWS, seed + 10 * guided)]
+            for seed, waves in ((1, 1), (2, 2)):  # the first block warms up
+                given = prompts(pair, waves * ROWS, seed + 10 * guided)
+                bodies = [body(ids, tokens, guided=guided) for ids in given]
                 capacity[guided] = len(bodies) / await block(http, bodies)
         rate = load * capacity[False]
         found = {False: Streams(), True: Streams()}
