@@ -254,16 +254,17 @@ class Memory:
 
 async def progress(until: float, tally: Tally, memory: Memory) -> None:
     started = time.monotonic()
-    with tqdm(total=round(until - started), unit="s", desc="soak") as bar:
+    total = round(until - started)
+    with tqdm(total=total, unit="s", desc="soak") as bar:
         while (now := time.monotonic()) < until:
-            bar.update(min(bar.total, round(now - started)) - bar.n)
+            bar.update(min(total, round(now - started)) - bar.n)
             counts = tally.counts
             bar.set_postfix_str(
                 f"completed={counts['completed']} given up={counts['given up']} wrong={len(tally.wrong)} "
                 f"rss={memory.look() / 2**20:,.0f} MiB"
             )
             await asyncio.sleep(min(5.0, max(0.1, until - now)))
-        bar.update(bar.total - bar.n)
+        bar.update(total - bar.n)
 
 
 async def wait_until_idle(http: httpx.AsyncClient, name: str) -> dict[str, float]:

@@ -26,7 +26,7 @@ def measure(pair: Pair, steps: int, *, quick: bool = False) -> list[dict[str, An
     `ragged`: rows ask for 1 to `candidates`, evenly spread, as with `min_prob`; else all for `candidates`.
     """
     every = 3 if quick else 1
-    points = [
+    points: list[dict[str, Any]] = [
         *({"by": "length", "length": n, "rows": AT_ONCE, "candidates": MOST} for n in LENGTHS[::every]),
         *({"by": "rows", "length": LENGTH, "rows": n, "candidates": MOST} for n in ROWS[::every]),
         *({"by": "candidates", "length": LENGTH, "rows": AT_ONCE, "candidates": n} for n in CANDIDATES[::every]),

@@ -121,7 +121,7 @@ def latency(result: Result) -> str:
         rate = of_pair["rate_per_s"]
         for kind, capacity in (("unguided", "capacity_per_s"), ("guided", "guided_capacity_per_s")):
             r = of_pair[kind]
-            cells = [f"{1e3 * r[f'{name}_p{q}_s']:,.0f}" for name in ("first", "gap") for q in (50, 99)]
+            cells = [f"{1e3 * r[f'{name}_p{q}_s']:,.1f}" for name in ("first", "gap") for q in (50, 99)]
             rows.append((of_pair["pair"], kind, f"{rate:.2f}", f"{rate / of_pair[capacity]:.0%}", r["streams"], *cells))
     head = (
         "pair",

@@ -109,13 +109,9 @@ def sides(pair: Pair, found: list[Measured]) -> Iterator[dict[str, Runner]]:
             dense = engine("dense", peer_dense.PROCESSOR)
             runners["dense"] = lambda case, seed: peer_dense.seconds(dense, pair, _ask(pair, case), seed)
         if "bare" in wanted:
-            heads = {case.head for case in asked if case.side == "bare"}
-            critics = {head: pair.critic(head) for head in heads if head is not None}
+            critics = {case.head: pair.critic(case.head) for case in asked if case.side == "bare" and case.head}
             runners["bare"] = lambda case, _: bare.seconds(
-                critics[case.head],
-                case.rows,
-                case.tokens,
-                case.candidates,  # type: ignore[index]
+                critics[_head(case)], case.rows, case.tokens, case.candidates
             )
         if "generate" in wanted:
             runners["generate"] = _generate(pair, found)
@@ -131,6 +127,11 @@ def _generate(pair: Pair, found: list[Measured]) -> Runner:
         way = ways[measured.case.rows] = peer.best(_ask(pair, measured.case))
         measured.settings = asdict(way)
     return lambda case, seed: peer.seconds(_ask(pair, case), seed, ways[case.rows])
+
+
+def _head(case: Case) -> Literal["V", "Q"]:
+    assert case.head is not None, case
+    return case.head
 
 
 def _ask(pair: Pair, case: Case) -> Ask:
