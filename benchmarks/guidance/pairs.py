@@ -17,7 +17,8 @@ from server import presets
 # One more than a multiple of BLOCK: of a prompt seen before, vLLM runs the last token alone again, and a wave of such
 # prompts is decoding from its first step.
 BLOCK, PROMPT_TOKENS, OWN_TOKENS, VOCABULARY = 32, 257, 16, 2048
-SURE = 30.0  # factor on the tiny model's output layer
+# Factor on the tiny model's output layer: its eight most likely tokens then have 97 % of the mass, as language models'.
+SURE = 30.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ def tiny(folder: Path) -> Pair:
     """Random models of two layers, 128 and 64 wide."""
     torch.manual_seed(0)
     reference = AutoModelForCausalLM.from_config(_llama(128)).float()
-    with torch.no_grad():  # as sure of itself as language models are: its eight most likely tokens have 97 % of the mass
+    with (
+        torch.no_grad()
+    ):  # as sure of itself as language models are: its eight most likely tokens have 97 % of the mass
         reference.lm_head.weight *= SURE
     reference.save_pretrained(folder / "reference")
     _tokenizer().save_pretrained(folder / "reference")
