@@ -31,7 +31,7 @@ from trainer.serving import serve
 from trainer.tasks.registry import find_task
 
 OUT = Path("runs/asking-less")
-ETA, CLIENTS, REQUESTS = 0.1, 32, 96
+ETA, CLIENTS, REQUESTS = 0.1, 32, 64
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Asking:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates", type=int, nargs="+", default=[4, 8, 20])
-    parser.add_argument("--min-prob", type=float, nargs="+", default=[0.0, 0.001, 0.01, 0.05])
+    parser.add_argument("--min-prob", type=float, nargs="+", default=[0.0, 0.01, 0.05])
     parser.add_argument("--samples", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     settings = [Asking(None), *(Asking(k, p) for k in given.candidates for p in given.min_prob)]
