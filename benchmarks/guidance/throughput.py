@@ -59,7 +59,7 @@ def cases(
     made = []
     for count in sorted({*rows, *peer_rows}):
         guided = [(head, most) for head in heads for most in candidates] if count in rows else []
-        peers = [("V", 8)] if count in peer_rows else []
+        peers: list[tuple[Any, int]] = [("V", 8)] if count in peer_rows else []
         # Side by side, so that engines change seldom; what is compared most closely stands next to each other.
         made += [Case("ours", count, tokens, head, most) for head, most in dict.fromkeys([*guided, *peers])]
         made += [Case("ours", count, tokens), Case("vllm", count, tokens)]
