@@ -58,7 +58,7 @@ format: install
 
 # A quick run is no result: its numbers stay out of the documentation.
 bench: install
-	$(BIN)/python -m benchmarks.guidance $(if $(findstring --quick,$(ARGS)),--json runs/bench.json --docs runs/bench,--docs docs) $(ARGS)
+	VLLM_LOGGING_LEVEL=WARNING $(BIN)/python -m benchmarks.guidance $(if $(findstring --quick,$(ARGS)),--json runs/bench.json --docs runs/bench,--docs docs) $(ARGS)
 
 soak: install
 	$(BIN)/python -m benchmarks.soak $(ARGS)

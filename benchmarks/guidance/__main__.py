@@ -84,7 +84,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--streams", type=int, default=200, help="of each kind, for latency")
     parser.add_argument("--latency-tokens", type=int, default=16, help="of each stream")
     parser.add_argument("--load", type=float, default=0.5, help="arrival rate, as a share of the unguided capacity")
-    parser.add_argument("--steps", type=int, default=15, help="of each point of growth")
+    parser.add_argument("--steps", type=int, default=10, help="of each point of growth")
     parser.add_argument("--json", type=Path, default=RESULT)
     parser.add_argument("--docs", type=Path, help=f"folder to render into; `make bench` says {render.DOCS}")
     if "--quick" in argv:

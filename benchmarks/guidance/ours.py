@@ -11,6 +11,9 @@ from qsharp_core.vllm_plugin import processors
 
 ETA = 0.2
 OURS = processors.V1
+# vLLM's worker goes on polling for a second after its last message, on the core that another engine's worker is bound
+# to as well: wait that long before another engine is timed.
+SETTLE_SECONDS = 1.5
 
 
 @dataclass(frozen=True)

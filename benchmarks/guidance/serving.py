@@ -10,7 +10,7 @@ from typing import Any, Literal
 import httpx
 from tqdm import tqdm
 
-from benchmarks.guidance.ours import ETA
+from benchmarks.guidance.ours import ETA, SETTLE_SECONDS
 from benchmarks.guidance.pairs import BLOCK, Pair, prompts
 from trainer.serving import serve
 
@@ -78,6 +78,7 @@ async def _by_turns(pair: Pair, urls: dict[Kind, str], requests: int, tokens: in
     with tqdm(total=2 * (rounds + 1), desc=f"{pair.name}: HTTP without eta", unit="block") as bar:
         for turn in range(rounds + 1):
             for kind in urls if turn % 2 else reversed(urls):
+                await asyncio.sleep(SETTLE_SECONDS)
                 async with httpx.AsyncClient(base_url=urls[kind], timeout=600) as http:
                     took = await block(http, bodies)
                 if turn:  # the first round warms up

@@ -4,7 +4,8 @@ A wave is `rows` requests at once, each decoding `tokens` tokens after a prompt 
 runs each case once, with prompts of its own, so that all cases see the same machine.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from benchmarks.guidance.pairs import Pair
 from benchmarks.guidance.peer_generate import GeneratePeer
 
 Side = Literal["ours", "bare", "vllm", "dense", "generate"]
+PEERS: tuple[Side, ...] = ("dense", "generate")
 Runner = Callable[["Case", int], float]  # case, seed -> seconds
 
 
@@ -51,19 +53,18 @@ class Measured:
 
 
 def cases(
-    rows: Iterable[int], heads: Iterable[Any], candidates: Iterable[int], peer_rows: Iterable[int], tokens: int
+    rows: Sequence[int], heads: Sequence[Any], candidates: Sequence[int], peer_rows: Sequence[int], tokens: int
 ) -> list[Case]:
     """All that one pair is measured at; peers with a V head and 8 candidates."""
     made = []
-    for count in rows:
+    for count in sorted({*rows, *peer_rows}):
+        guided = [(head, most) for head in heads for most in candidates] if count in rows else []
+        peers: list[tuple[Any, int]] = [("V", 8)] if count in peer_rows else []
+        # Side by side, so that engines change seldom; what is compared most closely stands next to each other.
+        made += [Case("ours", count, tokens, head, most) for head, most in dict.fromkeys([*guided, *peers])]
         made += [Case("ours", count, tokens), Case("vllm", count, tokens)]
-        for head in heads:
-            for most in candidates:
-                made += [Case("ours", count, tokens, head, most), Case("bare", count, tokens, head, most)]
-    for count in peer_rows:
-        made += [Case("dense", count, tokens, "V", 8), Case("generate", count, tokens, "V", 8)]
-        if Case("ours", count, tokens, "V", 8) not in made:
-            made += [Case("ours", count, tokens, "V", 8)]
+        made += [Case("bare", count, tokens, head, most) for head, most in guided]
+        made += [Case(side, count, tokens, head, most) for side in PEERS for head, most in peers]
     return made
 
 
@@ -74,10 +75,14 @@ def measure(pair: Pair, wanted: list[Case], rounds: int) -> list[dict[str, Any]]
         sides(pair, found) as runners,
         tqdm(total=(rounds + 1) * len(found), desc=f"{pair.name}: waves", unit="wave") as bar,
     ):
+        last = None
         for seed in range(rounds + 1):
             # Every other round backwards: who runs after whom must not matter.
             for measured in found if seed % 2 else reversed(found):
                 case = measured.case
+                if case.side != last:
+                    time.sleep(ours.SETTLE_SECONDS)
+                last = case.side
                 bar.set_postfix_str(f"{case.side} {case.head or 'unguided'} rows={case.rows} k={case.candidates}")
                 if seed:
                     measured.seconds.append(runners[case.side](case, seed))
