@@ -4,7 +4,8 @@ Counters of tokens and completions are exact: they are written once a choice is 
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram, Summary
 
@@ -79,6 +80,16 @@ def observe_step(report: StepReport) -> None:
         KV_BLOCKS.labels(*key.split("@", 1), report.engine).set(used)
     PREFIX_TOKENS.inc(report.prefix_tokens)
     PREFIX_HITS.inc(report.prefix_hits)
+
+
+def observe_engine(engine: int, critics: Iterable[Mapping[str, Any]] | None) -> None:
+    """What an engine says of its critics when it is asked; None where it does not answer.
+
+    Steps report the blocks in use while requests hold them: that they were given back shows here.
+    """
+    ENGINE_UP.labels(engine).set(critics is not None)
+    for critic in critics or ():
+        KV_BLOCKS.labels(critic["name"], critic["version"], engine).set(critic["kv_blocks_used"])
 
 
 def observe_choice(
