@@ -4,11 +4,13 @@
 #   make demo          the whole loop from nothing, report in runs/demo
 #   make test          the tests            make lint    ruff and mypy
 #   make compose-check the deployment in docker/, built, started and used as its users would: needs a Docker engine
+#   make bench         what guidance costs, into docs/benchmarks.md: half an hour on two cores; ARGS=--quick: minutes
+#   make soak          half an hour of mixed load on a server, which must end with nothing left behind
 #   make sums-accuracy measures the default model with and without its critic
 #
 # EXTRA=cpu|cuda       which vLLM; default: cuda where there is an NVIDIA driver
 # TORCH_INDEX_URL=…    an extra package index for PyTorch's wheels, for instance PyTorch's own CPU index
-# ARGS="…"             more flags for `qsharp serve`
+# ARGS="…"             more flags for what the target runs
 
 PYTHON ?= python3
 EXTRA ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda,cpu)
@@ -22,7 +24,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 # vLLM asks for these three, text models do not; a build that does not fit the installed torch breaks `import transformers`.
 UNUSED := torchvision torchaudio torchcodec
 
-.PHONY: install serve demo test lint format sums-accuracy compose-check clean
+.PHONY: install serve demo test lint format bench soak sums-accuracy compose-check clean
 
 install: $(STAMP)
 
@@ -53,6 +55,13 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# A quick run is no result: its numbers stay out of the documentation.
+bench: install
+	VLLM_LOGGING_LEVEL=WARNING $(BIN)/python -m benchmarks.guidance $(if $(findstring --quick,$(ARGS)),--json runs/bench.json --docs runs/bench,--docs docs) $(ARGS)
+
+soak: install
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 sums-accuracy: install
 	$(BIN)/python -m benchmarks.sums_accuracy $(ARGS)

@@ -33,10 +33,10 @@ async def show_version() -> dict[str, str]:
 
 
 async def watch_engines(workers: Workers, timeout: float) -> None:
-    """Keeps `qsharp_engine_up` true, for ever; `timeout` is what a worker may take to answer."""
+    """Keeps the metrics of engines true, for ever; `timeout` is what a worker may take to answer."""
     while True:
-        for engine, up in enumerate(await workers.answering(timeout)):
-            metrics.ENGINE_UP.labels(engine).set(up)
+        for engine, critics in enumerate(await workers.answering(timeout)):
+            metrics.observe_engine(engine, critics)
         await asyncio.sleep(PULSE_SECONDS)
 
 

@@ -4,7 +4,8 @@ Counters of tokens and completions are exact: they are written once a choice is 
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram, Summary
 
@@ -35,6 +36,8 @@ KV_BLOCKS = Gauge(
     ["name", "version", "engine"],
     multiprocess_mode="mostrecent",
 )
+PREFIX_TOKENS = Counter("qsharp_critic_prefix_tokens", "Tokens of histories that were new to a critic's cache")
+PREFIX_HITS = Counter("qsharp_critic_prefix_hit_tokens", "Those of them whose keys and values were there already")
 CRITIC_INFO = Gauge(
     "qsharp_critic_info", "1 for every loaded critic", ["name", "version"], multiprocess_mode="mostrecent"
 )
@@ -75,6 +78,18 @@ def observe_step(report: StepReport) -> None:
         SCORED_CANDIDATES.inc(report.scored_candidates)
     for key, used in report.blocks_used.items():
         KV_BLOCKS.labels(*key.split("@", 1), report.engine).set(used)
+    PREFIX_TOKENS.inc(report.prefix_tokens)
+    PREFIX_HITS.inc(report.prefix_hits)
+
+
+def observe_engine(engine: int, critics: Iterable[Mapping[str, Any]] | None) -> None:
+    """What an engine says of its critics when it is asked; None where it does not answer.
+
+    Steps report the blocks in use while requests hold them: that they were given back shows here.
+    """
+    ENGINE_UP.labels(engine).set(critics is not None)
+    for critic in critics or ():
+        KV_BLOCKS.labels(critic["name"], critic["version"], engine).set(critic["kv_blocks_used"])
 
 
 def observe_choice(

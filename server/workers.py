@@ -41,11 +41,11 @@ class Workers:
                         ours[name] += theirs[name]
         return list(merged.values())
 
-    async def answering(self, timeout: float) -> list[bool]:
-        """Whether each engine's worker answers within so many seconds."""
+    async def answering(self, timeout: float) -> list[list[dict[str, Any]] | None]:
+        """The critics of each engine; None for one whose worker does not answer within so many seconds."""
         asked = (self._ask(engine, "qsharp_describe", timeout=timeout) for engine in self._engines)
         answers = await asyncio.gather(*asked, return_exceptions=True)
-        return [not isinstance(answer, Exception) for answer in answers]
+        return [None if isinstance(answer, BaseException) else answer for answer in answers]
 
     async def connect(self, address: str) -> None:
         """Has all workers send telemetry to this address."""

@@ -121,6 +121,7 @@ def test_samples_of_one_prompt_share_its_blocks(folders: dict[str, Path]) -> Non
     ids = torch.arange(5).repeat(8, 1)
     critic.score(rows, [[*prompt, i] for i in range(8)], ids, torch.ones_like(ids, dtype=torch.bool))
     assert critic.blocks.used == 10 + 8  # ten full blocks once, one of its own for each
+    assert (critic.blocks.wanted, critic.blocks.found) == (8 * 41, 7 * 40)
     for row in rows:
         critic.close(row)
     assert critic.blocks.used == 0

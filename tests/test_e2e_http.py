@@ -387,6 +387,8 @@ def test_metrics(http: httpx.Client) -> None:
     assert "qsharp_completions_total{" in text
     assert 'qsharp_critic_info{name="plain",version="1"} 1.0' in text
     assert "qsharp_critic_kv_blocks_used" in text
+    found, wanted = (value(f"qsharp_critic_prefix_{name}_total") for name in ("hit_tokens", "tokens"))
+    assert 0 < found < wanted
     assert "vllm:num_requests_running" in text
 
 

@@ -61,9 +61,13 @@ def test_an_activation_is_marked_once_and_ends_with_the_next() -> None:
 
 def test_engines_do_not_overwrite_each_others_cache() -> None:
     for engine, used in [(0, 5), (1, 7)]:
-        metrics.observe_step(StepReport([], [], [], [], [], [], [], [], {}, 0.1, 3, {"c@1": used}, engine))
+        metrics.observe_step(StepReport([], [], [], [], [], [], [], [], {}, 0.1, 3, {"c@1": used}, 0, 0, engine))
     metrics.show_critics(["c@1"], gone=(), active=())
     name = "qsharp_critic_kv_blocks_used"
     assert [value(name, name="c", version="1", engine=engine) for engine in "01"] == [5, 7]
+    metrics.observe_engine(1, [{"name": "c", "version": "1", "kv_blocks_used": 0}])
+    metrics.observe_engine(0, None)
+    assert [value(name, name="c", version="1", engine=engine) for engine in "01"] == [5, 0]
+    assert [value("qsharp_engine_up", engine=engine) for engine in "01"] == [0, 1]
     metrics.show_critics((), gone=["c@1"], active=())
     assert [REGISTRY.get_sample_value(name, {"name": "c", "version": "1", "engine": e}) for e in "01"] == [None, None]

@@ -16,7 +16,7 @@ PROMPT = 4
 
 def report(sample_id: int, position: int, status: Status = Status.GUIDED) -> StepReport:
     failures = {sample_id: "not_finite"} if status == Status.FAILED else {}
-    return StepReport([sample_id], [position], [], [status], [], [], [], [], failures, 0.0, 0, {}, 0)
+    return StepReport([sample_id], [position], [], [], [], [], [], [], failures, 0.0, 0, {}, 0, 0, 0)
 
 
 def with_receiver(test: Callable[[TelemetryReceiver, Send], Awaitable[None]]) -> list[StepReport]:
@@ -29,7 +29,7 @@ def with_receiver(test: Callable[[TelemetryReceiver, Send], Awaitable[None]]) ->
         sender.connect(receiver.address)
 
         def send(sample_id: int, i: int, token: int, kl: float = 0.5, status: Status = Status.GUIDED) -> None:
-            columns = torch.tensor([[token], [kl], [-1.0], [-0.5], [0.25]], dtype=torch.float64)
+            columns = torch.tensor([[token], [kl], [-1.0], [-0.5], [0.25], [status]], dtype=torch.float64)
             sender.send(report(sample_id, PROMPT + i, status), columns)
 
         try:

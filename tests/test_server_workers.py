@@ -36,7 +36,7 @@ def test_engines_are_summed_by_version_also_while_one_still_holds_what_another_h
 
 
 def test_an_engine_that_does_not_answer_is_told_from_one_that_does() -> None:
-    assert asyncio.run(workers([], None, []).answering(timeout=0.05)) == [True, False, True]
+    assert asyncio.run(workers([], None, []).answering(timeout=0.05)) == [[], None, []]
 
 
 def test_a_call_that_a_stopping_engine_will_never_answer_ends() -> None:

@@ -49,6 +49,19 @@ def test_v2_samples_in_one_method_that_returns_the_tokens() -> None:
     assert "self.index_to_req_id.pop(req_idx, None)" in (worker / "gpu" / "states.py").read_text()
 
 
+def test_every_tensor_parallel_rank_has_all_logits_and_samples() -> None:
+    from vllm.distributed import parallel_state
+    from vllm.platforms import current_platform
+    from vllm.v1.executor.multiproc_executor import MultiprocExecutor
+
+    assert current_platform.use_all_gather()
+    platforms = Path(inspect.getfile(type(current_platform))).parent
+    assert "def use_all_gather(cls) -> bool:" in (platforms / "interface.py").read_text()
+    assert "use_all_gather" not in (platforms / "cuda.py").read_text()  # the interface's: True
+    assert "group=self.device_group" in source(parallel_state.GroupCoordinator.broadcast)
+    assert "self.rpc_broadcast_mq.enqueue" in source(MultiprocExecutor.collective_rpc)
+
+
 class Mask:
     def __init__(self, rows: list[bool]) -> None:
         self.np = np.array(rows)

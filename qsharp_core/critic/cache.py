@@ -22,11 +22,16 @@ class BlockPool:
     Args:
         blocks: how many.
         block_size: tokens a block holds.
+
+    Attributes:
+        wanted, found: tokens of histories that began here, and those of them that were there already; whoever counts
+            them sets them back.
     """
 
     def __init__(self, blocks: int, block_size: int) -> None:
         self.blocks = blocks
         self.block_size = block_size
+        self.wanted = self.found = 0
         self._references = [0] * blocks
         self._digest: list[Digest | None] = [None] * blocks
         self._by_digest: dict[Digest, int] = {}
@@ -94,18 +99,27 @@ class Sequence:
         tokens: ids whose keys and values are in the pool (or will be by the end of the running pass).
         blocks: block table; block `i` holds positions `i * block_size …`.
         digests: of the full blocks.
+        ahead: positions behind `tokens` that the pool holds too, of tokens only the device knows.
     """
 
     tokens: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     digests: list[Digest] = field(default_factory=list)
+    ahead: int = 0
+
+    @property
+    def length(self) -> int:
+        """Positions the pool holds."""
+        return len(self.tokens) + self.ahead
 
 
 def truncate(pool: BlockPool, sequence: Sequence, length: int) -> None:
-    """Keeps the first `length` tokens at most, to a block's edge where the cut block may be shared."""
-    if length >= len(sequence.tokens):
+    """Keeps the first `length` known tokens at most, to a block's edge where the cut block may be shared."""
+    if length >= len(sequence.tokens) and not sequence.ahead:
         return
+    sequence.ahead = 0
     size = pool.block_size
+    length = min(length, len(sequence.tokens))
     whole = length // size
     keep_partial = length % size and not pool.published(sequence.blocks[whole])
     kept = whole + 1 if keep_partial else whole
@@ -126,12 +140,15 @@ def adopt(pool: BlockPool, sequence: Sequence, history: list[int], keep: int) ->
     common = _common_prefix(sequence.tokens, history)
     truncate(pool, sequence, min(common, keep))
     size = pool.block_size
+    if not sequence.tokens:
+        pool.wanted += keep
     while len(sequence.tokens) % size == 0 and len(sequence.tokens) + size <= keep:
         chunk = history[len(sequence.tokens) : len(sequence.tokens) + size]
         digest = _digest(sequence.digests[-1] if sequence.digests else b"", chunk)
         block = pool.share(digest)
         if block is None:
             return
+        pool.found += size
         sequence.blocks.append(block)
         sequence.digests.append(digest)
         sequence.tokens += chunk
@@ -153,6 +170,13 @@ def extend(pool: BlockPool, sequence: Sequence, tokens: list[int]) -> None:
         digest = _digest(sequence.digests[-1] if done else b"", sequence.tokens[done * size : (done + 1) * size])
         sequence.digests.append(digest)
         pool.publish(sequence.blocks[done], digest)
+
+
+def advance(pool: BlockPool, sequence: Sequence) -> None:
+    """Appends a token that only the device knows, and which therefore is not shared; there must be a block."""
+    for _ in range(blocks_wanted(pool, sequence, sequence.length + 1)):
+        sequence.blocks.append(pool.take())
+    sequence.ahead += 1
 
 
 def _common_prefix(ours: list[int], theirs: list[int]) -> int:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qsharp_core.critic.model import Critic, Head, HeadShape
+from qsharp_core.critic.randomness import PrivateRandomness
 from qsharp_core.disk import fsync
 from qsharp_core.errors import CriticError
 from qsharp_core.returns import Bernoulli, Categorical, ReturnDistribution
@@ -119,7 +120,7 @@ def load(
     device: torch.device | str = "cpu",
     reference: Path | None = None,
 ) -> tuple[CriticCard, Critic]:
-    """A critic from its folder, in evaluation mode.
+    """A critic from its folder, in evaluation mode. Leaves the process's random state as it was.
 
     Args:
         folder: see the module's docstring.
@@ -138,9 +139,10 @@ def load(
     if not (backbone_folder / "config.json").is_file():
         raise CriticError(f"{backbone_folder / 'config.json'} is missing")
     try:
-        backbone, report = AutoModel.from_pretrained(
-            backbone_folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        with PrivateRandomness():  # what a folder does not hold is initialised, before it is borrowed or missed
+            backbone, report = AutoModel.from_pretrained(
+                backbone_folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise CriticError(f"{backbone_folder} is no Hugging Face model: {error}") from error
     missing = set(report["missing_keys"])
@@ -161,7 +163,8 @@ def load(
         vocab=embeddings.weight.shape[0],
         mlp=card.mlp.width if card.mlp else None,
     )
-    head = Head(shape)
+    with PrivateRandomness():
+        head = Head(shape)
     _load_head(head, folder / HEAD)
     critic = Critic(backbone, head, returns).to(device=device, dtype=dtype).eval()
     return card, critic.requires_grad_(False)

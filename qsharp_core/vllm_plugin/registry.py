@@ -16,6 +16,8 @@ from qsharp_core.critic.cache import Sequence
 from qsharp_core.critic.checkpoint import CriticCard
 from qsharp_core.critic.engine import CriticEngine
 from qsharp_core.errors import CriticError, NoCriticError, UnknownCriticError
+from qsharp_core.vllm_plugin import flash
+from qsharp_core.vllm_plugin.params import MAX_CANDIDATES
 from qsharp_core.vllm_plugin.settings import EngineSettings, parse_critic
 
 BLOCK_SIZE = 16
@@ -159,7 +161,10 @@ def loader(vllm_config: Any, device: torch.device) -> Callable[[Path, str | None
                     f"{card.key}: cache_gib = {settings.cache_gib:g} holds {tokens} tokens, and a sequence may have "
                     f"{longest}: give at least {longest * token_bytes / 2**30:.3g} or a smaller max_model_len"
                 )
-        return LoadedCritic(card, path, CriticEngine(critic, tokens, BLOCK_SIZE))
+        prefix = flash.prefix_attention(vllm_config, device, dtype)
+        scratch = max(MAX_CANDIDATES, vllm_config.scheduler_config.max_num_seqs * 2 * BLOCK_SIZE)
+        graphs = flash.graph_shapes(vllm_config, device)
+        return LoadedCritic(card, path, CriticEngine(critic, tokens, BLOCK_SIZE, scratch, prefix, graphs))
 
     return load
 
@@ -171,6 +176,15 @@ def build(vllm_config: Any, device: torch.device) -> Registry:
         name, path = parse_critic(argument)
         registry.add(registry.load(path, name))
     return registry
+
+
+def empty() -> Registry:
+    """The registry of a tensor-parallel rank that has no critics: it is never asked."""
+
+    def load(path: Path, name: str | None) -> LoadedCritic:
+        raise CriticError(f"{path}: critics are loaded on the first tensor-parallel rank")
+
+    return Registry(load)
 
 
 def _folder(model: str) -> Path | None:

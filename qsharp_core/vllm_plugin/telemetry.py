@@ -23,7 +23,7 @@ class Status(IntEnum):
 
 
 class StepReport(msgspec.Struct, array_like=True):
-    """A step's rows, in columns of equal length; `failures` maps ids to reasons."""
+    """A step's rows, in columns of equal length; `failures` maps ids to reasons, where there is one to give."""
 
     ids: list[int]
     positions: list[int]
@@ -37,6 +37,8 @@ class StepReport(msgspec.Struct, array_like=True):
     critic_seconds: float
     scored_candidates: int
     blocks_used: dict[str, int]
+    prefix_tokens: int  # of histories that were new to a critic's cache, since the last report
+    prefix_hits: int  # those of them whose keys and values were there already
     engine: int  # which of the data-parallel engines: 0 where there is one
 
 
@@ -76,7 +78,7 @@ class Sender:
 
         Args:
             report: with its host-side fields filled in.
-            columns: `[5, rows]` float64: token, kl, ref_logprob, logprob, value.
+            columns: `[6, rows]` float64: token, kl, ref_logprob, logprob, value, status.
         """
         if self._thread is None:
             self._finish(report, columns)
@@ -89,8 +91,12 @@ class Sender:
     def _finish(self, report: StepReport, columns: Tensor, event: torch.cuda.Event | None = None) -> None:
         if event is not None:
             event.synchronize()
-        tokens, report.kl, report.ref_logprob, report.logprob, report.value = columns.tolist()
+        tokens, report.kl, report.ref_logprob, report.logprob, report.value, status = columns.tolist()
         report.tokens = [int(token) for token in tokens]
+        report.status = [int(code) for code in status]
+        for key, code in zip(report.ids, report.status, strict=True):
+            if code == Status.FAILED:
+                report.failures.setdefault(key, "not_finite")  # every other reason is known before the step runs
         message = encoder.encode(report)
         for socket in self._sockets.values():
             socket.send(message, zmq.NOBLOCK)

@@ -13,6 +13,9 @@ if it has one.
 
 `AsyncLLM.collective_rpc` hands on the first engine's answer alone; under data parallelism every engine's matters.
 
+Tensor-parallel ranks meet in their group (`vllm.distributed.parallel_state.get_tp_group`), and each samples
+on its own, from logits that every rank has (`Platform.use_all_gather`).
+
 And a call that an engine gets while it ends is never answered: whoever waits must see that vLLM has begun to stop.
 """
 
@@ -82,6 +85,15 @@ def spare_cpu_generators_v1(runner: Any, spared: dict[str, Any]) -> None:
 def occupied_slots_v2(runner: Any) -> set[int]:
     """Request slots of the V2 runner that hold a request."""
     return set(runner.req_states.index_to_req_id)
+
+
+def tensor_parallel_group(vllm_config: Any) -> Any | None:
+    """The process group of this worker's tensor-parallel ranks, for tensors on its device; None if it is alone."""
+    if vllm_config.parallel_config.tensor_parallel_size == 1:
+        return None
+    from vllm.distributed.parallel_state import get_tp_group
+
+    return get_tp_group().device_group
 
 
 def engines_of(engine_client: Any) -> list[Any]:

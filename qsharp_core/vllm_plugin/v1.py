@@ -3,6 +3,8 @@
 vllm serve MODEL --logits-processors qsharp_core.vllm_plugin.v1:QSharpLogitsProcessor …
 """
 
+from functools import partial
+from operator import add
 from typing import Any
 
 import torch
@@ -65,16 +67,15 @@ class QSharpLogitsProcessor(LogitsProcessor):
             upstream.spare_cpu_generators_v1(runner, self._spared_generators)
 
     def apply(self, logits: Tensor) -> Tensor:
-        rows = [
-            Row(index, request, prompt + output)
-            for index, (request, prompt, output) in sorted(self._rows.items())
-            if not self._discarded[index]
-        ]
-        for row in rows:
+        rows = []
+        for index, (request, prompt, output) in sorted(self._rows.items()):
+            if self._discarded[index]:
+                continue
             # vLLM patches placeholders of asynchronous scheduling just before this; one that is left
             # (its issue 52461) would guide by a token that was never sampled.
-            if row.history[-1] < 0:
-                row.request.failure = "placeholder_token"
+            if output and output[-1] < 0:
+                request.failure = "placeholder_token"
+            rows.append(Row(index, request, len(prompt) + len(output), partial(add, prompt, output)))
         self.core.apply(logits, rows)
         return logits
 

@@ -5,11 +5,14 @@
 Requests are kept by slot. A row's history is `all_token_ids[slot, : pos + 1]`, which at `apply` includes the token
 sampled in the step before; up to `total_len` it may hold the rest of a prompt that is still being prefilled.
 
-Reading the history synchronises with the device once a step.
+The critic is given the last token of each row as the device has it. The history is read, which waits for the device,
+for requests that are new alone, and at every step where the critic cannot be run in fixed shapes.
 """
 
+from functools import cached_property, partial
 from typing import Any
 
+import torch
 from torch import Tensor
 from vllm.v1.worker.gpu.sample.logits_processor import (
     LogitsContext,
@@ -19,6 +22,20 @@ from vllm.v1.worker.gpu.sample.logits_processor import (
 
 from qsharp_core.vllm_plugin import upstream
 from qsharp_core.vllm_plugin.params import check_sampling_params
+
+
+class _History:
+    """The tokens of a step's rows, read from the device together when the first of them is wanted."""
+
+    def __init__(self, all_token_ids: Tensor, slots: list[int], longest: int) -> None:
+        self._all_token_ids, self._slots, self._longest = all_token_ids, slots, longest
+
+    @cached_property
+    def _tokens(self) -> list[list[int]]:
+        return self._all_token_ids[self._slots, : self._longest].tolist()
+
+    def read(self, row: int, length: int) -> list[int]:
+        return self._tokens[row][:length]
 
 
 class QSharpLogitsProcessor(LogitsProcessor):
@@ -53,27 +70,27 @@ class QSharpLogitsProcessor(LogitsProcessor):
         self.release_ended(runner)
 
     def apply(self, logits: Tensor, ctx: LogitsContext) -> Tensor:
+        from qsharp_core.critic.decode import to_device
         from qsharp_core.vllm_plugin.core import Row
 
         slots = ctx.idx_mapping_np.tolist()
         # Without speculative decoding a request has one row, and this bound is exact.
         lengths = ctx.seq_lens_upper_bound_np[: len(slots)].tolist()
         prefill_len = self._states.prefill_len.np
-        rows = [  # a row before the end of its (re)fill gets a sample that is discarded
+        places = [  # a row before the end of its (re)fill gets a sample that is discarded
             (index, slot, length)
             for index, (slot, length) in enumerate(zip(slots, lengths, strict=True))
             if slot in self._slots and length >= prefill_len[slot]
         ]
-        if rows:
-            tokens = self._states.all_token_ids.gpu[[slot for _, slot, _ in rows], : max(n for _, _, n in rows)]
-            histories = tokens.tolist()
-            self.core.apply(
-                logits,
-                [
-                    Row(index, self._slots[slot], history[:length])
-                    for (index, slot, length), history in zip(rows, histories, strict=True)
-                ],
-            )
+        if places:
+            tokens = self._states.all_token_ids.gpu
+            at = to_device(torch.tensor([(slot, length - 1) for _, slot, length in places]).T, tokens.device)
+            history = _History(tokens, [slot for _, slot, _ in places], max(length for _, _, length in places))
+            rows = [
+                Row(index, self._slots[slot], length, partial(history.read, i, length))
+                for i, (index, slot, length) in enumerate(places)
+            ]
+            self.core.apply(logits, rows, tokens[at[0], at[1]].long())
         return logits
 
     def after_sample(self, sampled_token_ids: Tensor) -> None:

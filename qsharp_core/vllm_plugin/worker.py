@@ -4,13 +4,16 @@
 
 Every answer is plain data: `{"ok": …}` or `{"error": {"type", "message", "param"}}` with the class name of a
 `QSharpError`, because vLLM passes exceptions of workers on as text alone. Calls run between two steps.
+
+Of several tensor-parallel ranks the first has the critics, and its answer comes first; the others answer
+`{"ok": None}` and have nothing to do.
 """
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 from qsharp_core.errors import CriticError, QSharpError
 from qsharp_core.vllm_plugin import upstream
@@ -20,13 +23,17 @@ from qsharp_core.vllm_plugin.registry import LoadedCritic
 P = ParamSpec("P")
 
 
-def answer(method: Callable[P, Any]) -> Callable[P, dict[str, Any]]:
+def answer(
+    method: Callable[Concatenate["CriticWorker", P], Any],
+) -> Callable[Concatenate["CriticWorker", P], dict[str, Any]]:
     """Turns a method's value or `QSharpError` into plain data."""
 
     @wraps(method)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+    def wrapped(self: "CriticWorker", /, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
         try:
-            return {"ok": method(*args, **kwargs)}
+            if not self._qsharp_core().ranks.leads:
+                return {"ok": None}
+            return {"ok": method(self, *args, **kwargs)}
         except QSharpError as error:
             param = getattr(error, "param", None)
             return {"error": {"type": type(error).__name__, "message": str(error), "param": param}}

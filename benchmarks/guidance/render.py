@@ -1,0 +1,136 @@
+"""Writes docs/benchmarks.md and its figure from a result; measures nothing.
+
+python -m benchmarks.guidance.render benchmarks/results/guidance.json
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.guidance import tables
+
+DOCS = Path("docs")
+FIGURE = Path("images/critic-growth.png")
+PANELS = (("length", "prefix, tokens"), ("rows", "rows"), ("candidates", "candidates of a row"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result", type=Path)
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder to write into")
+    given = parser.parse_args()
+    write(json.loads(given.result.read_text()), given.docs)
+
+
+def write(result: dict[str, Any], docs: Path = DOCS) -> None:
+    """The page, and the figure where growth was measured."""
+    (docs / FIGURE.parent).mkdir(parents=True, exist_ok=True)
+    (docs / "benchmarks.md").write_text(page(result))
+    if "growth" in result:
+        draw(result["growth"]["points"], docs / FIGURE)
+
+
+def page(result: dict[str, Any]) -> str:
+    """Markdown."""
+    m, s = result["machine"], result["settings"]
+    versions = ", ".join(f"{name} {number}" for name, number in m["versions"].items())
+    waves = " or ".join(f"{s['tokens'][pair]} tokens ({pair})" for pair in s["pairs"])
+    return f"""# What guidance costs
+
+Made by `{result["command"]}` on {m["date"]}, in {result["minutes"]:.0f} minutes, and written by
+`python -m benchmarks.guidance.render`; `make bench` makes it anew on your machine. Numbers are medians
+(least to greatest) of {s["rounds"]} rounds; ratios are of numbers of this one run, whose sides took turns.
+
+Machine: {m["cpu"]}, {m["cores"]} cores, {m["memory_gib"]:.0f} GiB, {m["platform"]}. Python {m["python"]}, {versions}.
+
+Pairs: `default` is the embedded SmolLM2-135M-Instruct with its critic (3 layers; with a Q head: the same layers under
+random heads), `tiny` is random models of two layers, 128 and 64 wide, where bookkeeping dominates. All in float32.
+Threads: vLLM binds its worker, and a logits processor in it, to one core of two, so the reference and the critic have
+one thread each, by turns; the critic's bare passes have one; peer (a) has one or two, whichever is faster.
+
+A wave is that many requests at once, each of {waves}, after prompts
+of 257 tokens that every side has cached: what is timed is decoding. `eta` 0.2, no `min_prob`, temperature 1.
+
+## Guided and not
+
+*Efficiency* = (time of the unguided wave + time of the critic's bare forward passes over the same rows and lengths) ÷
+time of the guided wave: 1 is guidance that costs its critic's arithmetic and nothing more. The bare passes are
+transformers' own, timed without making, growing or copying a cache.
+
+{tables.guided(result)}
+
+## Other ways to guide
+
+The same models, prompts, `eta` and 8 candidates.
+
+(a) Hugging Face `generate` with a logits processor that runs a cached critic twice a step: the last token, then all
+candidates over an expanded cache; at its best batch size. (b) A vLLM logits processor with a dense cache per slot and
+two passes a step. `tests/test_benchmark_peers.py` holds both to the same guided policy as ours.
+
+{tables.peers(result)}
+
+## Requests without `eta`
+
+Against vLLM without our package: the offline `LLM`, and HTTP servers of which one is idle while the other is asked.
+Lost = 1 − plain vLLM's time ÷ ours, per round: negative is noise in our favour.
+
+{tables.without_eta(result)}
+
+## Latency
+
+HTTP streaming, requests of {s["latency_tokens"]} tokens by a Poisson process at {s["load"]:.0%} of the unguided
+capacity, the same rate guided (V head, 8 candidates) and not. A gap is the time between two tokens of a
+stream; its quantiles are over all gaps of all streams.
+
+{tables.latency(result)}
+
+## How the critic's step grows
+
+`CriticEngine.score` alone, float32, one thread; where one grows, the others are at 256 tokens of prefix, 8 rows and 8
+candidates. Ragged: rows ask for 1 to as many candidates, evenly spread.
+
+![time of a step over prefix, rows and candidates]({FIGURE})
+
+Its cache, V head, float32:
+
+{tables.pool(result)}
+"""
+
+
+def draw(points: list[dict[str, Any]], path: Path) -> None:
+    """Three panels: time of a step over prefix length, rows and candidates."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(PANELS), sharey=True)
+    series = dict.fromkeys((p["pair"], p["head"], p["ragged"]) for p in points)
+    colours = {key: f"C{i}" for i, key in enumerate(dict.fromkeys((pair, head) for pair, head, _ in series))}
+    for axis, (by, label) in zip(axes, PANELS, strict=True):
+        for pair, head, ragged in series:
+            line = [p for p in points if (p["by"], p["pair"], p["head"], p["ragged"]) == (by, pair, head, ragged)]
+            if not line:
+                continue
+            axis.plot(
+                [p[by] for p in line], [1e3 * statistics.median(p["seconds"]) for p in line], marker="o", markersize=3,
+                color=colours[pair, head], linestyle="--" if ragged else "-",
+                label=f"{pair}, {head} head" + (", ragged" if ragged else ""),
+            )  # fmt: skip
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        for scale in (axis.xaxis, axis.yaxis):
+            scale.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            scale.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("a step, ms")
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Ratios and tables of a result: pure functions from the JSON to Markdown.
+
+Sides, heads and so on are the fields of `throughput.Case`; all ratios are of medians within one run.
+"""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Result = dict[str, Any]
+
+
+def spread(values: Sequence[float], unit: float = 1.0, digits: int = 2) -> str:
+    """Median, least and greatest."""
+    median, low, high = (f"{unit * v:,.{digits}f}" for v in (statistics.median(values), min(values), max(values)))
+    return f"{median} ({low} to {high})"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def speed(case: dict[str, Any]) -> list[float]:
+    """Tokens per second, of all rows together, per round."""
+    return [case["rows"] * case["tokens"] / seconds for seconds in case["seconds"]]
+
+
+class Cases:
+    """The waves of a result, by what they are."""
+
+    def __init__(self, result: Result) -> None:
+        self.all: list[dict[str, Any]] = result["throughput"]
+
+    def of(self, **wanted: Any) -> list[dict[str, Any]]:
+        """Those with these fields."""
+        return [case for case in self.all if all(case[name] == value for name, value in wanted.items())]
+
+
+def guided(result: Result) -> str:
+    """Guided and unguided throughput, and efficiency."""
+    cases = Cases(result)
+    rows = []
+    for case in cases.of(side="ours"):
+        if case["head"] is None:
+            continue
+        at = {"pair": case["pair"], "rows": case["rows"]}
+        plain = cases.of(side="ours", head=None, **at)
+        bare = cases.of(side="bare", head=case["head"], candidates=case["candidates"], **at)
+        if not (plain and bare):
+            continue
+        seconds = [statistics.median(c["seconds"]) for c in (plain[0], bare[0], case)]
+        rows.append(
+            (
+                case["pair"], case["head"], case["rows"], case["candidates"], spread(speed(plain[0]), digits=1),
+                spread(speed(case), digits=1), spread(bare[0]["seconds"], 1e3 / case["tokens"]),
+                f"{seconds[0] / seconds[2]:.2f}", f"**{(seconds[0] + seconds[1]) / seconds[2]:.2f}**",
+            )
+        )  # fmt: skip
+    return table(
+        ("pair", "head", "requests", "candidates", "unguided, tok/s", "guided, tok/s", "critic alone, ms a step",
+         "guided ÷ unguided", "efficiency"),
+        sorted(rows, key=lambda row: (row[0], row[1] == "Q", row[2], row[3])),
+    )  # fmt: skip
+
+
+def peers(result: Result) -> str:
+    """Guided throughput against peers'."""
+    cases = Cases(result)
+    rows = []
+    for side, how in (("generate", _generate_settings), ("dense", lambda _: "V1 logits processor")):
+        for case in cases.of(side=side):
+            at = {"pair": case["pair"], "rows": case["rows"], "head": "V", "candidates": case["candidates"]}
+            ours = cases.of(side="ours", **at)
+            if not ours:
+                continue
+            ratio = statistics.median(speed(ours[0])) / statistics.median(speed(case))
+            cells = (spread(speed(c), digits=1) for c in (case, ours[0]))
+            rows.append((PEERS[side], how(case), case["pair"], case["rows"], *cells, f"**{ratio:.1f} ×**"))
+    head = ("peer", "its settings", "pair", "requests", "peer, tok/s", "ours, tok/s", "ours ÷ peer")
+    return table(head, sorted(rows, key=lambda row: (row[0], row[2], row[3])))
+
+
+PEERS = {"generate": "(a) `generate`, two passes", "dense": "(b) vLLM, dense cache, two passes"}
+
+
+def _generate_settings(case: dict[str, Any]) -> str:
+    return f"batches of {case['batch']}, {case['threads']} thread{'s' * (case['threads'] > 1)}"
+
+
+def losses(plain: Sequence[float], ours: Sequence[float]) -> list[float]:
+    """`1 - plain time / our time` of each round, percent."""
+    return [100 * (1 - p / o) for p, o in zip(plain, ours, strict=True)]
+
+
+def without_eta(result: Result) -> str:
+    """What requests without `eta` lose against plain vLLM."""
+    cases = Cases(result)
+    rows = []
+    for case in cases.of(side="vllm"):
+        ours = cases.of(side="ours", head=None, pair=case["pair"], rows=case["rows"])
+        if ours:
+            speeds = (spread(speed(c), digits=1) for c in (case, ours[0]))
+            lost = losses(case["seconds"], ours[0]["seconds"])
+            rows.append(("offline `LLM`", case["pair"], case["rows"], *speeds, spread(lost, digits=1)))
+    for http in result.get("http", []):
+        plain, with_us = (http["seconds"][kind] for kind in ("vllm", "ours"))
+        speeds = (
+            spread([http["requests"] * http["tokens"] / s for s in seconds], digits=1) for seconds in (plain, with_us)
+        )
+        rows.append(("HTTP", http["pair"], http["clients"], *speeds, spread(losses(plain, with_us), digits=1)))
+    head = ("through", "pair", "requests", "plain vLLM, tok/s", "ours without `eta`, tok/s", "lost, percent")
+    return table(head, rows)
+
+
+def latency(result: Result) -> str:
+    """Time to first token and between tokens."""
+    rows = []
+    for of_pair in result.get("latency", []):
+        rate = of_pair["rate_per_s"]
+        for kind, capacity in (("unguided", "capacity_per_s"), ("guided", "guided_capacity_per_s")):
+            r = of_pair[kind]
+            cells = [f"{1e3 * r[f'{name}_p{q}_s']:,.1f}" for name in ("first", "gap") for q in (50, 99)]
+            rows.append((of_pair["pair"], kind, f"{rate:.2f}", f"{rate / of_pair[capacity]:.0%}", r["streams"], *cells))
+    head = (
+        "pair",
+        "",
+        "arrivals per s",
+        "of its capacity",
+        "streams",
+        "first token p50, ms",
+        "p99",
+        "gap p50, ms",
+        "p99",
+    )
+    return table(head, rows)
+
+
+def pool(result: Result) -> str:
+    """Memory of the critic's pool."""
+    rows = [
+        (p["pair"], f"{p['bytes_per_token']:,}", f"{p['tokens_per_gib']:,}")
+        for p in result.get("growth", {}).get("pool", [])
+    ]
+    return table(("pair", "bytes per token", "tokens per GiB"), rows)

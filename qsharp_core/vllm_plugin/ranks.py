@@ -1,0 +1,65 @@
+"""Tensor parallelism: one rank asks the critics, and all ranks tilt by its answer.
+
+Every tensor-parallel rank has the same gathered logits and samples from them on its own. Ranks whose guided logits
+differ by one bit may sample different tokens, and from then on run different requests under one name. So rank 0 alone
+holds critics, and broadcasts what a step's guided policy follows from: the candidates, their tilts, and the reward's
+range. A row that failed has no candidates, which is all the others need to know of a failure.
+
+Whether a step has this exchange, and its shape, follow from the requests' parameters, which every rank has.
+
+Shapes: R rows, V vocabulary, K most candidates of any row.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from qsharp_core.policy import Candidates
+from qsharp_core.vllm_plugin import upstream
+
+
+class Ranks:
+    """The tensor-parallel ranks of this engine, seen from one of them.
+
+    Args:
+        group: theirs, of a backend that takes tensors of `device`; None where there is one rank.
+        device: of the tensors that are exchanged.
+    """
+
+    def __init__(self, group: ProcessGroup | None, device: torch.device) -> None:
+        self._group = group
+        if group is not None:
+            # Backends reserve memory at their first call: now, where vLLM counts it.
+            torch.distributed.broadcast(torch.zeros(1, device=device), group=group, group_src=0)
+
+    @classmethod
+    def of(cls, vllm_config: Any, device: torch.device) -> "Ranks":
+        """In one of vLLM's workers."""
+        return cls(upstream.tensor_parallel_group(vllm_config), device)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank has the critics."""
+        return self._group is None or self._group.rank() == 0
+
+    def agree(self, candidates: Candidates, tilt_RK: Tensor, range_R2: Tensor) -> tuple[Candidates, Tensor, Tensor]:
+        """Rank 0's arguments, on every rank; no synchronisation with the device.
+
+        Args:
+            candidates: chosen from the same logits on every rank. Their ids count too: tied tokens come out of `topk`
+                in any order.
+            tilt_RK: float64; read on rank 0 alone.
+            range_R2: each row's least and greatest reward, float64; read on rank 0 alone.
+        """
+        if self._group is None:
+            return candidates, tilt_RK, range_R2
+        most = tilt_RK.shape[1]
+        # Token ids are exact in float64, so that one message does.
+        told = torch.cat([candidates.ids_RK.double(), candidates.mask_RK.double(), tilt_RK, range_R2], dim=1)
+        torch.distributed.broadcast(told, group=self._group, group_src=0)
+        ids_RK, mask_RK, tilt_RK, range_R2 = told.split([most, most, most, 2], dim=1)
+        ids_RK = ids_RK.long()
+        log_ref_RK = candidates.log_ref_RV.gather(1, ids_RK).double()
+        return Candidates(candidates.log_ref_RV, ids_RK, log_ref_RK, mask_RK.bool()), tilt_RK, range_R2

@@ -1,0 +1,62 @@
+"""The ratios that the documentation quotes are what it says they are."""
+
+from typing import Any
+
+from benchmarks.guidance import render, tables
+
+AT = {"pair": "tiny", "rows": 32, "tokens": 10}
+
+
+def wave(side: str, head: str | None, seconds: list[float], **fields: Any) -> dict[str, Any]:
+    return {**AT, "side": side, "head": head, "candidates": 8 if head else 0, "seconds": seconds, **fields}
+
+
+RESULT: dict[str, Any] = {
+    "throughput": [
+        wave("ours", None, [1.0, 2.0, 3.0]),
+        wave("vllm", None, [0.9, 1.9, 3.3]),
+        wave("ours", "V", [4.0, 2.5, 9.0]),
+        wave("bare", "V", [1.0, 1.2, 1.1]),
+        # a slow peer's waves may be shorter: 4 tokens in 8 s are 16 tokens per second of 32 rows
+        wave("generate", "V", [8.0, 7.0, 9.0], tokens=4, batch=8, threads=1),
+        wave("dense", "V", [12.0, 12.0, 12.0]),
+    ],
+    "http": [{"pair": "tiny", "requests": 64, "tokens": 8, "clients": 32, "seconds": {"vllm": [1.0], "ours": [1.25]}}],
+}
+
+
+def cells(table: str, start: str) -> list[str]:
+    """The one line that begins so, below the head."""
+    (line,) = [line for line in table.splitlines()[2:] if line.startswith(f"| {start}")]
+    return [cell.strip(" *") for cell in line.strip("|").split(" | ")]
+
+
+def test_efficiency() -> None:
+    *_, ratio, efficiency = cells(tables.guided(RESULT), "tiny | V | 32 | 8")
+    assert ratio == f"{2.0 / 4.0:.2f}"
+    assert efficiency == f"{(2.0 + 1.1) / 4.0:.2f}"
+
+
+def test_peers_are_compared_by_tokens_per_second() -> None:
+    generate = cells(tables.peers(RESULT), "(a)")
+    assert generate[1] == "batches of 8, 1 thread"
+    assert generate[4].startswith("16.0 ")
+    assert generate[5].startswith("80.0 ")
+    assert generate[6].startswith("5.0")
+    assert cells(tables.peers(RESULT), "(b)")[6].startswith("3.0")
+
+
+def test_losses_are_of_each_round() -> None:
+    offline = cells(tables.without_eta(RESULT), "offline")
+    assert offline[-1] == "5.0 (-10.0 to 10.0)"
+    http = cells(tables.without_eta(RESULT), "HTTP")
+    assert http[3].startswith("512.0 ")
+    assert http[-1] == "20.0 (20.0 to 20.0)"
+
+
+def test_a_page_of_what_there_is() -> None:
+    """A run of some parts alone can be read, too."""
+    machine = {"date": "", "cpu": "", "cores": 2, "memory_gib": 1.0, "platform": "", "python": "", "versions": {}}
+    settings = {"pairs": ["tiny"], "tokens": {"tiny": 10}, "rounds": 3, "latency_tokens": 8, "load": 0.5}
+    page = render.page({**RESULT, "command": "x", "minutes": 1.0, "machine": machine, "settings": settings})
+    assert tables.guided(RESULT) in page

@@ -1,0 +1,67 @@
+"""Steps in fixed shapes give the scores of full forward passes, whatever happens to the rows."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qsharp_core.critic import checkpoint
+from qsharp_core.critic.decode import gathered
+from qsharp_core.critic.engine import CriticEngine
+from tests import models, oracle
+from tests.test_critic_engine import CRITICS, TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("critics")
+    return {name: models.write_critic(root / name, **options) for name, options in CRITICS.items()}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", [name for name in CRITICS if name != "mistral-V-mlp"])
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**32), tokens=st.sampled_from([64, 600]))
+def test_scores_equal_full_forward_passes(folders: dict[str, Path], name: str, seed: int, tokens: int) -> None:
+    rng = random.Random(seed)
+    folder = folders[name]
+    engine = CriticEngine(checkpoint.load(folder)[1], tokens, 4, prefix=gathered)
+    assert engine.decoder is not None
+    shared = [rng.randrange(models.VOCAB) for _ in range(12)]
+    rows = [
+        (engine.open(), [*shared, *(rng.randrange(models.VOCAB) for _ in range(rng.randrange(5)))]) for _ in range(4)
+    ]
+    reads = 0
+    for step in range(12):
+        if step % 5 == 3:  # preempted: comes back as a new row with the tokens it had
+            sequence, history = rows.pop(0)
+            engine.close(sequence)
+            rows.append((engine.open(), history))
+        running = [row for row in rows if rng.random() < 0.9] or rows[:1]
+        ids = torch.stack([torch.tensor(rng.sample(range(models.VOCAB), 5)) for _ in running])
+        last = torch.tensor([history[-1] for _, history in running])
+
+        def read(i: int, running: list = running) -> list[int]:
+            nonlocal reads
+            reads += 1
+            return list(running[i][1])
+
+        outputs = engine.score_latest([s for s, _ in running], [len(h) for _, h in running], last, ids, read)
+        for r, (_, history) in enumerate(running):
+            wanted = oracle.critic_outputs(folder, history, ids[r].tolist())
+            torch.testing.assert_close(outputs[r].double(), wanted.double(), atol=TOLERANCE, rtol=TOLERANCE)
+            history.append(rng.randrange(models.VOCAB))  # candidate or not: the engine is not told
+    if tokens == 600:  # room for all: histories are read for new rows alone, first or preempted
+        assert reads <= len(rows) + 2
+    for sequence, _ in rows:
+        engine.close(sequence)
+    assert engine.blocks.free == engine.blocks.blocks
+
+
+def test_a_sliding_window_is_run_without_fixed_shapes(
+    folders: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert CriticEngine(checkpoint.load(folders["mistral-V-mlp"])[1], 64, 4, prefix=gathered).decoder is None
+    assert "sliding-window" in caplog.text
