@@ -190,7 +190,8 @@ class Decoder:
                     self._forward(inputs)  # lazy initialisations must not be captured
                 torch.cuda.current_stream(self.device).wait_stream(stream)
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=memory):
+                # A critic may be loaded by a thread, while the engine's own goes on.
+                with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
                     outputs = self._forward(inputs)
                 self._graphs[many, count] = _Graph(graph, inputs, outputs)
 
