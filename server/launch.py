@@ -182,7 +182,7 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
         choices=["auto", "float32", "bfloat16"],
         dest="qsharp_dtype",
         default=argparse.SUPPRESS,
-        help="of critics' weights; auto is float32 on CPU and bfloat16 elsewhere",
+        help="of critics' weights; auto is float32 beside a reference in float32, else bfloat16",
     )
     make_arg_parser(serve)
     # A model's own sampling defaults (top-p, temperature) would change the reference policy behind the client's back.

@@ -42,7 +42,11 @@ def vllm_config(folders: list[Path], ranks: int) -> Any:
     """What `GuidanceCore` reads of vLLM's configuration."""
     return SimpleNamespace(
         model_config=SimpleNamespace(
-            model=str(folders[0]), max_model_len=LENGTH, skip_tokenizer_init=True, get_vocab_size=lambda: models.VOCAB
+            model=str(folders[0]),
+            max_model_len=LENGTH,
+            skip_tokenizer_init=True,
+            get_vocab_size=lambda: models.VOCAB,
+            dtype=torch.float32,
         ),
         scheduler_config=SimpleNamespace(max_num_seqs=8),
         use_v2_model_runner=False,

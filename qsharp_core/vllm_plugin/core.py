@@ -158,8 +158,10 @@ class GuidanceCore:
             return
         self._note_broken()
         requests = [row.request for row in rows]
-        index_R = self._column([row.index for row in rows], torch.int64)
-        logits_RV = logits.index_select(0, index_R)
+        places = [row.index for row in rows]
+        index_R = self._column(places, torch.int64)
+        # The whole vocabulary is copied no more often than it must: with all rows guided, not here.
+        logits_RV = logits if places == list(range(len(logits))) else logits.index_select(0, index_R)
         temperature_R = self._column([r.temperature for r in requests], torch.float32)
         # Of the parameters alone, and so the same on every rank; who is guided is known where the critics are.
         asked = [r.params.candidates for r in requests if r.params.eta is not None]
@@ -186,7 +188,11 @@ class GuidanceCore:
             *range_R2.unbind(1),
         )
         if asked:
-            logits.index_copy_(0, index_R, policy.guided_logits(logits_RV, temperature_R, candidates, step))
+            guided_RV = policy.guided_logits(logits_RV, temperature_R, candidates, step)
+            if logits_RV is logits:
+                logits.copy_(guided_RV)
+            else:
+                logits.index_copy_(0, index_R, guided_RV)
         failures = {r.params.id: r.failure for r in requests if r.failure is not None and r.params.id is not None}
         scored = int(candidates.mask_RK.sum()) if self.device.type == "cpu" else sum(counts)
         self._step = _Step(rows, index_R, candidates, step, broken_R, failures, seconds, scored)

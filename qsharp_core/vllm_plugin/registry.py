@@ -137,10 +137,8 @@ def loader(vllm_config: Any, device: torch.device) -> Callable[[Path, str | None
     """
     settings = EngineSettings.of(vllm_config)
     model = vllm_config.model_config
-    on_cpu = device.type == "cpu"
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(
-        settings.dtype, torch.float32 if on_cpu else torch.bfloat16
-    )
+    theirs = torch.float32 if model.dtype == torch.float32 else torch.bfloat16
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(settings.dtype, theirs)
 
     def load(path: Path, name: str | None) -> LoadedCritic:
         card, critic = checkpoint.load(path, dtype=dtype, device=device, reference=_folder(model.model))

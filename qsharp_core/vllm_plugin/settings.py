@@ -27,7 +27,8 @@ class EngineSettings(BaseModel):
         "length, 2 GiB at most, and one such sequence at least",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        default="auto", description="of the critics' weights; auto: float32 on CPU, bfloat16 elsewhere"
+        default="auto",
+        description="of the critics' weights; auto: float32 beside a reference in float32, else bfloat16",
     )
 
     @classmethod
