@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qsharp_core.errors import GuidanceError
-from qsharp_core.vllm_plugin.params import DEFAULT_CANDIDATES, PREFIX, GuidanceParams
+from qsharp_core.vllm_plugin.params import DEFAULT_CANDIDATES, DEFAULT_MIN_PROB, PREFIX, GuidanceParams
 from server.registry import CriticInfo, Registry
 from server.schema import ChoiceGuidance, Detail, GuidanceOptions, GuidedFields, accepts, wrong
 from server.settings import NOT_CONFIGURED, Settings
@@ -89,7 +89,7 @@ def admit(request: GuidedFields, settings: Settings, registry: Registry) -> Guid
             eta=eta,
             critic=critic.key,
             candidates=options.candidates or min(DEFAULT_CANDIDATES, limit),
-            min_prob=options.min_prob or 0.0,
+            min_prob=DEFAULT_MIN_PROB if options.min_prob is None else options.min_prob,
             tail=options.tail or "floor",
             method=options.method or "qsharp",
         )

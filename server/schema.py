@@ -9,7 +9,14 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 from qsharp_core.errors import GuidanceError
-from qsharp_core.vllm_plugin.params import DEFAULT_CANDIDATES, ETA_RANGE, MAX_CANDIDATES, MethodName, TailName
+from qsharp_core.vllm_plugin.params import (
+    DEFAULT_CANDIDATES,
+    DEFAULT_MIN_PROB,
+    ETA_RANGE,
+    MAX_CANDIDATES,
+    MethodName,
+    TailName,
+)
 
 Detail = Literal["none", "summary", "tokens"]
 # A JSON number: no string, no bool, no NaN.
@@ -29,7 +36,7 @@ class GuidanceOptions(BaseModel):
         description=f"most likely tokens that the critic weighs at each step, default {DEFAULT_CANDIDATES}",
     )
     min_prob: Annotated[Number, Field(ge=0, le=1)] | None = Field(
-        default=None, description="least reference probability of a candidate, default 0"
+        default=None, description=f"least reference probability of a candidate, default {DEFAULT_MIN_PROB:g}"
     )
     tail: TailName | None = Field(default=None, description="what happens to other tokens, default floor")
     method: MethodName | None = Field(default=None, description="which tilt, default qsharp")

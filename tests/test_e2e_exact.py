@@ -11,6 +11,7 @@ import httpx
 import pytest
 from scipy import stats
 
+from qsharp_core.vllm_plugin.params import DEFAULT_MIN_PROB
 from tests import models, oracle
 from tests.conftest import Server
 
@@ -91,7 +92,7 @@ def check(server: Server, body: dict[str, Any], got: dict[str, Any]) -> int:
         eta=body["eta"],
         temperature=body["temperature"],
         candidates=options.get("candidates", 20),
-        min_prob=options.get("min_prob", 0.0),
+        min_prob=options.get("min_prob", DEFAULT_MIN_PROB),
         tail=options.get("tail", "floor"),
         method=options.get("method", "qsharp"),
         bias={int(k): v for k, v in body.get("logit_bias", {}).items()},

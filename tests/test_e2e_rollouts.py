@@ -141,7 +141,7 @@ def test_a_guided_completion_has_no_valid_position(http: httpx.Client) -> None:
         kept = rollout(http, choice)
         assert kept["first_valid_position"] is None
         assert (kept["eta"], kept["method"], kept["critic"]) == (0.1, "cd", "plain@1")
-        assert kept["guidance"] == {"candidates": 7, "min_prob": 0.0, "tail": "keep"}
+        assert kept["guidance"] == {"candidates": 7, "min_prob": 0.01, "tail": "keep"}
         assert kept["kl"] == choice["guidance"]["kl"]
         assert kept["value"] == choice["guidance"]["value"]
         assert kept["completion_token_ids"] == choice["token_ids"]

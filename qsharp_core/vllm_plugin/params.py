@@ -6,7 +6,7 @@ its name space with other plugins:
     qsharp_eta          number > 0: the guidance's strength (absent: not guided)
     qsharp_critic       "name" or "name@version" (absent: the default critic)
     qsharp_candidates   1 … 256, default 20
-    qsharp_min_prob     0 … 1, default 0
+    qsharp_min_prob     0 … 1, default 0.01
     qsharp_tail         "floor" | "keep" | "drop", default "floor"
     qsharp_method       "qsharp" | "cd", default "qsharp"
     qsharp_id           number chosen by whoever reads the telemetry: report this request's steps under it
@@ -23,6 +23,7 @@ from qsharp_core.errors import GuidanceError
 
 PREFIX = "qsharp_"
 DEFAULT_CANDIDATES = 20
+DEFAULT_MIN_PROB = 0.01  # docs/decisions.md has the table
 MAX_CANDIDATES = 256
 ETA_RANGE = (1e-6, 1e6)
 
@@ -41,7 +42,7 @@ class GuidanceParams:
     eta: float | None = None
     critic: str | None = None
     candidates: int = DEFAULT_CANDIDATES
-    min_prob: float = 0.0
+    min_prob: float = DEFAULT_MIN_PROB
     tail: TailName = "floor"
     method: MethodName = "qsharp"
     id: int | None = None
