@@ -10,7 +10,7 @@ import torch
 from qsharp_core import cli
 from tests import models
 from tests.conftest import ADMIN_KEY, Server
-from trainer.journal import JournalError
+from trainer.journal import Journal, JournalError
 from trainer.loop import training
 from trainer.recipes import command, files
 from trainer.recipes.files import RecipeError
@@ -206,7 +206,7 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     recipe = files.load("tree-mdp")
-    with command.Journal(tmp_path / command.LOCK, recipe.identity), pytest.raises(JournalError, match="in use"):
+    with Journal(tmp_path / command.LOCK, recipe.identity), pytest.raises(JournalError, match="in use"):
         command.main(["tree-mdp", "--out", str(tmp_path)])
 
 

@@ -80,11 +80,11 @@ def draw(axes: Axes, report: dict[str, Any], levels: bool = False) -> None:
     axes.margins(x=0.08)
 
 
-def table(report: dict[str, Any], published: Mapping[str, tuple[str, str]] | None = None) -> Table:
+def table(report: dict[str, Any], published: Mapping[tuple[str, float | None], tuple[str, str]] | None = None) -> Table:
     """A row per setting; figures that could not be had are left out.
 
     Args:
-        published: by method, what somebody else's experiment had as accuracy and KL; for people.
+        published: by method and eta, what somebody else's experiment had as accuracy and KL; for people.
     """
     k, results = report["samples"], report["results"]
     columns = {
@@ -111,7 +111,7 @@ def table(report: dict[str, Any], published: Mapping[str, tuple[str, str]] | Non
             f"{r['tokens']:.1f}",
             *(_percent(r, name) for name in shown.values()),
             str(r["n"]),
-            *((published or {}).get(r["method"], ())),
+            *((published or {}).get((r["method"], r["eta"]), ())),
         )
     return made
 

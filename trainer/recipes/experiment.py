@@ -79,6 +79,8 @@ async def run(recipe: Experiment, folder: Path, console: Console) -> dict[str, A
             served.client, judge, task, evaluation, folder / "evaluation", concurrency=settings.concurrency
         )
     console.print(table(evaluated, recipe.published.rows() if recipe.published else None))
+    if recipe.published:
+        console.print(f"published: {recipe.published.others()}", highlight=False)
     plot(folder / "report.png", evaluated, levels=True)
     return {
         "critic": last.key,

@@ -1,12 +1,12 @@
 """Tables of a recipe that kinds share, and what they become."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from trainer.collect import Sampling
-from trainer.evaluate import Evaluation, Setting
+from trainer.evaluate import REFERENCE, Evaluation, Setting
 from trainer.loop.settings import LoopSettings
 from trainer.loop.settings import Recipe as Versions
 from trainer.rewards.verifiers import Judge, TaskRef, Weighted
@@ -16,6 +16,7 @@ from trainer.training.settings import TrainSettings
 SERVED = "served"
 """As `critic.base`: the model that is served."""
 Method = Literal["qsharp", "cd"]
+ROWS = (REFERENCE, *get_args(Method))
 
 
 class Fields(BaseModel):
@@ -109,7 +110,8 @@ class Published(Fields):
 
     Attributes:
         source: where they are from.
-        results: by what they are of; rows of the table are `reference`, `cd` and `qsharp`.
+        eta: of what is guided.
+        results: by what they are of; `reference`, `cd` and `qsharp` are rows of the table.
     """
 
     class Figure(Fields):
@@ -119,14 +121,26 @@ class Published(Fields):
         kl: float | None = None
 
     source: str
+    eta: PositiveFloat = 0.1
     results: dict[str, Figure]
 
-    def rows(self) -> dict[str, tuple[str, str]]:
-        """For the table: accuracy and KL by method."""
+    def rows(self) -> dict[tuple[str, float | None], tuple[str, str]]:
+        """For the table: accuracy and KL, by method and eta."""
         return {
-            name: (f"{one.accuracy:g} %", "–" if one.kl is None else f"{one.kl:g}")
+            (name, None if name == REFERENCE else self.eta): (
+                f"{one.accuracy:g} %",
+                "–" if one.kl is None else f"{one.kl:g}",
+            )
             for name, one in self.results.items()
+            if name in ROWS
         }
+
+    def others(self) -> str:
+        """What no row of the table is about, and the source; for people."""
+        found = [
+            f"{name.replace('_', ' ')} {one.accuracy:g} %" for name, one in self.results.items() if name not in ROWS
+        ]
+        return ", ".join([*found, self.source])
 
 
 class RolloutFields(Fields):

@@ -30,6 +30,9 @@ from trainer.tree_mdp import FIGURE_4
 
 CRITIC = "tree"
 CHUNK = 100  # completions of a request
+# Tokens that are no children of a node have a chance of 1e-17 in float32, and exp(1 / eta) reaches 1e21: only children
+# are weighed. Nobody knows what another token would earn, least of all the critic.
+GUIDANCE = {"min_prob": 1e-6}
 FLAGS = (
     "--served-model-name", "tree", "--dtype", "float32", "--enforce-eager", "--max-model-len", "32",
     "--kv-cache-memory-bytes", "50000000",
@@ -45,12 +48,12 @@ class TreeRecipe(Fields):
         epochs, learning_rate: of the critic. All rollouts are one step, and it is fitted until it has converged.
     """
 
-    FREE: ClassVar[dict[str, bool]] = {"server": True}
+    FREE: ClassVar[dict[str, bool]] = {"server": True, "etas": True, "methods": True}
 
     kind: Literal["tree_mdp"]
     rollouts: PositiveInt = 3000
     samples: PositiveInt = 1000
-    etas: tuple[PositiveFloat, ...] = Field(default=(0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0), min_length=1)
+    etas: tuple[PositiveFloat, ...] = Field(default=(0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0), min_length=1)
     methods: tuple[Method, ...] = ("qsharp", "cd")
     epochs: PositiveInt = 600
     learning_rate: PositiveFloat = 0.02
@@ -93,7 +96,7 @@ async def _measured(recipe: TreeRecipe, served: Served, critic: str, folder: Pat
     points += [(method, eta) for method in recipe.methods for eta in recipe.etas]
     results = []
     with (
-        Journal(folder / "samples.jsonl", {"format": 1, "critic": critic, "seed": recipe.seed}) as journal,
+        Journal(folder / "samples.jsonl", {"format": 1, "critic": critic, "seed": recipe.seed, **GUIDANCE}) as journal,
         tqdm(total=len(points), unit="setting", desc="evaluate") as bar,
     ):
         done = {(e["method"], e["eta"]): e for e in journal.entries if e["samples"] == recipe.samples}
@@ -118,7 +121,7 @@ async def _sampled(
             "eta": eta, "seed": 1_000_003 * recipe.seed + first, "return_token_ids": True,
         }  # fmt: skip
         if eta is not None:
-            body["guidance"] = {"critic": critic, "method": method}
+            body["guidance"] = {"critic": critic, "method": method, **GUIDANCE}
         for choice in (await served.client.post("/v1/completions", body))["choices"]:
             reward = tree_mdp.reward_of(FIGURE_4, choice["token_ids"])
             assert reward is not None, choice  # every path ends in a leaf
@@ -161,7 +164,7 @@ def _plot(path: Path, recipe: TreeRecipe, results: list[dict[str, Any]]) -> None
     """Value over eta, and over KL: lines are the closed form, points are measured."""
     figure = Figure(figsize=(10.4, 4.4), dpi=140, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    low, high = min(recipe.etas) / 1.5, max(recipe.etas) * 1.5
+    low, high = min(recipe.etas) / 1.2, max(recipe.etas) * 1.2
     grid = [low * (high / low) ** (i / 200) for i in range(201)]
     for method in recipe.methods:
         exact = [tree_mdp.guided(FIGURE_4, eta, method) for eta in grid]

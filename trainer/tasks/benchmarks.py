@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import httpx
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from trainer.tasks.base import Problem, TaskError
@@ -96,8 +97,7 @@ def _of_hub(source: Source) -> list[tuple[str, str]]:
     for config in source.configs:
         try:
             rows = load_dataset(source.repository, config, split=source.split)
-        # Of the hub's client, its HTTP library, and the file system: all say why, none of them can be mended here.
-        except Exception as error:
+        except (OSError, ValueError, httpx.HTTPError) as error:
             raise TaskError(
                 f"{source.repository} could not be loaded from the hub ({type(error).__name__}: {error}); "
                 f"QSHARP_DATA may name a folder that has {source.file}"
