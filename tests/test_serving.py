@@ -53,5 +53,5 @@ def test_one_that_ends_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         async with serving.serving([], tmp_path / "log"):
             raise AssertionError("it never answers")
 
-    with pytest.raises(ServingError, match=r"exit status 3.*no such model"):
+    with pytest.raises(ServingError, match=r"(?s)exit status 3.*no such model"):
         asyncio.run(entered())

@@ -10,6 +10,7 @@ where it was stopped.
 
 import argparse
 import asyncio
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -23,6 +24,7 @@ from trainer.recipes.files import Recipe, RecipeError
 from trainer.recipes.machine import machine
 
 LOCK, REPORT = "recipe.jsonl", "report.json"
+WIDTH = 160  # of tables that go to a file
 
 
 def main(argv: list[str]) -> None:
@@ -44,7 +46,7 @@ def main(argv: list[str]) -> None:
 
 
 async def _run(recipe: Recipe, folder: Path) -> None:
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     # Held to the end: two processes must not work in one folder, nor one with other settings.
     with Journal(folder / LOCK, recipe.identity):
         report = await recipe.kind.run(recipe.settings, folder, console)
