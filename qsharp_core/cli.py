@@ -18,6 +18,7 @@ COMMANDS = {
     "train": ("trainer.training.command", "make the next version of a critic from logged rollouts"),
     "evaluate": ("trainer.evaluate_command", "measure a task's accuracy against KL, over eta and methods"),
     "loop": ("trainer.loop.command", "round after round: rollouts become the next critic of a running server"),
+    "run": ("trainer.recipes.command", "run an experiment that a recipe describes, and report on it"),
     "demo": ("trainer.demo.command", "the whole loop on a small model and task, start to end"),
     "export": ("trainer.export", "write stored rollouts to a Parquet file"),
 }

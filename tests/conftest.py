@@ -78,7 +78,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The V1 model runner (vLLM's on CPU), a Llama reference."""
     root = tmp_path_factory.mktemp("v1")
     reference, critics = models.write_reference(root / "reference"), write_critics(root)
-    with serve(flags(reference, critics, rows=16, blocks=24), root / "log") as url:
+    store = ["--rollouts", f"sqlite:///{root / 'rollouts.db'}"]
+    with serve([*flags(reference, critics, rows=16, blocks=24), *store], root / "log") as url:
         yield Server(url, reference, critics, root, root / "log")
 
 

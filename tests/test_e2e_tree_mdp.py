@@ -1,8 +1,10 @@
 """The paper's Figure 4 behind the real server: rollouts that it logged, a critic from them, guidance by that critic."""
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,8 +15,6 @@ from qsharp_core import cli
 from tests.conftest import ADMIN_KEY
 from trainer import tree_mdp
 from trainer.serving import serve
-from trainer.training.command import Outputs, train
-from trainer.training.settings import TrainSettings
 from trainer.tree_mdp import FIGURE_4
 
 ETAS = (0.15, 0.3, 5.0)
@@ -27,15 +27,19 @@ NODES = {node.name: node for node in FIGURE_4.nodes()}
 
 @dataclass(frozen=True)
 class Guided:
-    """The server, and the part of the logged rollouts through `right` that won."""
+    """The server, the part of the logged rollouts through `right` that won, and the recipe's folder."""
 
     url: str
     won: float
+    run: Path
 
 
 @pytest.fixture(scope="module")
 def guided(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guided]:
-    """A server of the tree; its critic was trained from rollouts that it stored, by the commands that users type."""
+    """A server of the tree; its critic was trained from rollouts that it stored, by the commands that users type.
+
+    The recipe finds these rollouts in the store, and goes on with them.
+    """
     root = tmp_path_factory.mktemp("figure-4")
     model = tree_mdp.write_model(root / "model")
     flags = [
@@ -49,15 +53,12 @@ def guided(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guided]:
         assert cli.main(["collect", "--task", "tree_mdp", "--n", str(ROLLOUTS), "--state", str(state), *to]) == 0
         assert cli.main(["reward", "--verifier", "task", *to]) == 0
         assert cli.main(["export", "--out", str(data), *to]) == 0
-        settings = TrainSettings(
-            base=str(model), name="tree", atoms=(0.0, 0.1, 1.0), held_out=0.0, epochs=600, learning_rate=0.02,
-            batch_tokens=100_000, weight_decay=0.0, clip=10.0,
-        )  # fmt: skip
-        critic = train([data], settings, Outputs(out=root / "critics", run=root / "run"))
-        answer = httpx.post(
-            f"{made}/v1/critics", json={"path": str(critic)}, headers={"Authorization": f"Bearer {ADMIN_KEY}"}
-        )
-        assert answer.status_code == 200, answer.text
+        recipe = [
+            f"server.url={made}", f"server.admin_key={ADMIN_KEY}", f"rollouts={ROLLOUTS}", f"samples={SAMPLES}",
+            f"etas={list(ETAS)}",
+        ]  # fmt: skip
+        changes = [flag for one in recipe for flag in ("--set", one)]
+        assert cli.main(["run", "tree-mdp", "--out", str(root / "run"), *changes]) == 0
         logged = pq.read_table(data).to_pylist()
         through = [row["reward"] for row in logged if row["completion_token_ids"][0] == IDS["right"]]
         assert len(logged) == ROLLOUTS
@@ -65,7 +66,7 @@ def guided(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guided]:
         assert len(through) / ROLLOUTS == pytest.approx(0.5, abs=4 * math.sqrt(0.25 / ROLLOUTS))
         won = sum(through) / len(through)
         assert won == pytest.approx(0.05, abs=4 * math.sqrt(0.05 * 0.95 / len(through)))
-        yield Guided(made, won)
+        yield Guided(made, won, root / "run")
 
 
 def sampled(url: str, eta: float, method: str) -> list[list[dict[str, Any]]]:
@@ -111,6 +112,21 @@ def test_guidance_has_q_star_at_every_node(guided: Guided, eta: float) -> None:
                 seen.add(name)
     assert seen >= {"root", "right"}
     assert eta < 1 or "left" in seen
+
+
+def test_the_recipe_measures_the_closed_form(guided: Guided) -> None:
+    report = json.loads((guided.run / "report.json").read_text())
+    assert (guided.run / "report.png").read_bytes()[:4] == b"\x89PNG"
+    assert {(r["method"], r["eta"]) for r in report["results"]} == {
+        ("reference", None), *((method, eta) for method in ("qsharp", "cd") for eta in ETAS)
+    }  # fmt: skip
+    for r in report["results"]:
+        assert r["n"] == SAMPLES
+        if (r["method"], r["eta"]) != ("qsharp", 0.15):  # there it hangs on how often `right` won in the rollouts
+            assert r["value"] == pytest.approx(r["value_exact"], abs=4 * r["value_se"] + 0.03), r
+            assert r["kl"] == pytest.approx(r["kl_exact"], abs=4 * r["kl_se"] + 0.05), r
+    strong = {r["method"]: r["value"] for r in report["results"] if r["eta"] == 0.15}
+    assert strong["qsharp"] > strong["cd"] + 0.2
 
 
 def test_where_the_methods_turn(guided: Guided) -> None:

@@ -80,6 +80,15 @@ def test_categorical_critics_learn_the_whole_distribution(tmp_path: Path, base: 
     assert np.mean(distances) < 0.07
 
 
+def test_squared_error_learns_the_mean(tmp_path: Path, base: Path) -> None:
+    folder, _ = learn(tmp_path, base, world.rollouts(prompts=4, each=500), loss="squared")
+    assert error(folder) < 0.04
+    card = json.loads((folder / "critic.json").read_text())
+    assert (card["distribution"]["kind"], card["training"]["loss"]) == ("bernoulli", "squared")
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().split("\n")[0])
+    assert first["loss"] == pytest.approx(0.25, abs=0.01)  # of a head that says one half; its log-loss is ln 2
+
+
 def biased_rows() -> list[dict[str, Any]]:
     """Unguided rollouts, roll-outs after a guided roll-in, and ones that a guide led almost to an a each time.
 

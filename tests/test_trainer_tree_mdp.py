@@ -64,6 +64,23 @@ def test_what_is_optimal() -> None:
     assert tree_mdp.reward_of(FIGURE_4, [IDS["right"]]) is None
 
 
+def test_guidance_in_closed_form() -> None:
+    """Against a sum over the tree's three paths."""
+    for eta in (0.1, 0.3, 5.0):
+        q = {n.name: n.optimal_q(eta) for n in FIGURE_4.nodes()}
+        weights = {"sure": 0.5 * np.exp(0.1 / eta), "win": 0.025 * np.exp(1 / eta), "lose": 0.475}
+        rewards, total = {"sure": 0.1, "win": 1.0, "lose": 0.0}, sum(weights.values())
+        law = {name: weight / total for name, weight in weights.items()}  # ref(path) exp(r / eta) / Z
+        ref = {"sure": 0.5, "win": 0.025, "lose": 0.475}
+        found = tree_mdp.guided(FIGURE_4, eta, "qsharp")
+        assert found.value == pytest.approx(sum(law[name] * rewards[name] for name in law))
+        assert found.kl == pytest.approx(sum(law[name] * np.log(law[name] / ref[name]) for name in law))
+        assert found.value - eta * found.kl == pytest.approx(q["root"])  # what Q-sharp maximises
+        assert tree_mdp.guided(FIGURE_4, eta, "cd").value - eta * tree_mdp.guided(FIGURE_4, eta, "cd").kl <= q["root"]
+    assert tree_mdp.guided(FIGURE_4, 0.005, "cd").value == pytest.approx(0.1, abs=1e-3)
+    assert tree_mdp.guided(FIGURE_4, float("inf"), "cd") == tree_mdp.Guided(FIGURE_4.mean(), 0.0)
+
+
 @pytest.mark.parametrize("head", ["V", "Q"])
 def test_a_trained_critic_gives_q_star_at_every_node(model: Path, tmp_path: Path, head: HeadKind) -> None:
     dice = np.random.default_rng(0)

@@ -1,9 +1,11 @@
 """The report as people read it: a plot of accuracy against KL, and a table."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.table import Table
 
@@ -13,13 +15,35 @@ COLOURS = {"qsharp": "#2b6cb0", "cd": "#c05621"}
 OTHERS = ("#2f855a", "#6b46c1")
 GREY = "#8a94a0"
 NAMES = {"qsharp": "Q♯", "cd": "CD"}
+# What else one can do with k samples of the reference, drawn as levels.
+LEVELS = {
+    "majority": ("majority of {}", ":"),
+    "weighted_majority": ("weighted majority of {}", "-."),
+    "best_of": ("best of {} by the critic", (0, (1, 3))),
+}
 
 
-def plot(path: Path, report: dict[str, Any]) -> None:
-    """Writes a PNG: a curve per method, a point per eta, bars of one standard error both ways."""
-    results = report["results"]
+def plot(path: Path, report: dict[str, Any], levels: bool = False) -> None:
+    """Writes a PNG: a curve per method, a point per eta, bars of one standard error both ways.
+
+    Args:
+        levels: draw what majorities and best-of-k of the reference's samples reach, too.
+    """
     figure = Figure(figsize=(7.2, 4.8), dpi=140, layout="constrained")
     axes = figure.add_subplot()
+    draw(axes, report, levels)
+    reference = next(r for r in report["results"] if r["method"] == REFERENCE)
+    axes.set_title(
+        f"{report['task']}, {report['split']}: {reference['problems']} problems × {report['samples']} samples"
+        " (± one standard error)",
+        fontsize=10,
+    )
+    figure.savefig(path)
+
+
+def draw(axes: Axes, report: dict[str, Any], levels: bool = False) -> None:
+    """The same into given axes, without a title."""
+    results = report["results"]
     reference = next(r for r in results if r["method"] == REFERENCE)
     level, error = reference["accuracy"], reference["accuracy_se"] or 0.0
     axes.axhspan(level - error, level + error, color=GREY, alpha=0.18, linewidth=0)
@@ -28,6 +52,10 @@ def plot(path: Path, report: dict[str, Any]) -> None:
         [0.0], [level], yerr=[error], color=GREY, marker="s", markersize=6, capsize=2.5, linewidth=1.5,
         label="reference",
     )  # fmt: skip
+    for name, (label, style) in LEVELS.items() if levels and report["samples"] > 1 else ():
+        if reference[name] is not None:
+            text = label.format(report["samples"])
+            axes.axhline(reference[name], color=GREY, linewidth=1, linestyle=style, label=text)
     methods = list(dict.fromkeys(r["method"] for r in results if r["method"] != REFERENCE))
     spare = iter(OTHERS * len(methods))
     for method in methods:
@@ -45,21 +73,19 @@ def plot(path: Path, report: dict[str, Any]) -> None:
                 fontsize=8, color=colour,
             )  # fmt: skip
     axes.set(xlabel="KL to the reference per completion, nats", ylabel="accuracy (pass@1)")
-    axes.set_title(
-        f"{report['task']}, {report['split']}: {reference['problems']} problems × {report['samples']} samples"
-        " (± one standard error)",
-        fontsize=10,
-    )
     axes.legend(frameon=False, fontsize=9, loc="best")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e9ec", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.margins(x=0.08)
-    figure.savefig(path)
 
 
-def table(report: dict[str, Any]) -> Table:
-    """A row per setting; figures that could not be had are left out."""
+def table(report: dict[str, Any], published: Mapping[tuple[str, float | None], tuple[str, str]] | None = None) -> Table:
+    """A row per setting; figures that could not be had are left out.
+
+    Args:
+        published: by method and eta, what somebody else's experiment had as accuracy and KL; for people.
+    """
     k, results = report["samples"], report["results"]
     columns = {
         f"maj@{k}": "majority",
@@ -68,7 +94,9 @@ def table(report: dict[str, Any]) -> Table:
         f"oracle {k}": "oracle",
     }
     shown = {title: name for title, name in columns.items() if k > 1 and any(r[name] is not None for r in results)}
-    made = Table("method", "eta", "pass@1", "gain, points", "gain / s.e.", "KL, nats", "tokens", *shown)
+    made = Table("method", "eta", "pass@1", "gain, points", "gain / s.e.", "KL, nats", "tokens", *shown, "n")
+    for title in ("published: pass@1", "KL") if published else ():
+        made.add_column(title)
     for column in made.columns[1:]:
         column.justify = "right"
     for r in results:
@@ -82,6 +110,8 @@ def table(report: dict[str, Any]) -> Table:
             f"{r['kl']:.2f} ± {_error(1, r['kl_se'], '.2f')}",
             f"{r['tokens']:.1f}",
             *(_percent(r, name) for name in shown.values()),
+            str(r["n"]),
+            *((published or {}).get((r["method"], r["eta"]), ())),
         )
     return made
 

@@ -1,12 +1,14 @@
 """Starts a server as a user would, in a process of its own, and waits until it answers: demo, measurements, tests."""
 
+import asyncio
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -25,6 +27,7 @@ def serve(
     environment: Mapping[str, str] | None = None,
     command: Sequence[str] = ("qsharp", "serve"),
     patience: float = 300.0,
+    stop: threading.Event | None = None,
 ) -> Iterator[str]:
     """Runs `qsharp serve ARGUMENTS` on a free loopback port; yields its base URL and stops it at the end.
 
@@ -34,6 +37,7 @@ def serve(
         environment: variables on top of this process's.
         command: what to run instead, for servers started in other ways.
         patience: seconds to wait for an answer of /health.
+        stop: once set, it is not waited for any longer.
 
     Raises:
         ServingError: it ended or did not answer; with the end of its output.
@@ -54,7 +58,7 @@ def serve(
         )
         url = f"http://127.0.0.1:{port}"
         try:
-            _wait(process, url, log, patience)
+            _wait(process, url, log, patience, stop or threading.Event())
             yield url
         finally:
             process.terminate()
@@ -65,9 +69,28 @@ def serve(
                 process.wait()
 
 
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path, patience: float) -> None:
+@asynccontextmanager
+async def serving(arguments: Sequence[str], log: Path, patience: float = 300.0) -> AsyncIterator[str]:
+    """`serve` for coroutines: one that is cancelled while the server starts stops it at once.
+
+    Raises:
+        ServingError
+    """
+    stop = threading.Event()
+    with ExitStack() as stack:
+        server = serve(arguments, log, patience=patience, stop=stop)
+        starting = asyncio.create_task(asyncio.to_thread(stack.enter_context, server))
+        try:
+            yield await asyncio.shield(starting)
+        finally:
+            stop.set()
+            with suppress(ServingError):  # told above, unless nobody waits for it any more
+                await starting
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path, patience: float, stop: threading.Event) -> None:
     deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not stop.is_set():
         if process.poll() is not None:
             break
         try:

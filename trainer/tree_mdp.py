@@ -69,6 +69,34 @@ class Node:
         return sum(z * p for z, p in self.outcomes().items())
 
 
+@dataclass(frozen=True)
+class Guided:
+    """What following a policy from the root brings: expected reward, and KL to the reference in nats."""
+
+    value: float
+    kl: float
+
+
+def guided(node: Node, eta: float, method: str) -> Guided:
+    """The exact law of guidance, `pi(child) ∝ chance · exp(A)`.
+
+    Args:
+        method: `qsharp` has `A = Q* / eta`, `cd` has `A = E[z] / eta`.
+    """
+    if node.reward is not None:
+        return Guided(node.reward, 0.0)
+    tilts = [(child.optimal_q(eta) if method == "qsharp" else child.mean()) / eta for child in node.children]
+    highest = max(tilts)
+    weights = [child.chance * math.exp(tilt - highest) for child, tilt in zip(node.children, tilts, strict=True)]
+    law = [weight / sum(weights) for weight in weights]
+    below = [guided(child, eta, method) for child in node.children]
+    step = sum(p * math.log(p / child.chance) for p, child in zip(law, node.children, strict=True) if p > 0)
+    return Guided(
+        sum(p * one.value for p, one in zip(law, below, strict=True)),
+        step + sum(p * one.kl for p, one in zip(law, below, strict=True)),
+    )
+
+
 FIGURE_4 = Node(
     "root",
     children=(

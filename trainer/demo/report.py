@@ -36,12 +36,13 @@ def made(loop: dict[str, Any], evaluated: dict[str, Any], eta: float, started: f
         "gain_se": chosen["gain_se"],
         "standard_errors": chosen["gain"] / chosen["gain_se"],
         "results": results,
-        "rounds": [_round(entry) for entry in loop["rounds"]],
+        "rounds": [round_of(entry) for entry in loop["rounds"]],
         "seconds": seconds | {"all": sum(seconds.values())},
     }
 
 
-def _round(entry: dict[str, Any]) -> dict[str, Any]:
+def round_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """What a round came to, from its entry in the loop's report."""
     trained, activated = entry["train"], entry["activate"]
     return {
         "round": entry["round"],

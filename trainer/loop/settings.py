@@ -11,7 +11,7 @@ from trainer.rewards.verifiers import Judge, TaskRef
 from trainer.training.settings import TrainSettings
 
 # A continued critic's own.
-ARCHITECTURE = {"layers", "head", "atoms", "reward_range", "mlp", "borrow_embeddings"}
+ARCHITECTURE = {"layers", "head", "atoms", "reward_range", "mlp", "borrow_embeddings", "tokenizer"}
 
 
 @dataclass(frozen=True, kw_only=True)

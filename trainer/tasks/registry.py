@@ -13,7 +13,12 @@ from trainer.tasks.base import Task, TaskError
 from trainer.tasks.files import file_task
 
 GROUP = "qsharp.tasks"
-BUILT_IN = {"sums": "trainer.tasks.sums:TASK", "tree_mdp": "trainer.tree_mdp:TASK"}
+BUILT_IN = {
+    "sums": "trainer.tasks.sums:TASK",
+    "tree_mdp": "trainer.tree_mdp:TASK",
+    "gsm8k": "trainer.tasks.gsm8k:TASK",
+    "math": "trainer.tasks.competition_math:TASK",
+}
 
 
 def find_task(spec: str) -> Task:

@@ -29,7 +29,8 @@ def settings_of(args: argparse.Namespace) -> TrainSettings:
         raise TrainingError("--atoms is for --distribution categorical")
     given = {k: v for k, v in vars(args).items() if k in TrainSettings.model_fields and v is not None}
     if args.continue_from is not None:
-        fixed = [f for f in ("layers", "head", "atoms", "reward_range", "mlp", "borrow_embeddings") if given.get(f)]
+        own = ("layers", "head", "atoms", "reward_range", "mlp", "borrow_embeddings", "tokenizer")
+        fixed = [field for field in own if given.get(field)]
         if fixed or args.distribution:
             name = (fixed or ["distribution"])[0].replace("_", "-")
             raise TrainingError(f"--{name} is the continued critic's own: leave it out, or start from --base")
@@ -79,6 +80,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     number(critic, "--mlp", int, "a hidden layer of this width in the head")
     critic.add_argument("--borrow-embeddings", action="store_true", help="keep and do not store the base's embeddings")
 
+    critic.add_argument("--tokenizer", help="whose token ids the rollouts have (default: the base's)")
+
     chosen = made.add_argument_group("which rollouts")
     number(chosen, "--held-out", float, "fraction of the prompts that only measure")
     chosen.add_argument("--group-by", metavar="KEY", help="split by this entry of the metadata, not by the prompt")
@@ -101,6 +104,9 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--weigh",
         choices=("rollouts", "nodes"),
         help="what counts alike in the loss: rollouts, or the prefixes that they share (default: rollouts)",
+    )
+    optimisation.add_argument(
+        "--loss", choices=("likelihood", "squared"), help="squared: of the expected reward (default: likelihood)"
     )
     optimisation.add_argument("--select", choices=("best", "last"), help="which epoch's weights (default: best)")
     optimisation.add_argument(

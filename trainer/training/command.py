@@ -305,7 +305,9 @@ def _card(
     critic.backbone.config.architectures = [type(critic.backbone).__name__]
     critic.backbone.config.dtype = outputs.dtype
     policies = [asdict(p) for p in prepared.policies]
-    elsewhere = {"base", "continue_from", "name", "head", "atoms", "reward_range", "mlp", "borrow_embeddings"}
+    elsewhere = {
+        "base", "continue_from", "name", "head", "atoms", "reward_range", "mlp", "borrow_embeddings", "tokenizer"
+    }  # fmt: skip
     return {
         "name": settings.name,
         "head": shape.kind,

@@ -139,7 +139,7 @@ def fit(job: Fit, run: Run) -> Progress:
 def _step(
     job: Fit, model: nn.Module, optimizer: torch.optim.Optimizer, indices: Sequence[int], rate: float
 ) -> tuple[float, float]:
-    """One step of the optimizer: its loss in nats, and the gradient's norm before clipping."""
+    """One step of the optimizer: its loss, and the gradient's norm before clipping."""
     accelerator = job.accelerator
     batches = job.passes.batches(indices, job.rollouts)
     total = torch.zeros((), device=accelerator.device)
@@ -165,7 +165,7 @@ def _loss(job: Fit, model: nn.Module, batch: Any) -> Tensor:
     device = job.accelerator.device.type
     with torch.autocast(device, job.autocast or torch.bfloat16, enabled=job.autocast is not None):
         outputs_L = outputs_of(model, batch)
-    return summed_loss(job.returns, outputs_L, batch)
+    return summed_loss(job.returns, outputs_L, batch, job.settings.loss)
 
 
 def _end_epoch(job: Fit, run: Run, progress: Progress, epoch: int) -> Progress:

@@ -37,7 +37,8 @@ def start(settings: TrainSettings) -> Start:
     base = local_folder(settings.base) if settings.base else None
     if settings.continue_from is None:
         assert base is not None
-        return Start(_fresh(base, settings), None, settings.borrow_embeddings, tokenizer_fingerprint(base))
+        ids_of = local_folder(settings.tokenizer, weights=False) if settings.tokenizer else base
+        return Start(_fresh(base, settings), None, settings.borrow_embeddings, tokenizer_fingerprint(ids_of))
     card, critic = load(settings.continue_from, reference=base)
     critic.requires_grad_(True)
     borrows = "input_embeddings" in card.borrow
@@ -80,16 +81,17 @@ def _cut(config: Any, layers: int) -> None:
     config.num_hidden_layers = layers
 
 
-def local_folder(base: str) -> Path:
-    """A folder as it is; a hub id is downloaded.
+def local_folder(base: str, weights: bool = True) -> Path:
+    """A folder as it is; a hub id is downloaded, `weights` with it.
 
     Raises:
         TrainingError: neither.
     """
     if Path(base).is_dir():
         return Path(base)
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
     try:
-        return Path(snapshot_download(base, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
+        return Path(snapshot_download(base, allow_patterns=patterns))
     except (HFValidationError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise TrainingError(f"{base} is neither a folder nor a model that the hub gives: {error}") from error
 

@@ -43,9 +43,17 @@ def outputs_of(scorer: nn.Module, batch: Batch) -> Tensor:
     return outputs_M[batch.judged]
 
 
-def summed_loss(returns: ReturnDistribution, outputs_L: Tensor, batch: Batch) -> Tensor:
-    """Negative log-likelihood in nats, weighed and summed: over each rollout's positions, over rollouts."""
-    return (returns.loss(outputs_L, batch.rewards) * batch.weights).sum()
+def summed_loss(returns: ReturnDistribution, outputs_L: Tensor, batch: Batch, kind: str = "likelihood") -> Tensor:
+    """Weighed and summed over each rollout's positions, over rollouts.
+
+    Args:
+        kind: `likelihood` is the negative log-likelihood in nats, `squared` the squared error of the expected reward.
+    """
+    if kind == "squared":
+        losses = (returns.mean(outputs_L) - batch.rewards) ** 2
+    else:
+        losses = returns.loss(outputs_L, batch.rewards)
+    return (losses * batch.weights).sum()
 
 
 @torch.inference_mode()

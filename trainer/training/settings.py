@@ -27,9 +27,12 @@ class TrainSettings(BaseModel):
         reward_range: least and greatest reward there can be.
         mlp: width of a hidden layer in the head.
         borrow_embeddings: leave the token embeddings the reference's: not trained, not stored.
+        tokenizer: folder or hub id of the tokenizer that the rollouts' ids are of; None: the base's. To be named where
+            a base's vocabulary differs from the reference's in tokens that do not matter.
         held_out: fraction of the prompts that only measure.
         group_by: split by this entry of the metadata instead of the prompt's token ids.
         drop_uniform_prompts: leave out training prompts whose rollouts all earned the same.
+        loss: `likelihood` of the reward, or `squared` error of the expected reward: regression of the mean.
         weigh: `rollouts` has each rollout count alike, and each of its positions; `nodes` has each prefix count once,
             and more where rollouts part (`siblings`). Held-out metrics are always of the first kind.
         mixed_policies: accept rollouts of different sampling policies.
@@ -56,10 +59,12 @@ class TrainSettings(BaseModel):
     reward_range: tuple[float, float] = (0.0, 1.0)
     mlp: int | None = Field(default=None, ge=1)
     borrow_embeddings: bool = False
+    tokenizer: str | None = None
 
     held_out: float = Field(default=0.1, ge=0, lt=1)
     group_by: str | None = None
     drop_uniform_prompts: bool = False
+    loss: Literal["likelihood", "squared"] = "likelihood"
     weigh: Literal["rollouts", "nodes"] = "rollouts"
     mixed_policies: bool = False
 

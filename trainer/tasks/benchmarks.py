@@ -1,0 +1,106 @@
+"""Questions and answers of public benchmarks: from the Hugging Face hub, or from local JSON lines.
+
+`QSHARP_DATA=FOLDER` has them read from `FOLDER/gsm8k_test.jsonl` and the like, lines of `{"question", "answer"}`.
+Without it they are downloaded once, by the `datasets` library.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import httpx
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from trainer.tasks.base import Problem, TaskError
+
+INSTRUCTION = "Reason step by step, and put your final answer in \\boxed{}."
+
+
+class DataSettings(BaseSettings):
+    """From the environment: `QSHARP_DATA`."""
+
+    model_config = SettingsConfigDict(env_prefix="QSHARP_")
+    data: Path | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a split is.
+
+    Attributes:
+        file: in the folder that `QSHARP_DATA` names.
+        repository, configs, split: on the hub; the configurations' rows are taken one after the other.
+        question, answer: the fields there; those of the file are called so.
+    """
+
+    file: str
+    repository: str
+    split: str
+    configs: tuple[str, ...]
+    question: str = "question"
+    answer: str = "answer"
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Questions and answers, in an order that is always the same.
+
+        Raises:
+            TaskError: they cannot be had; says what to do.
+        """
+        folder = DataSettings().data
+        return _of_hub(self) if folder is None else _of_file(folder / self.file)
+
+
+def asked(number: int, question: str, answer: str) -> Problem:
+    """A question as a chat, its answer as mathematics."""
+    messages = [{"role": "user", "content": f"{question}\n\n{INSTRUCTION}"}]
+    return Problem(id=str(number), messages=messages, answer=f"\\boxed{{{answer}}}")
+
+
+def correct(problem: Problem, text: str) -> float | None:
+    """1 if a completion's answer equals the problem's, as `math_verify` sees it."""
+    # Heavy, and wanted only where completions are judged: in a process that can be killed.
+    from trainer.rewards.base import Case
+    from trainer.rewards.mathematics import math_verify
+
+    return math_verify(Case(completion=text, problem=problem))
+
+
+@cache
+def _of_file(path: Path) -> list[tuple[str, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except OSError as error:
+        raise TaskError(f"{path} cannot be read: {error.strerror}; unset QSHARP_DATA to use the hub") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            found.append((str(row["question"]), str(row["answer"])))
+        except (ValueError, KeyError, TypeError) as error:
+            raise TaskError(f'{path}, line {number}: must be {{"question": …, "answer": …}}: {error!r}') from error
+    return found
+
+
+@cache
+def _of_hub(source: Source) -> list[tuple[str, str]]:
+    try:
+        from datasets import load_dataset  # optional
+    except ImportError as error:
+        raise TaskError(
+            f"{source.repository} is read with the package datasets: pip install datasets; "
+            f"or set QSHARP_DATA to a folder that has {source.file}"
+        ) from error
+    found = []
+    for config in source.configs:
+        try:
+            rows = load_dataset(source.repository, config, split=source.split)
+        except (OSError, ValueError, httpx.HTTPError) as error:
+            raise TaskError(
+                f"{source.repository} could not be loaded from the hub ({type(error).__name__}: {error}); "
+                f"QSHARP_DATA may name a folder that has {source.file}"
+            ) from error
+        found += [(str(row[source.question]), str(row[source.answer])) for row in rows]
+    return found

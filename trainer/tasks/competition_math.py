@@ -1,0 +1,59 @@
+"""MATH (Hendrycks et al., 2021): competition problems; the 500 of Lightman et al. (2023) are the test split."""
+
+from collections.abc import Sequence
+
+from trainer.tasks.answers import last_boxed
+from trainer.tasks.base import Problem, SamplingDefaults, Task, TaskError
+from trainer.tasks.benchmarks import Source, asked, correct
+
+SUBJECTS = (
+    "algebra",
+    "counting_and_probability",
+    "geometry",
+    "intermediate_algebra",
+    "number_theory",
+    "prealgebra",
+    "precalculus",
+)
+SOURCES = {
+    "train": Source("math_train.jsonl", "EleutherAI/hendrycks_math", "train", SUBJECTS, "problem", "solution"),
+    "test": Source("math500.jsonl", "HuggingFaceH4/MATH-500", "test", ("default",), "problem", "solution"),
+}
+
+
+def problems(split: str) -> Sequence[Problem]:
+    """The split's, in the file's order.
+
+    Raises:
+        TaskError
+    """
+    return [asked(i, question, final(answer)) for i, (question, answer) in enumerate(SOURCES[split].rows())]
+
+
+def final(solution: str) -> str:
+    r"""What a worked solution's last `\boxed` holds.
+
+    Raises:
+        TaskError: it has none.
+    """
+    # TeX takes one token where there are no braces: `\boxed 7`.
+    found = last_boxed(solution) or solution.rpartition("\\boxed ")[2][:1].strip()
+    if "\\boxed" not in solution or not found:
+        raise TaskError(f"a solution of MATH has its answer in \\boxed{{}}; got {solution[-60:]!r}")
+    return found
+
+
+def vote(text: str) -> str | None:
+    r"""What a completion's last `\boxed{…}` holds, but for white space; None if it has none."""
+    boxed = last_boxed(text)
+    return None if boxed is None else "".join(boxed.split())
+
+
+TASK = Task(
+    name="math",
+    splits=tuple(SOURCES),
+    problems=problems,
+    sampling=SamplingDefaults(max_tokens=1024),
+    reward=correct,
+    vote=vote,
+)

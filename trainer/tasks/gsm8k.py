@@ -1,0 +1,47 @@
+"""GSM8K (Cobbe et al., 2021): grade-school word problems whose answer is a number."""
+
+from collections.abc import Sequence
+
+from trainer.tasks.answers import last_boxed, last_number
+from trainer.tasks.base import Problem, SamplingDefaults, Task, TaskError
+from trainer.tasks.benchmarks import Source, asked, correct
+
+SOURCES = {
+    split: Source(f"gsm8k_{split}.jsonl", "openai/gsm8k", split, configs=("main",)) for split in ("train", "test")
+}
+
+
+def problems(split: str) -> Sequence[Problem]:
+    """The split's, in the file's order.
+
+    Raises:
+        TaskError
+    """
+    return [asked(i, question, final(answer)) for i, (question, answer) in enumerate(SOURCES[split].rows())]
+
+
+def final(solution: str) -> str:
+    """The number after the solution's `####`, without thousands' commas.
+
+    Raises:
+        TaskError: there is none.
+    """
+    _, mark, number = solution.rpartition("####")
+    if not mark or not number.strip():
+        raise TaskError(f"a solution of GSM8K ends with #### and a number; got {solution[-60:]!r}")
+    return number.strip().replace(",", "")
+
+
+def vote(text: str) -> str | None:
+    r"""The number in a completion's last `\boxed{…}`, else its last number."""
+    return last_number(last_boxed(text) or text)
+
+
+TASK = Task(
+    name="gsm8k",
+    splits=tuple(SOURCES),
+    problems=problems,
+    sampling=SamplingDefaults(max_tokens=1024),
+    reward=correct,
+    vote=vote,
+)
