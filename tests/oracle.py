@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM
 
+from qsharp_core.vllm_plugin.params import DEFAULT_MIN_PROB
+
 
 @dataclass(frozen=True)
 class Expected:
@@ -131,7 +133,7 @@ def completion(
     eta: float | None,
     temperature: float = 1.0,
     candidates: int = 20,
-    min_prob: float = 0.0,
+    min_prob: float = DEFAULT_MIN_PROB,
     tail: str = "floor",
     method: str = "qsharp",
     bias: dict[int, float] | None = None,

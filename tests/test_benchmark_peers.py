@@ -37,7 +37,7 @@ def step_logits(reference: Any, history: list[int]) -> Tensor:
 
 
 def wanted(folders: tuple[Path, Path], prompt: list[int], made: list[int]) -> list[Tensor]:
-    return [e.pi.log() for e in oracle.completion(*folders, prompt, made, eta=ETA, candidates=CANDIDATES)]
+    return [e.pi.log() for e in oracle.completion(*folders, prompt, made, eta=ETA, candidates=CANDIDATES, min_prob=0.0)]
 
 
 def assert_same(guided_V: Tensor, log_pi_V: Tensor) -> None:
