@@ -2,6 +2,7 @@
 #
 #   make serve         the default model and its critic, on port 8000
 #   make demo          the whole loop from nothing, report in runs/demo
+#   make star-graph    the paper's Star-Graph from nothing, report in runs/star-graph
 #   make test          the tests            make lint    ruff and mypy
 #   make compose-check the deployment in docker/, built, started and used as its users would: needs a Docker engine
 #   make sums-accuracy measures the default model with and without its critic
@@ -22,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 # vLLM asks for these three, text models do not; a build that does not fit the installed torch breaks `import transformers`.
 UNUSED := torchvision torchaudio torchcodec
 
-.PHONY: install serve demo test lint format sums-accuracy compose-check clean
+.PHONY: install serve demo star-graph test lint format sums-accuracy compose-check clean
 
 install: $(STAMP)
 
@@ -41,6 +42,9 @@ serve: install
 
 demo: install
 	$(BIN)/qsharp demo sums $(ARGS)
+
+star-graph: install
+	$(BIN)/python -m trainer.star_graph $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)

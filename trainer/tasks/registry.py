@@ -13,7 +13,11 @@ from trainer.tasks.base import Task, TaskError
 from trainer.tasks.files import file_task
 
 GROUP = "qsharp.tasks"
-BUILT_IN = {"sums": "trainer.tasks.sums:TASK", "tree_mdp": "trainer.tree_mdp:TASK"}
+BUILT_IN = {
+    "sums": "trainer.tasks.sums:TASK",
+    "star_graph": "trainer.tasks.star_graph:TASK",
+    "tree_mdp": "trainer.tree_mdp:TASK",
+}
 
 
 def find_task(spec: str) -> Task:
