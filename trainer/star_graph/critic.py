@@ -106,7 +106,10 @@ def arm_scores(critic: Critic, tokens: Any, graphs: Sequence[Graph], device: tor
         [len(prompt) + end - 1 for end in accumulate(map(len, own))]
         for prompt, own in zip(prompts, firsts, strict=True)
     ]
-    return outputs_of(critic, rows)[..., 0].gather(1, torch.tensor(ends, device=device))
+    training = critic.training
+    scores = outputs_of(critic.eval(), rows)[..., 0].gather(1, torch.tensor(ends, device=device))
+    critic.train(training)
+    return scores
 
 
 def right_arm(critic: Critic, tokens: Any, graphs: Sequence[Graph], device: torch.device) -> float:
