@@ -2,6 +2,7 @@
 #
 #   make serve         the default model and its critic, on port 8000
 #   make demo          the whole loop from nothing, report in runs/demo
+#   make star-graph    the paper's Star-Graph from nothing, report in runs/star-graph
 #   make test          the tests            make lint    ruff and mypy
 #   make compose-check the deployment in docker/, built, started and used as its users would: needs a Docker engine
 #   make bench         what guidance costs, into docs/benchmarks.md: half an hour on two cores; ARGS=--quick: minutes
@@ -24,7 +25,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 # vLLM asks for these three, text models do not; a build that does not fit the installed torch breaks `import transformers`.
 UNUSED := torchvision torchaudio torchcodec
 
-.PHONY: install serve demo test lint format bench soak sums-accuracy compose-check clean
+.PHONY: install serve demo star-graph test lint format bench soak sums-accuracy compose-check clean
 
 install: $(STAMP)
 
@@ -43,6 +44,9 @@ serve: install
 
 demo: install
 	$(BIN)/qsharp demo sums $(ARGS)
+
+star-graph: install
+	$(BIN)/qsharp run star-graph $(ARGS)
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)

@@ -15,6 +15,20 @@ from trainer.evaluate_plot import COLOURS, GREY, NAMES
 def plot(path: Path, report: dict[str, Any]) -> None:
     """Writes it; bars are one standard error."""
     figure = Figure(figsize=(10.4, 4.4), dpi=140, layout="constrained")
+    left, _ = panels(figure, report)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    reference = next(r for r in report["results"] if r["method"] == REFERENCE)
+    figure.suptitle(
+        f"{report['task']}, {reference['problems']} held-out problems, critic {report['critic']}: "
+        f"{100 * report['gain']:+.1f} points at η = {report['eta']:g} "
+        f"({report['standard_errors']:.1f} paired standard errors)",
+        fontsize=11,
+    )
+    figure.savefig(path)
+
+
+def panels(figure: Figure, report: dict[str, Any]) -> tuple[Axes, Axes]:
+    """Accuracy against KL, and over eta, of a report's `results`; without legend and title."""
     left, right = figure.subplots(1, 2, sharey=True)
     reference = next(r for r in report["results"] if r["method"] == REFERENCE)
     _curves(left, report, lambda r: r["kl"], lambda r: r["kl_se"])
@@ -39,14 +53,7 @@ def plot(path: Path, report: dict[str, Any]) -> None:
     right.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     right.set(xlabel="η (smaller is stronger)")
     right.invert_xaxis()
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(
-        f"{report['task']}, {reference['problems']} held-out problems, critic {report['critic']}: "
-        f"{100 * report['gain']:+.1f} points at η = {report['eta']:g} "
-        f"({report['standard_errors']:.1f} paired standard errors)",
-        fontsize=11,
-    )
-    figure.savefig(path)
+    return left, right
 
 
 def _curves(

@@ -14,6 +14,7 @@ KINDS = {
     "ablation": ("trainer.recipes.ablation:Ablation", "trainer.recipes.ablation:run"),
     "cross_model": ("trainer.recipes.cross_model:CrossModel", "trainer.recipes.cross_model:run"),
     "experiment": ("trainer.recipes.experiment:Experiment", "trainer.recipes.experiment:run"),
+    "star_graph": ("trainer.star_graph.settings:StarGraphRecipe", "trainer.star_graph.recipe:run"),
     "tree_mdp": ("trainer.recipes.tree_mdp:TreeRecipe", "trainer.recipes.tree_mdp:run"),
 }
 

@@ -18,6 +18,7 @@ BUILT_IN = {
     "tree_mdp": "trainer.tree_mdp:TASK",
     "gsm8k": "trainer.tasks.gsm8k:TASK",
     "math": "trainer.tasks.competition_math:TASK",
+    "star_graph": "trainer.tasks.star_graph:TASK",
 }
 
 
