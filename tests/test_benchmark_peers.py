@@ -79,7 +79,7 @@ def test_dense_peer(folders: tuple[Path, Path], reference: Any) -> None:
 
     config = SimpleNamespace(
         additional_config={"qsharp": {"critics": [str(folders[1])]}},
-        model_config=SimpleNamespace(model=folders[0], max_model_len=64),
+        model_config=SimpleNamespace(dtype=torch.float32, model=folders[0], max_model_len=64),
         scheduler_config=SimpleNamespace(max_num_seqs=3),
     )
     processor = DenseProcessor(config, torch.device("cpu"), False)

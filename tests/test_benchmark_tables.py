@@ -57,6 +57,13 @@ def test_losses_are_of_each_round() -> None:
 def test_a_page_of_what_there_is() -> None:
     """A run of some parts alone can be read, too."""
     machine = {"date": "", "cpu": "", "cores": 2, "memory_gib": 1.0, "platform": "", "python": "", "versions": {}}
-    settings = {"pairs": ["tiny"], "tokens": {"tiny": 10}, "rounds": 3, "latency_tokens": 8, "load": 0.5}
+    settings = {
+        "pairs": ["tiny"],
+        "tokens": {"tiny": 10},
+        "rounds": 3,
+        "latency_tokens": 8,
+        "load": 0.5,
+        "dtypes": {"tiny": "float32"},
+    }
     page = render.page({**RESULT, "command": "x", "minutes": 1.0, "machine": machine, "settings": settings})
     assert tables.guided(RESULT) in page

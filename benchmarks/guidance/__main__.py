@@ -43,6 +43,7 @@ def main() -> None:
         folder = Path(temporary)
         pairs = {name: PAIRS[name](folder / name) for name in given.pairs}
         for name, pair in pairs.items():
+            result["settings"]["dtypes"][name] = pair.dtype_name
             if "throughput" in given.parts:
                 cases = throughput.cases(
                     given.rows, given.heads, given.candidates, given.peer_rows, given.tokens or TOKENS[name]
@@ -95,7 +96,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 def settings(given: argparse.Namespace) -> dict[str, Any]:
     """What the page quotes, and what a rerun needs."""
     kept = {name: value for name, value in vars(given).items() if name not in ("json", "docs")}
-    return {**kept, "tokens": {name: given.tokens or TOKENS[name] for name in given.pairs}}
+    return {**kept, "dtypes": {}, "tokens": {name: given.tokens or TOKENS[name] for name in given.pairs}}
 
 
 def save(path: Path, result: dict[str, Any]) -> None:

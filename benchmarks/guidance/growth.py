@@ -75,7 +75,7 @@ def times(
 
 
 def pool(pair: Pair) -> dict[str, Any]:
-    """What the keys and values of one token take, and how many tokens a GiB holds (V head, float32)."""
+    """What the keys and values of one token take, and how many tokens a GiB holds (V head)."""
     taken = token_bytes(pair.critic("V"))
     return {"pair": pair.name, "bytes_per_token": taken, "tokens_per_gib": 2**30 // taken}
 

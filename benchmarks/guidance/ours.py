@@ -47,7 +47,7 @@ def engine(pair: Pair, rows: int, processor: str | None = OURS) -> Iterator[Any]
         "additional_config": {"qsharp": {"critics": [str(path) for path in pair.critics.values()], "cache_gib": 0.5}},
     }
     llm = LLM(
-        str(pair.reference), dtype="float32", enforce_eager=True, max_model_len=1024, max_num_seqs=rows,
+        str(pair.reference), dtype=pair.dtype_name, enforce_eager=True, max_model_len=1024, max_num_seqs=rows,
         block_size=BLOCK, kv_cache_memory_bytes=1 << 30, skip_tokenizer_init=True, disable_log_stats=True,
         **(guided if processor else {}),
     )  # fmt: skip

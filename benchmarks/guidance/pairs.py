@@ -12,6 +12,7 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, PreTraine
 
 from qsharp_core.critic import checkpoint
 from qsharp_core.critic.model import Critic
+from qsharp_core.precision import fast_bfloat16
 from server import presets
 
 # One more than a multiple of BLOCK: of a prompt seen before, vLLM runs the last token alone again, and a wave of such
@@ -23,12 +24,18 @@ SURE = 30.0
 
 @dataclass(frozen=True)
 class Pair:
-    """A reference and critics for it, on disk; `critics` by head kind."""
+    """A reference and critics for it, on disk; `critics` by head kind. Every side runs both in `dtype`."""
 
     name: str
     reference: Path
     critics: dict[str, Path]
     vocabulary: int
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def dtype_name(self) -> str:
+        """As vLLM's flags have it."""
+        return str(self.dtype).removeprefix("torch.")
 
     @property
     def names(self) -> dict[str, str]:
@@ -37,7 +44,7 @@ class Pair:
 
     def critic(self, head: str) -> Critic:
         """A critic, loaded as the engine does."""
-        return checkpoint.load(self.critics[head], reference=self.reference)[1]
+        return checkpoint.load(self.critics[head], dtype=self.dtype, reference=self.reference)[1]
 
 
 def tiny(folder: Path) -> Pair:
@@ -68,7 +75,8 @@ def default(folder: Path) -> Pair:
     width, vocabulary = backbone.config.hidden_size, critic.vocab
     backbone.set_input_embeddings(critic.backbone.get_input_embeddings())
     q_head = _write(folder / "Q", "Q", backbone, width, vocabulary, ["input_embeddings"])
-    return Pair("default", reference, {"V": shipped, "Q": q_head}, vocabulary)
+    dtype = torch.bfloat16 if fast_bfloat16() else torch.float32  # as it is served
+    return Pair("default", reference, {"V": shipped, "Q": q_head}, vocabulary, dtype)
 
 
 PAIRS = {"default": default, "tiny": tiny}

@@ -51,14 +51,15 @@ class DenseProcessor(LogitsProcessor):
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
         paths = [parse_critic(argument)[1] for argument in EngineSettings.of(vllm_config).critics]
         path = next(path for path in paths if checkpoint.read_card(path).head == "V")
-        self.critic: Critic = checkpoint.load(path, reference=vllm_config.model_config.model)[1]
+        dtype, reference = vllm_config.model_config.dtype, vllm_config.model_config.model
+        self.critic: Critic = checkpoint.load(path, dtype=dtype, reference=reference)[1]
         self.critic.backbone.set_attn_implementation("sdpa")
         slots, longest = vllm_config.scheduler_config.max_num_seqs, vllm_config.model_config.max_model_len
         config = self.critic.backbone.config
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (slots, config.num_key_value_heads, longest, width)
-        self.keys = [torch.zeros(shape) for _ in range(config.num_hidden_layers)]
-        self.values = [torch.zeros(shape) for _ in range(config.num_hidden_layers)]
+        self.keys = [torch.zeros(shape, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype) for _ in range(config.num_hidden_layers)]
         self.free = list(range(slots))
         self.rows: dict[int, _Request] = {}
 

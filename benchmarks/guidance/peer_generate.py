@@ -64,7 +64,7 @@ class GeneratePeer:
 
     def __init__(self, pair: Pair) -> None:
         self.pair = pair
-        self.model: Any = AutoModelForCausalLM.from_pretrained(pair.reference, dtype=torch.float32).eval()
+        self.model: Any = AutoModelForCausalLM.from_pretrained(pair.reference, dtype=pair.dtype).eval()
         # `generate` fills what a call leaves open from the model's own defaults, an end token for one.
         self.model.generation_config = GenerationConfig(do_sample=True, temperature=1.0, top_k=0, top_p=1.0)
         self.critic = pair.critic("V")

@@ -36,6 +36,7 @@ def page(result: dict[str, Any]) -> str:
     """Markdown."""
     m, s = result["machine"], result["settings"]
     versions = ", ".join(f"{name} {number}" for name, number in m["versions"].items())
+    dtypes = " ".join(f"All sides run `{pair}` in {dtype}." for pair, dtype in s["dtypes"].items())
     waves = " or ".join(f"{s['tokens'][pair]} tokens ({pair})" for pair in s["pairs"])
     return f"""# What guidance costs
 
@@ -46,7 +47,8 @@ Made by `{result["command"]}` on {m["date"]}, in {result["minutes"]:.0f} minutes
 Machine: {m["cpu"]}, {m["cores"]} cores, {m["memory_gib"]:.0f} GiB, {m["platform"]}. Python {m["python"]}, {versions}.
 
 Pairs: `default` is the embedded SmolLM2-135M-Instruct with its critic (3 layers; with a Q head: the same layers under
-random heads), `tiny` is random models of two layers, 128 and 64 wide, where bookkeeping dominates. All in float32.
+random heads), `tiny` is random models of two layers, 128 and 64 wide, where bookkeeping dominates.
+{dtypes}
 Threads: vLLM binds its worker, and a logits processor in it, to one core of two, so the reference and the critic have
 one thread each, by turns; the critic's bare passes have one; peer (a) has one or two, whichever is faster.
 
@@ -88,12 +90,12 @@ stream; its quantiles are over all gaps of all streams.
 
 ## How the critic's step grows
 
-`CriticEngine.score` alone, float32, one thread; where one grows, the others are at 256 tokens of prefix, 8 rows and 8
+`CriticEngine.score` alone, one thread; where one grows, the others are at 256 tokens of prefix, 8 rows and 8
 candidates. Ragged: rows ask for 1 to as many candidates, evenly spread.
 
 ![time of a step over prefix, rows and candidates]({FIGURE})
 
-Its cache, V head, float32:
+Its cache, V head:
 
 {tables.pool(result)}
 """

@@ -26,7 +26,7 @@ def server(
 ) -> Iterator[str]:
     """A server's URL. Ours has the pair's V critic unless another is named; both have the same of vLLM's flags."""
     same = [
-        "--served-model-name", "model", "--dtype", "float32", "--enforce-eager", "--max-model-len", "1024",
+        "--served-model-name", "model", "--dtype", pair.dtype_name, "--enforce-eager", "--max-model-len", "1024",
         "--max-num-seqs", str(ROWS), "--block-size", str(BLOCK), "--kv-cache-memory-bytes", str(1 << 30),
         "--generation-config", "vllm", *flags,
     ]  # fmt: skip
