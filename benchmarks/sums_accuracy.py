@@ -25,8 +25,8 @@ def main() -> None:
     OUT.mkdir(parents=True)
     with nullcontext(None) if "--url" in given else serve([], OUT / "server.log", patience=900) as url:
         at = [] if url is None else ["--url", url]
-        defaults = ["--task", "sums", "--samples", "4", "--candidates", "8", "--no-scores", "--out", str(OUT)]
-        evaluate_command.main([*defaults, *at, *given])
+        defaults = ["--task", "sums", "--samples", "4", "--candidates", "8", "--min-prob", "0", "--no-scores"]
+        evaluate_command.main([*defaults, "--out", str(OUT), *at, *given])
 
 
 if __name__ == "__main__":

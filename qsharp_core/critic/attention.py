@@ -91,35 +91,65 @@ class Layout:
 
     Attributes:
         valid_RM: which entries are tokens; None where every row has M.
-        packed_RM: index of a row's `m`-th token among the packed ones; padding points at token 0.
+        packed_RM: index of a row's `m`-th token among the packed ones; padding points at token 0. None as `valid_RM`.
         position_RM: each token's position in its sequence.
         write_N: pool slots of the tokens' own keys and values.
         table_RB: blocks whose slots a row's tokens may see; padding is block 0.
         key_length_R: how many of a row's slots hold positions 0, 1, … of its sequence.
-        own: the slot of a row's tokens, counted in its blocks, from which each sees its own alone; None where tokens
-            are part of the sequence.
+        own: where the candidates' slots begin, counted in a row's blocks; a candidate sees its own alone of these.
+            None where all tokens are the sequence's.
+        listed_R: how many of a row's tokens, the first ones, are the sequence's; the others are candidates.
     """
 
     valid_RM: Tensor | None
-    packed_RM: Tensor
+    packed_RM: Tensor | None
     position_RM: Tensor
     write_N: Tensor
     table_RB: Tensor
     key_length_R: Tensor
     own: int | None = None
+    listed_R: Tensor | None = None
 
     def bias_RML(self, slots: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """0 where a token sees a slot, -inf elsewhere: its row's positions up to its own, within the window."""
+        if self.own is None or self.listed_R is None:
+            return _bias(self._seen_RML(slice(None), slots, window), dtype)
+        bias = self._bias_of_candidates(self.own, slots, window, dtype)
+        mixed = self.listed_R.nonzero()[:, 0]
+        if len(mixed):
+            bias[mixed] = _bias(self._seen_RML(mixed, slots, window), dtype)
+        return bias
+
+    def _seen_RML(self, rows: Tensor | slice, slots: int, window: int | None) -> Tensor:
+        """Which slots these rows' tokens see: the definition."""
         position_L = torch.arange(slots, device=self.table_RB.device)
-        seen = (position_L <= self.position_RM[..., None]) & (position_L < self.key_length_R[:, None, None])
+        position_RM = self.position_RM[rows]
+        seen = (position_L <= position_RM[..., None]) & (position_L < self.key_length_R[rows][:, None, None])
         if window is not None:
-            seen &= position_L > self.position_RM[..., None] - window
-        if self.own is not None:
-            most = self.position_RM.shape[1]
-            seen[:, :, self.own : self.own + most] |= torch.eye(most, dtype=torch.bool, device=seen.device)
+            seen &= position_L > position_RM[..., None] - window
+        if self.own is not None and self.listed_R is not None:
+            rank_RM = torch.arange(position_RM.shape[1], device=seen.device) - self.listed_R[rows][:, None]
+            seen |= (rank_RM >= 0)[..., None] & (position_L == self.own + rank_RM[..., None])
         if self.valid_RM is not None:
-            seen[..., 0] |= ~self.valid_RM  # a padded query must see something: a row without a key is NaN
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+            seen[..., 0] |= ~self.valid_RM[rows]  # a padded query must see something: a row without a key is NaN
+        return seen
+
+    def _bias_of_candidates(self, own: int, slots: int, window: int | None, dtype: torch.dtype) -> Tensor:
+        """The bias of rows all of whose tokens are candidates, which most are: those of a row see the same prefix."""
+        rows, most = self.position_RM.shape
+        position_L = torch.arange(own, device=self.table_RB.device)
+        hidden_RL = position_L >= self.key_length_R[:, None]
+        if window is not None:
+            hidden_RL |= position_L <= self.position_RM[:, :1] - window
+        bias = torch.full((rows, most, slots), float("-inf"), dtype=dtype, device=hidden_RL.device)
+        bias[..., :own] = _bias(~hidden_RL, dtype)[:, None]
+        bias[..., own : own + most].diagonal(dim1=1, dim2=2).zero_()
+        bias[:, slots - own :, 0] = 0  # more tokens than slots of their own: such are padding
+        return bias
+
+
+def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
 @dataclass
@@ -145,7 +175,7 @@ class PagedPass:
         rows, most = at.position_RM.shape
         groups = key_NGD.shape[1]
         # All query heads of a key head as one: its keys are read once.
-        query_RMHD = query_NHD.unflatten(0, (rows, most)) if at.valid_RM is None else query_NHD[at.packed_RM]
+        query_RMHD = query_NHD.unflatten(0, (rows, most)) if at.packed_RM is None else query_NHD[at.packed_RM]
         query_RGXD = query_RMHD.unflatten(2, (groups, -1)).transpose(1, 2).flatten(2, 3)
         if window not in self._bias:
             bias_RML = at.bias_RML(keys_RGLD.shape[2], window, query_NHD.dtype)

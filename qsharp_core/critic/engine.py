@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,9 @@ from qsharp_core.errors import CriticError
 
 # Tokens a prefill pass runs at once: enough to fill the matrix units, little enough to bound its workspace.
 PREFILL_TOKENS = 1024
+# Missing tokens of a row that are run together with its candidates; more have a pass of their own. A token that was no
+# candidate, and tokens whose steps did not ask the critic, are few; a forward pass more costs its launches.
+PATCH_TOKENS = 16
 
 
 @dataclass
@@ -295,14 +299,16 @@ class CriticEngine:
         if not group:
             return
         self._move_choices()
-        last_hidden = self._prefill(group)
         rows = torch.tensor([row.index for row in group], device=self.device)
         ids, mask = ids_RK[rows], mask_RK[rows]
         ids = ids.clamp(max=self.critic.vocab - 1)  # ids past the tokenizer's end are padding of the reference's table
         if self.critic.head.shape.kind == "Q":
+            last_hidden = self._prefill(group)
             hidden = torch.stack([last_hidden[row.index] for row in group])
             scored = self.critic.head.of_tokens(hidden, ids).masked_fill(~mask[..., None], 0.0)
         else:
+            if max(len(row.history) - row.start for row in group) > PATCH_TOKENS:
+                self._prefill(group)
             scored = torch.zeros_like(outputs[rows])
             scored[mask] = self.critic.head.at_tokens(self._run_candidates(group, ids, mask))
         outputs[rows] = scored
@@ -330,6 +336,8 @@ class CriticEngine:
                     pieces, room, longest = [], PREFILL_TOKENS, 0
         if pieces:
             self._prefill_pass(pieces, last)
+        for row in group:
+            row.start = len(row.history)
         return last
 
     def _prefill_pass(self, pieces: list[tuple[_Row, int, int]], last: dict[int, Tensor]) -> None:
@@ -340,35 +348,49 @@ class CriticEngine:
         position = first[:, None] + np.arange(counts.max())
         lengths = first + counts
         table = self._table([row.sequence for row, _, _ in pieces], int(lengths.max()))
-        layout = self._layout(counts, position, np.array(slots), table, lengths, own=None)
+        layout = self._layout(counts, position, np.array(slots), table, lengths)
         hidden = self._forward(torch.tensor(tokens, device=self.device), layout)
         for (row, _, _), end in zip(pieces, np.cumsum(counts).tolist(), strict=True):
             last[row.index] = hidden[end - 1]
 
     def _run_candidates(self, group: list[_Row], ids: Tensor, mask: Tensor) -> Tensor:
-        """Hidden states of all asked candidates, packed `[N, D]`; keeps their keys and values."""
-        tokens = ids[mask]
-        if not len(tokens):
-            return torch.empty(0, self.critic.head.shape.hidden, dtype=self.dtype, device=self.device)
+        """Hidden states of all asked candidates, packed `[N, D]`; keeps their keys and values.
+
+        What is missing of the rows is run in the same pass, before the candidates of each.
+        """
         size = self.blocks.block_size
-        counts = mask.sum(-1).cpu().numpy()
+        asked = mask.sum(-1).cpu().numpy()
+        missing = np.array([len(row.history) - row.start for row in group])
         lengths = np.array([len(row.history) for row in group])
-        prefix = self._table([row.sequence for row in group], int(lengths.max()))
-        blocks = self._scratch_blocks(int(counts.max()))
+        counts = missing + asked
+        if not counts.any():
+            return torch.empty(0, self.critic.head.shape.hidden, dtype=self.dtype, device=self.device)
+        blocks = self._scratch_blocks(max(1, int(asked.max())))
         scratch = self.blocks.blocks + np.arange(len(group) * blocks).reshape(-1, blocks)
-        slots = scratch[:, :1] * size + np.arange(counts.max())
-        position = np.broadcast_to(lengths[:, None], slots.shape)
+        rank = np.arange(counts.max()) - missing[:, None]  # of the candidates; negative before them
+        slots = scratch[:, :1] * size + rank
+        position = np.broadcast_to(lengths[:, None], rank.shape)
+        tokens = ids[mask]
+        for_row = tokens.split(asked.tolist())
+        if missing.any():
+            position = np.minimum(position, lengths[:, None] + rank)
+            before = [(r, row) for r, row in enumerate(group) if row.start < len(row.history)]
+            for r, row in before:
+                slots[r, : missing[r]] = self._slots(row.sequence, row.start, len(row.history))
+            listed = {r: torch.tensor(row.history[row.start :], device=self.device) for r, row in before}
+            parts = ((listed[r], chosen) if r in listed else (chosen,) for r, chosen in enumerate(for_row))
+            tokens = torch.cat([part for pair in parts for part in pair])
+        valid = np.arange(rank.shape[1]) < counts[:, None]
+        prefix = self._table([row.sequence for row in group], int(lengths.max()))
         layout = self._layout(
-            counts,
-            position,
-            slots[np.arange(slots.shape[1]) < counts[:, None]],
-            np.concatenate([prefix, scratch], axis=1),
-            lengths,
-            own=prefix.shape[1] * size,
-        )
-        for row, asked, slot in zip(group, tokens.split(counts.tolist()), slots[:, 0].tolist(), strict=True):
-            self._choices[id(row.sequence)] = _Choice(len(row.history), asked.tolist(), slot)
-        return self._forward(tokens, layout)
+            counts, position, slots[valid], np.concatenate([prefix, scratch], axis=1), lengths,
+            own=prefix.shape[1] * size, listed=missing,
+        )  # fmt: skip
+        first = scratch[:, 0] * size
+        for row, chosen, slot in zip(group, for_row, first.tolist(), strict=True):
+            self._choices[id(row.sequence)] = _Choice(len(row.history), chosen.tolist(), slot)
+        hidden = self._forward(tokens, layout)
+        return hidden[self._tensor((rank >= 0)[valid])] if missing.any() else hidden
 
     def _table(self, sequences: list[Sequence], longest: int) -> NDArray[np.int64]:
         """Block tables for that many positions, padded with block 0."""
@@ -385,15 +407,22 @@ class CriticEngine:
         slots: NDArray[np.int64],
         table: NDArray[np.int64],
         key_lengths: NDArray[np.int64],
-        own: int | None,
+        own: int | None = None,
+        listed: NDArray[np.int64] | None = None,
     ) -> Layout:
         """Rows of `counts` packed tokens, at the front of the rows of `position`."""
         valid = np.arange(position.shape[1]) < counts[:, None]
-        packed = np.where(valid, (np.cumsum(counts) - counts)[:, None] + np.arange(position.shape[1]), 0)
-        arrays = (packed, np.where(valid, position, 0), slots, table, key_lengths)
-        packed_RM, position_RM, write_N, table_RB, key_length_R = (torch.from_numpy(a).to(self.device) for a in arrays)
-        valid_RM = None if valid.all() else torch.from_numpy(valid).to(self.device)
-        return Layout(valid_RM, packed_RM, position_RM, write_N, table_RB, key_length_R, own)
+        valid_RM = packed_RM = None
+        if not valid.all():
+            valid_RM = self._tensor(valid)
+            packed = np.where(valid, (np.cumsum(counts) - counts)[:, None] + np.arange(position.shape[1]), 0)
+            packed_RM, position = self._tensor(packed), np.where(valid, position, 0)
+        listed_R = None if listed is None else self._tensor(listed)
+        position_RM, write_N, table_RB, key_length_R = map(self._tensor, (position, slots, table, key_lengths))
+        return Layout(valid_RM, packed_RM, position_RM, write_N, table_RB, key_length_R, own, listed_R)
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.tensor(array, device=self.device)
 
     def _forward(self, tokens_N: Tensor, layout: Layout) -> Tensor:
         """Last hidden states `[N, D]` of packed tokens."""

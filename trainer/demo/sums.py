@@ -92,7 +92,7 @@ async def run(url: str, folder: Path, started: float, console: Console) -> dict[
             sampling=sampling,
             eta=ETA,
             recipe=recipe,
-            guidance=(("candidates", CANDIDATES),),
+            guidance=(("candidates", CANDIDATES), ("min_prob", 0.0)),
             concurrency=CONCURRENCY,
         )
         served = ServedCritic(server, NAME, recipe.out)
