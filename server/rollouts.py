@@ -4,6 +4,7 @@ import asyncio
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
+from http import HTTPStatus
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,7 +49,7 @@ class RewardItem(RewardRequest):
 class BadRequestError(HTTPError):
     """400 with more than a message; `details` stand beside it."""
 
-    status = HTTPError.status.BAD_REQUEST
+    status = HTTPStatus.BAD_REQUEST
 
     def __init__(self, message: str, param: str, **details: Any) -> None:
         super().__init__(message)
