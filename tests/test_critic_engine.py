@@ -127,6 +127,19 @@ def test_samples_of_one_prompt_share_its_blocks(folders: dict[str, Path]) -> Non
     assert critic.blocks.used == 0
 
 
+def test_a_candidate_of_other_tokens_is_not_taken_for_the_chosen_one(folders: dict[str, Path]) -> None:
+    """A row goes back and on by tokens that another row has run, to the length it had: all shared, nothing missing."""
+    critic = engine(folders["llama-V"], 400, block_size=4)
+    first, second = list(range(20, 28)), list(range(40, 48))
+    ids, mask = torch.tensor([[5, 6]]), torch.ones(1, 2, dtype=torch.bool)
+    row, other = critic.open(), critic.open()
+    critic.score([other], [second], ids, mask)
+    critic.score([row], [first], ids, mask)
+    outputs = critic.score([row], [[*second, 6]], ids, mask)
+    wanted = oracle.critic_outputs(folders["llama-V"], [*second, 6], [5, 6])
+    torch.testing.assert_close(outputs[0].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
+
+
 def test_a_failing_pass_leaves_nothing_wrong_behind(folders: dict[str, Path]) -> None:
     critic = engine(folders["llama-V"], 200)
     row, history = critic.open(), list(range(9))

@@ -99,12 +99,14 @@ class Sequence:
         tokens: ids whose keys and values are in the pool (or will be by the end of the running pass).
         blocks: block table; block `i` holds positions `i * block_size …`.
         digests: of the full blocks.
+        cuts: how often tokens were taken from its end.
         ahead: positions behind `tokens` that the pool holds too, of tokens only the device knows.
     """
 
     tokens: list[int] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
     digests: list[Digest] = field(default_factory=list)
+    cuts: int = 0
     ahead: int = 0
 
     @property
@@ -117,6 +119,7 @@ def truncate(pool: BlockPool, sequence: Sequence, length: int) -> None:
     """Keeps the first `length` known tokens at most, to a block's edge where the cut block may be shared."""
     if length >= len(sequence.tokens) and not sequence.ahead:
         return
+    sequence.cuts += 1
     sequence.ahead = 0
     size = pool.block_size
     length = min(length, len(sequence.tokens))

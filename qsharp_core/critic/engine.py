@@ -52,10 +52,11 @@ class _Row:
 class _Choice:
     """A sequence's candidates of the last step: whichever was chosen has its keys and values at `slot + its index`.
 
-    Valid as long as the sequence has that length: whatever changes its tokens changes it.
+    Valid as long as the sequence has that length and was not cut: after a cut it may have the length of other tokens.
     """
 
     length: int
+    cuts: int
     ids: list[int]
     slot: int
 
@@ -172,7 +173,8 @@ class CriticEngine:
             ids_RK: candidates; all of them are scored.
             read: a row's history, from the device: asked for rows that are new, or that lost their blocks.
         """
-        assert self.decoder is not None
+        decoder = self.decoder
+        assert decoder is not None
         ids_RK = ids_RK.clamp(max=self.critic.vocab - 1)  # see `_run`
         outputs = torch.zeros(*ids_RK.shape, self.critic.distribution.n_out, dtype=self.dtype, device=self.device)
         group: list[_Row] = []
@@ -185,10 +187,10 @@ class CriticEngine:
             tables = [row.sequence.blocks for row in group]
             length = np.array([lengths[i] for i in at], dtype=np.int32)
             if len(group) == len(sequences):
-                outputs.copy_(self.decoder.score(last_R, ids_RK, length, tables))  # type: ignore[union-attr]
+                outputs.copy_(decoder.score(last_R, ids_RK, length, tables))
                 return
             rows = to_device(torch.tensor(at), self.device)
-            outputs[rows] = self.decoder.score(last_R[rows], ids_RK[rows], length, tables)  # type: ignore[union-attr]
+            outputs[rows] = decoder.score(last_R[rows], ids_RK[rows], length, tables)
 
         try:
             for index, sequence in enumerate(sequences):
@@ -267,9 +269,9 @@ class CriticEngine:
 
     def _take_choice(self, sequence: Sequence, history: list[int], choice: _Choice | None) -> None:
         """Has the chosen candidate's keys and values moved to the sequence's end, where they were kept."""
-        if choice is None or not choice.length == len(sequence.tokens) == len(history) - 1:
+        if choice is None or choice.cuts != sequence.cuts or history[-1] not in choice.ids:
             return
-        if history[-1] not in choice.ids:
+        if not choice.length == len(sequence.tokens) == len(history) - 1:
             return
         cache.extend(self.blocks, sequence, history[-1:])
         to = self._slots(sequence, choice.length, choice.length + 1)[0]
@@ -388,7 +390,7 @@ class CriticEngine:
         )  # fmt: skip
         first = scratch[:, 0] * size
         for row, chosen, slot in zip(group, for_row, first.tolist(), strict=True):
-            self._choices[id(row.sequence)] = _Choice(len(row.history), chosen.tolist(), slot)
+            self._choices[id(row.sequence)] = _Choice(len(row.history), row.sequence.cuts, chosen.tolist(), slot)
         hidden = self._forward(tokens, layout)
         return hidden[self._tensor((rank >= 0)[valid])] if missing.any() else hidden
 
