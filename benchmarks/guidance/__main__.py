@@ -36,7 +36,7 @@ def main() -> None:
     torch.set_num_threads(1)  # as many as vLLM gives its worker on two cores
     started = time.monotonic()
     result: dict[str, Any] = {
-        "command": "make bench" + (f' ARGS="{shlex.join(sys.argv[1:])}"' if sys.argv[1:] else ""),
+        "command": command(sys.argv[1:]),
         "machine": machine(), "settings": settings(given), "throughput": [],
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="qsharp-") as temporary:
@@ -86,11 +86,18 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--latency-tokens", type=int, default=16, help="of each stream")
     parser.add_argument("--load", type=float, default=0.5, help="arrival rate, as a share of the unguided capacity")
     parser.add_argument("--steps", type=int, default=10, help="of each point of growth")
+    parser.add_argument("--note", default="", help="a sentence for the page: what else the machine did")
     parser.add_argument("--json", type=Path, default=RESULT)
     parser.add_argument("--docs", type=Path, help=f"folder to render into; `make bench` says {render.DOCS}")
     if "--quick" in argv:
         parser.set_defaults(**QUICK)
     return parser.parse_args(argv)
+
+
+def command(argv: list[str]) -> str:
+    """What a user types; the Makefile adds where the page goes."""
+    own = argv[2:] if argv[:1] == ["--docs"] else argv
+    return "make bench" + (f' ARGS="{shlex.join(own)}"' if own else "")
 
 
 def settings(given: argparse.Namespace) -> dict[str, Any]:
