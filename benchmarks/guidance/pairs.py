@@ -18,7 +18,7 @@ from server import presets
 # One more than a multiple of BLOCK: of a prompt seen before, vLLM runs the last token alone again, and a wave of such
 # prompts is decoding from its first step.
 BLOCK, PROMPT_TOKENS, OWN_TOKENS, VOCABULARY = 32, 257, 16, 2048
-# Factor on the tiny model's output layer: its eight most likely tokens then have 97 % of the mass, as language models'.
+# Factor on the tiny model's output layer: its most likely tokens then have most of the mass, as language models'.
 SURE = 30.0
 
 
