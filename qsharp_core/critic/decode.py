@@ -9,9 +9,8 @@ On CUDA the pass is captured as a graph for each bucket of rows: a step then cos
 Shapes: R rows, M = 1 + K tokens a row, B blocks a row, H query heads, G key heads, D head width.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,9 +21,20 @@ from qsharp_core.critic.attention import Pool
 from qsharp_core.critic.model import Critic
 from qsharp_core.errors import CriticError
 
+# An attention kernel: `gathered` is the definition.
+PrefixAttention = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
 
-class PrefixAttention(Protocol):
-    """Attention of a row's queries to the first `length_R` positions of its blocks.
+
+def gathered(
+    query_RMHD: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    table_RB: Tensor,
+    length_R: Tensor,
+    block_size: int,
+    scaling: float,
+) -> tuple[Tensor, Tensor]:
+    """Attention of a row's queries to the first `length_R` positions of its blocks, in plain torch.
 
     Args:
         query_RMHD: M queries a row; all see the same positions.
@@ -37,29 +47,6 @@ class PrefixAttention(Protocol):
     Returns:
         The output `[R, M, H, D]`, and the log of the sum of the exponentiated scores, `[R, M, H]` float32.
     """
-
-    def __call__(
-        self,
-        query_RMHD: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        table_RB: Tensor,
-        length_R: Tensor,
-        block_size: int,
-        scaling: float,
-    ) -> tuple[Tensor, Tensor]: ...
-
-
-def gathered(
-    query_RMHD: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    table_RB: Tensor,
-    length_R: Tensor,
-    block_size: int,
-    scaling: float,
-) -> tuple[Tensor, Tensor]:
-    """`PrefixAttention` in plain torch: gathers whole block tables. The definition that kernels are held to."""
     offset = torch.arange(block_size, device=table_RB.device)
     slots_RL = (table_RB.long()[:, :, None] * block_size + offset).flatten(1)
     groups = keys.shape[1]
