@@ -145,16 +145,16 @@ def _expectation(log_ref: Tensor, log_ratio: Tensor) -> Tensor:
     return torch.where(prob > 0, prob * log_ratio, 0.0)
 
 
-def guided_logits(logits_RV: Tensor, temperature_R: Tensor, candidates: Candidates, step: GuidedStep) -> Tensor:
-    """Logits whose tempered softmax is `pi`: `l + T · ln(pi / ref)`, so vLLM's later division by `T` is exact.
+def guide_logits_(logits_RV: Tensor, temperature_R: Tensor, candidates: Candidates, step: GuidedStep) -> Tensor:
+    """Makes the tempered softmax of the logits `pi`: `l += T · ln(pi / ref)`, so vLLM's later division by `T` is exact.
 
-    `-inf` stays. A new tensor `[R, V]`, of the dtype of `logits_RV`.
+    `-inf` stays. In place, because the vocabulary is large: `[R, V]`, float32; returned, too.
     """
     temperature_R = effective_temperature(temperature_R).double()
     shift_RK = (temperature_R[:, None] * step.log_ratio_RK).to(logits_RV.dtype)
     tail_shift_R = (temperature_R * step.tail_log_ratio_R).to(logits_RV.dtype)
     moved_RK = logits_RV.gather(1, candidates.ids_RK) + torch.where(candidates.mask_RK, shift_RK, tail_shift_R[:, None])
-    return (logits_RV + tail_shift_R[:, None]).scatter_(1, candidates.ids_RK, moved_RK)
+    return logits_RV.add_(tail_shift_R[:, None]).scatter_(1, candidates.ids_RK, moved_RK)
 
 
 def token_logprobs(candidates: Candidates, step: GuidedStep, tokens_R: Tensor) -> tuple[Tensor, Tensor]:

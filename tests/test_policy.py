@@ -70,7 +70,7 @@ def run(rows: list[dict[str, Any]], logits: Tensor, tilts: Tensor) -> tuple[poli
 def test_batch_agrees_with_the_definition(rows: list[dict[str, Any]]) -> None:
     logits, tilts = build(rows)
     candidates, step = run(rows, logits, tilts)
-    guided = policy.guided_logits(logits, column(rows, "temperature", torch.float32), candidates, step)
+    guided = policy.guide_logits_(logits.clone(), column(rows, "temperature", torch.float32), candidates, step)
     for r, row in enumerate(rows):
         eta = row["eta"]
         log_ref, log_pi, kl, value, ambiguous = oracle.guided_policy(
@@ -115,14 +115,14 @@ def test_kl_is_zero_and_policy_unchanged_when_one_candidate_is_left() -> None:
         assert not candidates.mask_RK.any()
         assert step.kl_R.item() == 0
         assert math.isnan(step.value_R.item())
-        torch.testing.assert_close(policy.guided_logits(logits, torch.ones(1), candidates, step), logits)
+        torch.testing.assert_close(policy.guide_logits_(logits.clone(), torch.ones(1), candidates, step), logits)
 
 
 def test_keep_leaves_the_mass_of_the_tail() -> None:
     row = one(tail="keep", candidates=5)
     logits, tilts = build([row])
     candidates, step = run([row], logits, tilts)
-    pi = policy.guided_logits(logits, torch.ones(1), candidates, step)[0].double().softmax(-1)
+    pi = policy.guide_logits_(logits.clone(), torch.ones(1), candidates, step)[0].double().softmax(-1)
     ref = logits[0].double().softmax(-1)
     top = candidates.ids_RK[0, :5]
     assert pi[top].sum().item() == pytest.approx(ref[top].sum().item(), abs=1e-6)
@@ -138,7 +138,7 @@ def test_large_eta_is_the_reference_and_small_eta_the_surest_success() -> None:
     row = one(eta=1e-6, candidates=V)
     logits, tilts = build([row])
     candidates, step = run([row], logits, tilts)
-    pi = policy.guided_logits(logits, torch.ones(1), candidates, step)[0].double().softmax(-1)
+    pi = policy.guide_logits_(logits.clone(), torch.ones(1), candidates, step)[0].double().softmax(-1)
     posterior = (logits[0].double().log_softmax(-1) + tilts[0]).softmax(-1)
     torch.testing.assert_close(pi, posterior, atol=1e-6, rtol=0)
 
@@ -147,6 +147,6 @@ def test_temperature_scales_the_tilt_so_that_the_tempered_reference_is_tilted() 
     row = one(temperature=0.5, candidates=V)
     logits, tilts = build([row])
     candidates, step = run([row], logits, tilts)
-    got = (policy.guided_logits(logits, torch.tensor([0.5]), candidates, step)[0].double() / 0.5).softmax(-1)
+    got = (policy.guide_logits_(logits.clone(), torch.tensor([0.5]), candidates, step)[0].double() / 0.5).softmax(-1)
     wanted = ((logits[0].double() / 0.5).log_softmax(-1) + tilts[0]).softmax(-1)
     torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)

@@ -21,6 +21,7 @@ from qsharp_core.critic.decode import to_device
 from qsharp_core.errors import ConfigError, GuidanceError
 from qsharp_core.policy import Candidates, GuidedStep, Method, Tail
 from qsharp_core.vllm_plugin import registry
+from qsharp_core.vllm_plugin.memory import keep_freed_memory
 from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.vllm_plugin.ranks import Ranks
 from qsharp_core.vllm_plugin.registry import LoadedCritic
@@ -109,6 +110,8 @@ class GuidanceCore:
 
     def __init__(self, vllm_config: Any, device: torch.device) -> None:
         refuse_unsupported(vllm_config)
+        if device.type == "cpu":
+            keep_freed_memory()
         self.device = device
         self.ranks = Ranks.of(vllm_config, device)
         self.registry = registry.build(vllm_config, device) if self.ranks.leads else registry.empty()
@@ -188,11 +191,9 @@ class GuidanceCore:
             *range_R2.unbind(1),
         )
         if asked:
-            guided_RV = policy.guided_logits(logits_RV, temperature_R, candidates, step)
-            if logits_RV is logits:
-                logits.copy_(guided_RV)
-            else:
-                logits.index_copy_(0, index_R, guided_RV)
+            policy.guide_logits_(logits_RV, temperature_R, candidates, step)
+            if logits_RV is not logits:
+                logits.index_copy_(0, index_R, logits_RV)
         failures = {r.params.id: r.failure for r in requests if r.failure is not None and r.params.id is not None}
         scored = int(candidates.mask_RK.sum()) if self.device.type == "cpu" else sum(counts)
         self._step = _Step(rows, index_R, candidates, step, broken_R, failures, seconds, scored)
