@@ -97,7 +97,8 @@ def test_a_token_a_node(tmp_path: Path) -> None:
     for i in range(20):
         graph = draw(Shape(), str(i))
         prompt, path = tokens(graph.prompt)["input_ids"], tokens(graph.path)["input_ids"]
-        assert len(prompt) == 2 * len(graph.edges) + 4
+        assert len(prompt) == 3 * len(graph.edges) + 3
+        assert tokens.decode(prompt) == graph.prompt
         assert len(path) == 5
         assert tokens.decode(path) == graph.path
         assert tokens.decode([*path, tokens.eos_token_id], skip_special_tokens=True) == graph.path

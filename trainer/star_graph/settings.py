@@ -60,19 +60,19 @@ class CriticSettings(Fields):
 
     curriculum: tuple[Stage, ...] = Field(
         default=(
-            Stage(degree=2, length=5, steps=700),
-            Stage(degree=3, length=5, steps=700),
+            Stage(degree=2, length=5, steps=400),
+            Stage(degree=3, length=5, steps=400),
             Stage(degree=5, length=5, steps=2000),
         ),
         min_length=1,
     )
-    samples: int = Field(default=4, ge=1)
-    batch: int = Field(default=64, ge=1)
-    fresh: int = Field(default=16, ge=1)
+    samples: int = Field(default=8, ge=1)
+    batch: int = Field(default=40, ge=1)
+    fresh: int = Field(default=12, ge=1)
     buffer: int = Field(default=16_000, ge=1)
     per_request: int = Field(default=64, ge=1)
     log_every: int = Field(default=100, ge=1)
-    optimizer: OptimizerSpec = OptimizerSpec()
+    optimizer: OptimizerSpec = OptimizerSpec(learning_rate=2e-3)
 
     @model_validator(mode="after")
     def _fresh_of_batch(self) -> "CriticSettings":
