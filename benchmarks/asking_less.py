@@ -11,8 +11,6 @@ import asyncio
 import json
 import shutil
 import statistics
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from benchmarks.load import send
 from trainer.client import ServerClient
 from trainer.collect import Sampling
 from trainer.evaluate import Evaluation, Setting, evaluate
@@ -109,28 +108,12 @@ async def speed(
                     for problem in problems
                 ]
                 before = await scored(http)
-                started = time.perf_counter()
-                tokens = await block(http, iter(bodies), problems[0].request()[0])
-                seconds = time.perf_counter() - started
+                seconds, answers = await send(http, bodies, CLIENTS, problems[0].request()[0])
+                tokens = sum(answer.json()["usage"]["completion_tokens"] for answer in answers)
                 if seed:  # the first round warms up
                     found[asking]["tokens_per_s"].append(tokens / seconds)
                     found[asking]["asked_per_token"].append((await scored(http) - before) / tokens)
     return found
-
-
-async def block(http: httpx.AsyncClient, bodies: Iterator[dict[str, Any]], route: str) -> int:
-    """Sends the requests, `CLIENTS` at once; how many tokens they made."""
-    tokens = 0
-
-    async def client() -> None:
-        nonlocal tokens
-        for body in bodies:
-            answer = await http.post(route, json=body)
-            answer.raise_for_status()
-            tokens += answer.json()["usage"]["completion_tokens"]
-
-    await asyncio.gather(*(client() for _ in range(CLIENTS)))
-    return tokens
 
 
 async def scored(http: httpx.AsyncClient) -> float:

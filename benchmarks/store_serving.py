@@ -11,13 +11,13 @@ import asyncio
 import json
 import statistics
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 from tqdm import tqdm
 
+from benchmarks.load import send
 from trainer.serving import serve
 
 
@@ -54,12 +54,12 @@ async def measure(given: argparse.Namespace, url: str) -> list[dict[str, float]]
             "model": model, "prompt": "Once upon a time, " * 10, "max_tokens": given.tokens, "ignore_eos": True,
             "stream": given.stream, "eta": None, "metadata": {"task": "benchmark"},
         }  # fmt: skip
-        await block(http, given, {**body, "store": True})  # warm
+        await speed_of(http, given, {**body, "store": True})  # warm
         rounds = []
         for i in tqdm(range(given.rounds), disable=None):
             speed: dict[bool, float] = {}
             for store in (False, True) if i % 2 else (True, False):
-                speed[store] = await block(http, given, {**body, "store": store})
+                speed[store] = await speed_of(http, given, {**body, "store": store})
             rounds.append(
                 {
                     "tokens per second": speed[False],
@@ -70,19 +70,11 @@ async def measure(given: argparse.Namespace, url: str) -> list[dict[str, float]]
         return rounds
 
 
-async def block(http: httpx.AsyncClient, given: argparse.Namespace, body: dict[str, Any]) -> float:
+async def speed_of(http: httpx.AsyncClient, given: argparse.Namespace, body: dict[str, Any]) -> float:
     """Tokens per second over a block of requests."""
-    left = iter(range(given.requests))
-
-    async def client() -> None:
-        for _ in left:
-            answer = await http.post("/v1/completions", json=body)
-            answer.raise_for_status()
-            assert ("rollout_id" in answer.text) == body["store"], answer.text
-
-    started = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(given.clients)))
-    return float(given.requests * given.tokens / (time.perf_counter() - started))
+    seconds, answers = await send(http, [body] * given.requests, given.clients)
+    assert all(("rollout_id" in answer.text) == body["store"] for answer in answers)
+    return float(given.requests * given.tokens / seconds)
 
 
 def report(given: argparse.Namespace, rounds: list[dict[str, float]]) -> None:

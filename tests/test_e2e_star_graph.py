@@ -40,7 +40,7 @@ def test_a_recipe_from_nothing(tmp_path: Path) -> None:
     assert read_card(tmp_path / "critics" / "star-graph" / "1").recommended_eta == 0.1
     # What it learned from was logged by the server, with rewards, all positions valid.
     trained = json.loads((tmp_path / "critic.json").read_text())
-    assert trained["rollouts"] == 6 * 3 * 4
+    assert trained["rollouts"] == 6 * 3 * 8
     assert [entry["step"] for entry in trained["log"]] == [2, 4, 6]
     # Again: nothing is done, no server is started.
     (tmp_path / "server.log").unlink()

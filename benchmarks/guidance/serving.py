@@ -1,7 +1,6 @@
 """Servers as users start them, ours and plain vLLM, and blocks of requests through HTTP."""
 
 import asyncio
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,6 +11,7 @@ from tqdm import tqdm
 
 from benchmarks.guidance.ours import ETA, SETTLE_SECONDS
 from benchmarks.guidance.pairs import BLOCK, Pair, prompts
+from benchmarks.load import send
 from trainer.serving import serve
 
 ROWS = 32
@@ -45,19 +45,12 @@ def body(prompt: list[int], tokens: int, *, guided: bool = False, candidates: in
     return {**plain, "eta": ETA, "guidance": {"candidates": candidates}} if guided else plain
 
 
-async def block(http: httpx.AsyncClient, bodies: list[dict[str, Any]], clients: int = ROWS) -> float:
-    """Wall time of the requests, `clients` of them at once."""
-    left = iter(bodies)
-
-    async def client() -> None:
-        for asked in left:
-            answer = await http.post("/v1/completions", json=asked)
-            answer.raise_for_status()
-            assert answer.json()["usage"]["completion_tokens"] == asked["max_tokens"], answer.text
-
-    started = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(clients)))
-    return time.perf_counter() - started
+async def block(http: httpx.AsyncClient, bodies: list[dict[str, Any]]) -> float:
+    """Wall time of the requests, `ROWS` of them at once."""
+    seconds, answers = await send(http, bodies, ROWS)
+    made = [answer.json()["usage"]["completion_tokens"] for answer in answers]
+    assert made == [bodies[0]["max_tokens"]] * len(bodies), made
+    return seconds
 
 
 def without_eta(pair: Pair, folder: Path, requests: int, tokens: int, rounds: int) -> dict[str, Any]:
