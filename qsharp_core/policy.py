@@ -17,6 +17,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+CHUNK = 128  # tokens whose maximum `largest` looks at
+
 
 class Tail(IntEnum):
     """What happens to tokens outside the candidates (DESIGN: per request)."""
@@ -72,21 +74,41 @@ def effective_temperature(temperature_R: Tensor) -> Tensor:
     return torch.where(temperature_R == 0, torch.ones_like(temperature_R), temperature_R)
 
 
+def largest(values_RV: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """`topk`, for large vocabularies on CPUs: torch walks them an element at a time there.
+
+    The `most` largest lie in the `most` chunks with the largest maxima, which a vectorised pass finds. Of equal values
+    any may be taken, as by `topk`.
+    """
+    rows, vocab = values_RV.shape
+    chunks = vocab // CHUNK
+    if values_RV.device.type != "cpu" or chunks < 4 * most:
+        return torch.topk(values_RV, min(most, vocab), dim=-1)
+    chunked_RCS = values_RV[:, : chunks * CHUNK].view(rows, chunks, CHUNK)
+    picked_RK = chunked_RCS.amax(-1).topk(most, dim=-1).indices
+    offset_S = torch.arange(CHUNK, device=values_RV.device)
+    rest = torch.arange(chunks * CHUNK, vocab, device=values_RV.device).expand(rows, -1)
+    ids_RN = torch.cat([(picked_RK[..., None] * CHUNK + offset_S).flatten(1), rest], dim=1)
+    top_RK, place_RK = values_RV.gather(1, ids_RN).topk(most, dim=-1)
+    return top_RK, ids_RN.gather(1, place_RK)
+
+
 def select_candidates(
-    logits_RV: Tensor, temperature_R: Tensor, candidates_R: Tensor, min_prob_R: Tensor, most: int
+    logits_RV: Tensor, temperature_R: Tensor | None, candidates_R: Tensor, min_prob_R: Tensor, most: int
 ) -> Candidates:
     """`C(x)`: the most likely tokens of `ref`, less those below `min_prob`; a single one is none.
 
     Args:
         logits_RV: float32, after vLLM's masks and biases, before temperature.
-        temperature_R: float32, `0` for greedy.
+        temperature_R: float32, `0` for greedy; None where all are 0 or 1.
         candidates_R: how many at the most, int64; `0` for a row that is not guided.
         min_prob_R: least reference probability of a candidate, float64.
         most: the largest of `candidates_R`, known on the host.
     """
-    temperature_R = effective_temperature(temperature_R).to(logits_RV.dtype)
-    log_ref_RV = (logits_RV / temperature_R[:, None]).log_softmax(-1)
-    top, ids_RK = log_ref_RV.topk(min(most, logits_RV.shape[1]), dim=-1)
+    if temperature_R is not None:
+        logits_RV = logits_RV / effective_temperature(temperature_R).to(logits_RV.dtype)[:, None]
+    log_ref_RV = logits_RV.log_softmax(-1)
+    top, ids_RK = largest(log_ref_RV, most)
     log_ref_RK = top.double()
     rank_K = torch.arange(ids_RK.shape[1], device=logits_RV.device)
     mask_RK = (rank_K < candidates_R[:, None]) & (log_ref_RK > float("-inf"))

@@ -30,25 +30,13 @@ from qsharp_core.rollouts.database import ACCEPTED, parse_url
 from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.params import ETA_RANGE
 from qsharp_core.vllm_plugin.settings import KEY, EngineSettings, parse_critic
-from server import presets
 from server.plugin import WORKER_EXTENSION, QSharpEndpoints
+from server.presets.known import DEFAULT, PRESETS, Preset
 from server.settings import ARGUMENT, Settings
 
 DESCRIPTION = """Serve a language model, guided by critics, on an OpenAI-compatible API.
-Without MODEL a small one with a critic is served, to try it out."""
-
-PRESET_NAME = "SmolLM2-135M-Instruct"
-PRESET_CRITIC = "sums"
-PRESET_CRITIC_FOLDER = Path(presets.__file__).parent / "sums" / "critic"
-PRESET_HINT = """
-Serving {name} with the critic "{critic}", for sums of three one-digit numbers. Try:
-
-  curl http://localhost:{port}/v1/completions -H 'Content-Type: application/json' -d '{{
-    "prompt": "Question: What is 1 + 5 + 3?\\nAnswer: 1 + 5 = 6. 6 + 3 = 9. The answer is 9.\\n\\nQuestion: What is 7 + 2 + 8?\\nAnswer:",
-    "max_tokens": 40, "stop": "\\n", "eta": {eta:g}}}'
-
-and the same without "eta". Metrics: http://localhost:{port}/metrics, routes: http://localhost:{port}/docs
-"""  # noqa: E501
+Without MODEL a small one with a critic is served, to try it out; MODEL star-graph is a still smaller one, which takes
+a random path until it is guided."""
 
 
 class _ServeParser(FlexibleArgumentParser):
@@ -99,13 +87,16 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """
     parser, serve = _parser()
     args = parser.parse_args(["serve", *argv])
-    if args.model_tag is None:
-        serve.set_defaults(**_preset())
-        args = parser.parse_args(["serve", *argv])
-        if args.qsharp_critics:
-            args.qsharp_hint = _preset_hint(args.port)
-    else:
+    tag = args.model_tag
+    preset = PRESETS[DEFAULT] if tag is None else PRESETS.get(tag)
+    if preset is None or (tag is not None and Path(tag).is_dir()):  # a folder of that name is what was meant
         args.model = args.model_tag
+    else:
+        serve.set_defaults(**_defaults(preset))
+        args = parser.parse_args(["serve", *argv])
+        args.model = str(preset.model())
+        if args.qsharp_critics:
+            args.qsharp_hint = preset.hint(args.port)
     _refuse_unsupported(args)
     _add_our_parts(args)
     settings = Settings.of(args)
@@ -190,30 +181,21 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
     return parser, serve
 
 
-def _preset() -> dict[str, Any]:
-    """Defaults of the embedded model, for what the command line does not set."""
-    from server.presets.smollm2 import ensure_smollm2
-
-    preset: dict[str, Any] = {
-        "model": str(ensure_smollm2()),
-        "served_model_name": [PRESET_NAME],
-        "max_model_len": 2048,
-        "max_num_seqs": 32,
-        "qsharp_critics": [f"{PRESET_CRITIC}={PRESET_CRITIC_FOLDER}"],
+def _defaults(preset: Preset) -> dict[str, Any]:
+    """Those of an embedded model, for what the command line does not set."""
+    defaults: dict[str, Any] = {
+        "served_model_name": [preset.name],
+        "qsharp_critics": [f"{preset.critic}={preset.critic_folder}"],
+        "max_model_len": preset.max_model_len,
+        "max_num_seqs": preset.max_num_seqs,
     }
     if current_platform.is_cpu():
         # Compiling takes minutes and gains nothing at this size. Small blocks: few-shot prompts that differ in their
         # last tokens share all blocks but the last.
-        dtype = "bfloat16" if fast_bfloat16() else "float32"
-        preset |= {"dtype": dtype, "qsharp_dtype": dtype, "enforce_eager": True, "block_size": 32}
+        dtype = "bfloat16" if preset.bfloat16 and fast_bfloat16() else "float32"
+        defaults |= {"dtype": dtype, "qsharp_dtype": dtype, "enforce_eager": True, "block_size": 32}
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
-    return preset
-
-
-def _preset_hint(port: int) -> str:
-    """What to try with the embedded model; `server.plugin` prints it when the server listens."""
-    eta = read_card(PRESET_CRITIC_FOLDER).recommended_eta or 0.1
-    return PRESET_HINT.format(name=PRESET_NAME, critic=PRESET_CRITIC, port=port, eta=eta)
+    return defaults
 
 
 def _refuse_unsupported(args: argparse.Namespace) -> None:

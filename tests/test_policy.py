@@ -108,6 +108,30 @@ def one(**changes: Any) -> dict[str, Any]:
     return row | {"masked": 0, "r_min": 0.0} | changes
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.integers(1, 4), vocab=st.integers(1, 40 * policy.CHUNK), most=st.integers(1, 20), masked=st.floats(0, 1),
+    seed=st.integers(0, 99),
+)  # fmt: skip
+def test_the_largest_are_those_of_topk(rows: int, vocab: int, most: int, masked: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.rand(rows, vocab, generator=generator)
+    values[torch.rand(rows, vocab, generator=generator) < masked] = float("-inf")
+    top, ids = policy.largest(values, most)
+    torch.testing.assert_close(top, values.topk(min(most, vocab)).values)
+    torch.testing.assert_close(values.gather(1, ids), top)
+    assert all(len(set(row)) == len(row) for row in ids.tolist())
+
+
+def test_no_temperature_is_one() -> None:
+    rows = [one(temperature=1.0), one(temperature=0.0)]
+    logits, _ = build(rows)
+    args = (torch.full((2,), 5), torch.zeros(2, dtype=torch.float64), 5)
+    plain = policy.select_candidates(logits, None, *args)
+    told = policy.select_candidates(logits, torch.tensor([1.0, 0.0]), *args)
+    assert all(torch.equal(getattr(plain, name), getattr(told, name)) for name in vars(plain))
+
+
 def test_kl_is_zero_and_policy_unchanged_when_one_candidate_is_left() -> None:
     for row in (one(candidates=1), one(min_prob=0.999), one(masked=V - 1)):
         logits, tilts = build([row])

@@ -10,6 +10,7 @@ from qsharp_core.errors import ConfigError, CriticError
 from qsharp_core.vllm_plugin import processors
 from server import launch
 from server.plugin import WORKER_EXTENSION
+from server.presets.known import DEFAULT, PRESETS
 from server.settings import Settings
 from tests.models import write_critic
 
@@ -127,4 +128,17 @@ def test_the_embedded_model_without_its_critic(tmp_path: Path, monkeypatch: pyte
     assert "critics" not in args.additional_config["qsharp"]
     assert not hasattr(args, "qsharp_hint")
     named = launch.parse([]).additional_config["qsharp"]["critics"]
-    assert named == [f"{launch.PRESET_CRITIC}={launch.PRESET_CRITIC_FOLDER}"]
+    assert named == [f"sums={PRESETS[DEFAULT].critic_folder}"]
+
+
+def test_star_graph_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    args = launch.parse(["star-graph", "--port", "8123"])
+    preset = PRESETS["star-graph"]
+    assert args.model == str(preset.model())
+    assert args.additional_config["qsharp"]["critics"] == [f"star-graph={preset.critic_folder}"]
+    assert args.served_model_name == ["star-graph"]
+    assert ":8123/" in args.qsharp_hint
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "star-graph").mkdir()
+    assert launch.parse(["star-graph"]).model == "star-graph"

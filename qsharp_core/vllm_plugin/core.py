@@ -165,14 +165,15 @@ class GuidanceCore:
         index_R = self._column(places, torch.int64)
         # The whole vocabulary is copied no more often than it must: with all rows guided, not here.
         logits_RV = logits if places == list(range(len(logits))) else logits.index_select(0, index_R)
-        temperature_R = self._column([r.temperature for r in requests], torch.float32)
+        temperatures = [r.temperature for r in requests]
+        temperature_R = self._column(temperatures, torch.float32)
         # Of the parameters alone, and so the same on every rank; who is guided is known where the critics are.
         asked = [r.params.candidates for r in requests if r.params.eta is not None]
         guided = [r.sequence is not None and r.failure is None for r in requests]
         counts = [r.params.candidates if g else 0 for r, g in zip(requests, guided, strict=True)]
         candidates = policy.select_candidates(
             logits_RV,
-            temperature_R,
+            None if {*temperatures} <= {0, 1} else temperature_R,
             self._column(counts, torch.int64),
             self._column([r.params.min_prob for r in requests]),
             max([1, *asked]),

@@ -1,1 +1,1 @@
-"""What `make serve` serves with no arguments: a small language model and a critic that helps it."""
+"""Models and their critics that come with the project: what `qsharp serve` serves with no MODEL, or by name."""

@@ -11,6 +11,8 @@ from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 from trainer.evaluate import REFERENCE
 from trainer.evaluate_plot import COLOURS, GREY, NAMES
 
+LABEL = (36, 18)  # pixels that a label takes
+
 
 def plot(path: Path, report: dict[str, Any]) -> None:
     """Writes it; bars are one standard error."""
@@ -27,14 +29,17 @@ def plot(path: Path, report: dict[str, Any]) -> None:
     figure.savefig(path)
 
 
-def panels(figure: Figure, report: dict[str, Any]) -> tuple[Axes, Axes]:
-    """Accuracy against KL, and over eta, of a report's `results`; without legend and title."""
+def panels(figure: Figure, report: dict[str, Any], kl_scale: str = "log") -> tuple[Axes, Axes]:
+    """Accuracy against KL, and over eta, of a report's `results`; without legend and title.
+
+    Args:
+        kl_scale: matplotlib's; logarithmic because CD's KL may be fifty times Q♯'s.
+    """
     left, right = figure.subplots(1, 2, sharey=True)
     reference = next(r for r in report["results"] if r["method"] == REFERENCE)
     _curves(left, report, lambda r: r["kl"], lambda r: r["kl_se"])
     # A little apart, so that one's bars do not hide the other's.
     _curves(right, report, lambda r: r["eta"] * (1.02 if r["method"] == "cd" else 0.98), lambda r: 0.0)
-    _label(left, report)
     for axes in (left, right):
         level, error = reference["accuracy"], reference["accuracy_se"]
         axes.axhspan(level - error, level + error, color=GREY, alpha=0.2, linewidth=0)
@@ -43,7 +48,7 @@ def panels(figure: Figure, report: dict[str, Any]) -> tuple[Axes, Axes]:
         axes.grid(color="#e6e9ec", linewidth=0.8)
         axes.set_axisbelow(True)
     left.set(xlabel="KL to the reference per completion, nats (numbers: η)", ylabel="accuracy (pass@1)")
-    left.set_xscale("log")  # CD's may be fifty times Q♯'s
+    left.set_xscale(kl_scale)
     left.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     left.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     etas = sorted({r["eta"] for r in report["results"] if r["eta"] is not None})
@@ -53,6 +58,7 @@ def panels(figure: Figure, report: dict[str, Any]) -> tuple[Axes, Axes]:
     right.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     right.set(xlabel="η (smaller is stronger)")
     right.invert_xaxis()
+    _label(left, report)
     return left, right
 
 
@@ -69,8 +75,13 @@ def _curves(
 
 
 def _label(axes: Axes, report: dict[str, Any]) -> None:
+    """Writes eta beside the points, but not over another one."""
+    labelled: list[tuple[float, float]] = []
     for r in report["results"]:
-        if r["method"] != REFERENCE:
+        x, y = axes.transData.transform((r["kl"], r["accuracy"]))
+        free = all(abs(x - a) > LABEL[0] or abs(y - b) > LABEL[1] for a, b in labelled)
+        if r["method"] != REFERENCE and free:
+            labelled.append((x, y))
             axes.annotate(
                 f"{r['eta']:g}", (r["kl"], r["accuracy"]), textcoords="offset points", xytext=(6, -11), fontsize=8,
                 color=COLOURS[r["method"]],
