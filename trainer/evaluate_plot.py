@@ -1,7 +1,7 @@
 """The report as people read it: a plot of accuracy against KL, and a table."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def draw(axes: Axes, report: dict[str, Any], levels: bool = False) -> None:
             axes.axhline(reference[name], color=GREY, linewidth=1, linestyle=style, label=text)
     methods = list(dict.fromkeys(r["method"] for r in results if r["method"] != REFERENCE))
     spare = iter(OTHERS * len(methods))
+    coloured: list[tuple[dict[str, Any], str]] = []
     for method in methods:
         points = [r for r in results if r["method"] == method and r["accuracy"] is not None]
         points.sort(key=lambda r: -r["eta"])  # from weak to strong
@@ -67,17 +68,29 @@ def draw(axes: Axes, report: dict[str, Any], levels: bool = False) -> None:
             xerr=[r["kl_se"] or 0.0 for r in points], yerr=[r["accuracy_se"] or 0.0 for r in points],
             color=colour, marker="o", markersize=5, capsize=2.5, linewidth=1.5, label=NAMES.get(method, method),
         )  # fmt: skip
-        for r in points:
-            axes.annotate(
-                f"η = {r['eta']:g}", (r["kl"], r["accuracy"]), textcoords="offset points", xytext=(6, -11),
-                fontsize=8, color=colour,
-            )  # fmt: skip
+        coloured += [(r, colour) for r in points]
     axes.set(xlabel="KL to the reference per completion, nats", ylabel="accuracy (pass@1)")
     axes.legend(frameon=False, fontsize=9, loc="best")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e9ec", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.margins(x=0.08)
+    write_etas(axes, coloured, "η = {:g}")
+
+
+def write_etas(axes: Axes, points: Iterable[tuple[dict[str, Any], str]], form: str) -> None:
+    """Writes each point's eta beside it, in its colour, but not over another one's; limits are to be final."""
+    wide, high = 9 * len(form.format(0.1)), 18  # pixels, about what such a text takes
+    taken: list[tuple[float, float]] = []
+    axes.autoscale_view()  # else limits wait for the drawing
+    for r, colour in points:
+        x, y = axes.transData.transform((r["kl"], r["accuracy"]))
+        if all(abs(x - a) > wide or abs(y - b) > high for a, b in taken):
+            taken.append((x, y))
+            axes.annotate(
+                form.format(r["eta"]), (r["kl"], r["accuracy"]), textcoords="offset points", xytext=(6, -11),
+                fontsize=8, color=colour,
+            )  # fmt: skip
 
 
 def table(report: dict[str, Any], published: Mapping[tuple[str, float | None], tuple[str, str]] | None = None) -> Table:

@@ -9,9 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
 from trainer.evaluate import REFERENCE
-from trainer.evaluate_plot import COLOURS, GREY, NAMES
-
-LABEL = (36, 18)  # pixels that a label takes
+from trainer.evaluate_plot import COLOURS, GREY, NAMES, write_etas
 
 
 def plot(path: Path, report: dict[str, Any]) -> None:
@@ -58,7 +56,7 @@ def panels(figure: Figure, report: dict[str, Any], kl_scale: str = "log") -> tup
     right.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     right.set(xlabel="η (smaller is stronger)")
     right.invert_xaxis()
-    _label(left, report)
+    write_etas(left, [(r, COLOURS[r["method"]]) for r in report["results"] if r["method"] != REFERENCE], "{:g}")
     return left, right
 
 
@@ -72,17 +70,3 @@ def _curves(
             xerr=[x_error(r) for r in points], yerr=[r["accuracy_se"] for r in points],
             color=colour, marker="o", markersize=5, capsize=2.5, linewidth=1.6, elinewidth=1, label=NAMES[method],
         )  # fmt: skip
-
-
-def _label(axes: Axes, report: dict[str, Any]) -> None:
-    """Writes eta beside the points, but not over another one."""
-    labelled: list[tuple[float, float]] = []
-    for r in report["results"]:
-        x, y = axes.transData.transform((r["kl"], r["accuracy"]))
-        free = all(abs(x - a) > LABEL[0] or abs(y - b) > LABEL[1] for a, b in labelled)
-        if r["method"] != REFERENCE and free:
-            labelled.append((x, y))
-            axes.annotate(
-                f"{r['eta']:g}", (r["kl"], r["accuracy"]), textcoords="offset points", xytext=(6, -11), fontsize=8,
-                color=COLOURS[r["method"]],
-            )  # fmt: skip
