@@ -94,7 +94,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     else:
         serve.set_defaults(**_defaults(preset))
         args = parser.parse_args(["serve", *argv])
-        args.model = str(preset.model())
         if args.qsharp_critics:
             args.qsharp_hint = preset.hint(args.port)
     _refuse_unsupported(args)
@@ -184,6 +183,7 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
 def _defaults(preset: Preset) -> dict[str, Any]:
     """Those of an embedded model, for what the command line does not set."""
     defaults: dict[str, Any] = {
+        "model": str(preset.model()),
         "served_model_name": [preset.name],
         "qsharp_critics": [f"{preset.critic}={preset.critic_folder}"],
         "max_model_len": preset.max_model_len,

@@ -9,26 +9,18 @@ from qsharp_core.critic.checkpoint import read_card
 HERE = Path(__file__).parent
 DEFAULT = "smollm2"
 
-SUMS_HINT = """
-Serving {name} with the critic "{critic}", for sums of three one-digit numbers. Try:
+HINT = """
+Serving {name}{about} Try:
 
   curl http://localhost:{port}/v1/completions -H 'Content-Type: application/json' -d '{{
-    "prompt": "Question: What is 1 + 5 + 3?\\nAnswer: 1 + 5 = 6. 6 + 3 = 9. The answer is 9.\\n\\nQuestion: What is 7 + 2 + 8?\\nAnswer:",
-    "max_tokens": 40, "stop": "\\n", "eta": {eta:g}}}'
+    {body}, "eta": {eta:g}}}'
 
 and the same without "eta". Metrics: http://localhost:{port}/metrics, routes: http://localhost:{port}/docs
-"""  # noqa: E501
-
-STAR_GRAPH_HINT = """
-Serving {name}: a path through a graph of five arms, from 17 to 4. The model takes an arm at random; guided, the one
-that leads there, 17,11,1,18,4. Try:
-
-  curl http://localhost:{port}/v1/completions -H 'Content-Type: application/json' -d '{{
-    "prompt": "21,13|20,15|17,9|17,5|16,19|1,18|3,0|17,16|5,12|7,3|9,7|11,1|18,4|19,23|17,14|23,8|12,20|13,10|14,21|17,11/17,4=",
-    "max_tokens": 16, "n": 8, "eta": {eta:g}}}'
-
-and the same without "eta". Metrics: http://localhost:{port}/metrics, routes: http://localhost:{port}/docs
-"""  # noqa: E501
+"""
+SUMS = r'''"prompt": "Question: What is 1 + 5 + 3?\nAnswer: 1 + 5 = 6. 6 + 3 = 9. The answer is 9.\n\nQuestion: What is 7 + 2 + 8?\nAnswer:",
+    "max_tokens": 40, "stop": "\n"'''  # noqa: E501
+STAR_GRAPH = """"prompt": "21,13|20,15|17,9|17,5|16,19|1,18|3,0|17,16|5,12|7,3|9,7|11,1|18,4|19,23|17,14|23,8|12,20|13,10|14,21|17,11/17,4=",
+    "max_tokens": 16, "n": 8"""  # noqa: E501
 
 
 @dataclass(frozen=True)
@@ -39,15 +31,16 @@ class Preset:
         name: what the model is served as.
         critic: what the critic is served as.
         model: gives its folder, which may have to be made first.
-        text: of the hint, with `{name}`, `{critic}`, `{port}` and `{eta}`.
-        bfloat16: whether it is good enough where the processor is fast at it.
+        about, body: of the hint: what it is, after its name; the fields of a request.
+        bfloat16: whether it is served so where the processor is fast at it.
     """
 
     name: str
     critic: str
     critic_folder: Path
     model: Callable[[], Path]
-    text: str
+    about: str
+    body: str
     max_model_len: int
     max_num_seqs: int
     bfloat16: bool
@@ -55,7 +48,7 @@ class Preset:
     def hint(self, port: int) -> str:
         """What to try; `server.plugin` prints it when the server listens."""
         eta = read_card(self.critic_folder).recommended_eta or 0.1
-        return self.text.format(name=self.name, critic=self.critic, port=port, eta=eta)
+        return HINT.format(name=self.name, about=self.about, body=self.body, port=port, eta=eta)
 
 
 def _smollm2() -> Path:
@@ -70,7 +63,8 @@ PRESETS = {
         critic="sums",
         critic_folder=HERE / "sums" / "critic",
         model=_smollm2,
-        text=SUMS_HINT,
+        about=' with the critic "sums", for sums of three one-digit numbers.',
+        body=SUMS,
         max_model_len=2048,
         max_num_seqs=32,
         bfloat16=True,
@@ -80,9 +74,11 @@ PRESETS = {
         critic="star-graph",
         critic_folder=HERE / "star_graph" / "critic",
         model=lambda: HERE / "star_graph" / "reference",
-        text=STAR_GRAPH_HINT,
+        about=""": a path through a graph of five arms, from 17 to 4. The model takes an arm at random; guided, the one
+that leads there, 17,11,1,18,4.""",
+        body=STAR_GRAPH,
         max_model_len=128,
         max_num_seqs=64,
-        bfloat16=False,  # it costs more than it saves, and rounds a model whose every margin is small
+        bfloat16=False,  # as it was trained and measured
     ),
 }

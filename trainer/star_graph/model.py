@@ -1,7 +1,7 @@
 """The small reference: an ordinary Llama to vLLM and transformers, and a tokenizer with one token a node.
 
 Commas are no tokens: the decoder puts them between nodes. `|` is one: without it, which node of an edge comes first
-shows in nothing but the parity of its position, which takes a reference and a critic several times as long to learn.
+shows in nothing but the parity of its position, which takes a critic several times as long to learn.
 """
 
 from pathlib import Path
