@@ -4,7 +4,7 @@ from typing import Any
 
 from benchmarks.guidance import render, tables
 
-AT = {"pair": "tiny", "rows": 32, "tokens": 10}
+AT = {"pair": "tiny", "rows": 32, "tokens": 10, "apart": False}
 
 
 def wave(side: str, head: str | None, seconds: list[float], **fields: Any) -> dict[str, Any]:

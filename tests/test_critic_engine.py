@@ -4,13 +4,16 @@ import gc
 import random
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
-from qsharp_core.critic import checkpoint
+from qsharp_core.critic import attention, checkpoint, cpu
+from qsharp_core.critic.attention import _with_shared
 from qsharp_core.critic.cache import Sequence
 from qsharp_core.critic.engine import CriticEngine
 from qsharp_core.errors import CriticError
@@ -125,6 +128,46 @@ def test_samples_of_one_prompt_share_its_blocks(folders: dict[str, Path]) -> Non
     for row in rows:
         critic.close(row)
     assert critic.blocks.used == 0
+
+
+@pytest.mark.parametrize("name", CRITICS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_with_one_beginning_attend_to_it_together(
+    folders: dict[str, Path], name: str, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks that all rows share are one product; a window's edge differs by row, so such a backbone shares none."""
+    together: list[int] = []
+
+    def spied(query: Tensor, keys: Tensor, *rest: Any) -> Tensor:
+        together.append(keys.shape[2])
+        return _with_shared(query, keys, *rest)
+
+    monkeypatch.setattr(attention, "_with_shared", spied)
+    monkeypatch.setattr(cpu, "PACKED_ELEMENTS", 0 if packed else 1 << 40)
+    critic = engine(folders[name], 400, block_size=4)
+    linear = "gpt2" not in name  # whose layers are of a type of its own
+    layers = critic.critic.backbone.modules()
+    assert any(isinstance(layer.forward, cpu._Packed) for layer in layers) == (packed and linear)
+    shared = list(range(20, 45))
+    histories = [[*shared, 50], [*shared, 60, 61, 62, 63, 64], shared, [*shared, 50, 70]]
+    rows = [critic.open() for _ in histories]
+    ids = torch.arange(100, 120).view(4, 5)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 1, 0, 1, 0], [1, 0, 0, 0, 0], [1, 1, 0, 0, 0]], dtype=torch.bool)
+    for _ in range(3):
+        outputs = critic.score(rows, histories, ids, mask)
+        for r, history in enumerate(histories):
+            wanted = oracle.critic_outputs(folders[name], history, ids[r][mask[r]].tolist())
+            torch.testing.assert_close(outputs[r][mask[r]].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
+            history.append(int(ids[r, 0]))
+    assert {*together} == (set() if "mistral" in name else {24})
+    critic.close(rows.pop())
+    other = critic.open()
+    histories[-1] = [1, *histories[-1]]
+    together.clear()
+    outputs = critic.score([*rows, other], histories, ids, mask)
+    wanted = oracle.critic_outputs(folders[name], histories[-1], ids[-1][mask[-1]].tolist())
+    torch.testing.assert_close(outputs[-1][mask[-1]].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
+    assert not together
 
 
 def test_a_candidate_of_other_tokens_is_not_taken_for_the_chosen_one(folders: dict[str, Path]) -> None:

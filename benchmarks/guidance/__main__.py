@@ -25,7 +25,7 @@ from benchmarks.guidance.pairs import PAIRS
 
 RESULT = Path("benchmarks/results/guidance.json")
 PARTS = ("throughput", "http", "latency", "growth")
-TOKENS = {"default": 10, "tiny": 48}
+TOKENS = {"default": 20, "tiny": 48}
 QUICK = {
     "pairs": ["tiny"], "rows": [1, 8], "candidates": [8], "peer_rows": [8], "rounds": 2, "streams": 20, "steps": 5,
 }  # fmt: skip

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.guidance.pairs import BLOCK, Pair, prompts
+from benchmarks.guidance.pairs import BLOCK, OWN_TOKENS, PROMPT_TOKENS, Pair, prompts
 from qsharp_core.vllm_plugin import processors
 
 ETA = 0.2
@@ -18,13 +18,17 @@ SETTLE_SECONDS = 1.5
 
 @dataclass(frozen=True)
 class Ask:
-    """What a wave of requests asks: `rows` at once, `tokens` each; not guided without a critic."""
+    """What a wave of requests asks: `rows` at once, `tokens` each; not guided without a critic.
+
+    Prompts have most of their tokens in common, unless they are `apart`.
+    """
 
     rows: int
     tokens: int
     critic: str | None = None
     candidates: int = 8
     min_prob: float = 0.0
+    apart: bool = False
 
     @property
     def extra_args(self) -> dict[str, Any] | None:
@@ -67,7 +71,9 @@ def wave(llm: Any, pair: Pair, ask: Ask, seed: int, tokens: int) -> float:
     """Wall time of the ask's requests with `tokens` tokens each."""
     from vllm import SamplingParams
 
-    given = [{"prompt_token_ids": ids} for ids in prompts(pair, ask.rows, seed)]
+    given = [
+        {"prompt_token_ids": ids} for ids in prompts(pair, ask.rows, seed, PROMPT_TOKENS if ask.apart else OWN_TOKENS)
+    ]
     params = SamplingParams(
         temperature=1.0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=ask.extra_args
     )

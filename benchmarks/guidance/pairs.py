@@ -82,13 +82,13 @@ def default(folder: Path) -> Pair:
 PAIRS = {"default": default, "tiny": tiny}
 
 
-def prompts(pair: Pair, rows: int, seed: int) -> list[list[int]]:
+def prompts(pair: Pair, rows: int, seed: int, own_tokens: int = OWN_TOKENS) -> list[list[int]]:
     """Token ids: a prefix that all rows share, as few-shot prompts do, and an end of each row's own."""
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randint(
-        3, pair.vocabulary, (PROMPT_TOKENS - OWN_TOKENS,), generator=torch.Generator().manual_seed(0)
+        3, pair.vocabulary, (PROMPT_TOKENS - own_tokens,), generator=torch.Generator().manual_seed(0)
     )
-    own = torch.randint(3, pair.vocabulary, (rows, OWN_TOKENS), generator=generator)
+    own = torch.randint(3, pair.vocabulary, (rows, own_tokens), generator=generator)
     return [[*shared.tolist(), *ids] for ids in own.tolist()]
 
 

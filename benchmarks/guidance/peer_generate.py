@@ -84,6 +84,7 @@ class GeneratePeer:
     def seconds(self, ask: Ask, seed: int, way: Way) -> float:
         """Wall time of one wave, batch after batch."""
         ids = torch.tensor(prompts(self.pair, ask.rows, seed))
+        before = torch.get_num_threads()
         torch.set_num_threads(way.threads)
         total = 0.0
         caches = [self._seen(model, ids) for model in (self.model, self.critic.backbone)]
@@ -99,7 +100,7 @@ class GeneratePeer:
             )  # fmt: skip
             total += time.perf_counter() - started
             assert made.shape[1] == ids.shape[1] + ask.tokens, made.shape
-        torch.set_num_threads(1)
+        torch.set_num_threads(before)
         return total
 
     def _seen(self, model: Any, ids: Tensor) -> DynamicCache:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.guidance import tables
+from benchmarks.guidance.pairs import OWN_TOKENS, PROMPT_TOKENS
 
 DOCS = Path("docs")
 FIGURE = Path("images/critic-growth.png")
@@ -38,13 +39,13 @@ def page(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in m["versions"].items())
     dtypes = " ".join(f"All sides run `{pair}` in {dtype}." for pair, dtype in s["dtypes"].items())
     waves = " or ".join(f"{s['tokens'][pair]} tokens ({pair})" for pair in s["pairs"])
+    note = f"{s['note']}\n" if s.get("note") else ""
     return f"""# What guidance costs
 
 Made by `{result["command"]}` on {m["date"]}, in {result["minutes"]:.0f} minutes, and written by
 `python -m benchmarks.guidance.render`; `make bench` makes it anew on your machine. Numbers are medians
 (least to greatest) of {s["rounds"]} rounds; ratios are of numbers of this one run, whose sides took turns.
-{s.get("note", "")}
-
+{note}
 Machine: {m["cpu"]}, {m["cores"]} cores, {m["memory_gib"]:.0f} GiB, {m["platform"]}. Python {m["python"]}, {versions}.
 
 Pairs: `default` is the embedded SmolLM2-135M-Instruct with its critic (3 layers; with a Q head: the same layers under
@@ -54,7 +55,9 @@ Threads: vLLM binds its worker, and a logits processor in it, to one core of two
 one thread each, by turns; the critic's bare passes have one; peer (a) has one or two, whichever is faster.
 
 A wave is that many requests at once, each of {waves}, after prompts
-of 257 tokens that every side has cached: what is timed is decoding. `eta` 0.2, no `min_prob`, temperature 1.
+of {PROMPT_TOKENS} tokens that every side has cached: what is timed is decoding. {PROMPT_TOKENS - OWN_TOKENS} of these
+tokens are the same in all prompts, as those of few-shot prompts are; *apart*: none are. `eta` 0.2, no `min_prob`,
+temperature 1.
 
 ## Guided and not
 

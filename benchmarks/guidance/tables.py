@@ -42,26 +42,26 @@ def guided(result: Result) -> str:
     """Guided and unguided throughput, and efficiency."""
     cases = Cases(result)
     rows = []
-    for case in cases.of(side="ours"):
-        if case["head"] is None:
-            continue
+    asked = [case for case in cases.of(side="ours") if case["head"] is not None]
+    for case in sorted(asked, key=lambda c: (c["pair"], c["head"] == "Q", c["rows"], c["apart"], c["candidates"])):
         at = {"pair": case["pair"], "rows": case["rows"]}
-        plain = cases.of(side="ours", head=None, **at)
+        plain = cases.of(side="ours", head=None, apart=case["apart"], **at)
         bare = cases.of(side="bare", head=case["head"], candidates=case["candidates"], **at)
         if not (plain and bare):
             continue
         seconds = [statistics.median(c["seconds"]) for c in (plain[0], bare[0], case)]
         rows.append(
             (
-                case["pair"], case["head"], case["rows"], case["candidates"], spread(speed(plain[0]), digits=1),
-                spread(speed(case), digits=1), spread(bare[0]["seconds"], 1e3 / case["tokens"]),
+                case["pair"], case["head"], f"{case['rows']}{', apart' * case['apart']}", case["candidates"],
+                spread(speed(plain[0]), digits=1), spread(speed(case), digits=1),
+                spread(bare[0]["seconds"], 1e3 / case["tokens"]),
                 f"{seconds[0] / seconds[2]:.2f}", f"**{(seconds[0] + seconds[1]) / seconds[2]:.2f}**",
             )
         )  # fmt: skip
     return table(
         ("pair", "head", "requests", "candidates", "unguided, tok/s", "guided, tok/s", "critic alone, ms a step",
          "guided ÷ unguided", "efficiency"),
-        sorted(rows, key=lambda row: (row[0], row[1] == "Q", row[2], row[3])),
+        rows,
     )  # fmt: skip
 
 
@@ -72,6 +72,7 @@ def peers(result: Result) -> str:
     for side, how in (("generate", _generate_settings), ("dense", lambda _: "V1 logits processor")):
         for case in cases.of(side=side):
             at = {"pair": case["pair"], "rows": case["rows"], "head": "V", "candidates": case["candidates"]}
+            at["apart"] = False
             ours = cases.of(side="ours", **at)
             if not ours:
                 continue

@@ -7,7 +7,7 @@ runs each case once, with prompts of its own, so that all cases see the same mac
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from tqdm import tqdm
@@ -18,6 +18,7 @@ from benchmarks.guidance.pairs import Pair
 from benchmarks.guidance.peer_generate import GeneratePeer
 
 Side = Literal["ours", "bare", "vllm", "dense", "generate"]
+APART = 8  # candidates of the waves of which the prompts have nothing in common
 PEERS: tuple[Side, ...] = ("dense", "generate")
 Runner = Callable[["Case", int], float]  # case, seed -> seconds
 
@@ -30,6 +31,7 @@ class Case:
         side: `ours` (guided where there is a head), `bare` (the critic's forward passes alone), `vllm` (without our
             package), or a peer.
         head: of the critic; None is not guided.
+        apart: prompts have nothing in common.
     """
 
     side: Side
@@ -37,6 +39,7 @@ class Case:
     tokens: int
     head: Literal["V", "Q"] | None = None
     candidates: int = 0
+    apart: bool = False
 
 
 @dataclass
@@ -62,6 +65,8 @@ def cases(
         peers: list[tuple[Any, int]] = [("V", 8)] if count in peer_rows else []
         # Side by side, so that engines change seldom; what is compared most closely stands next to each other.
         made += [Case("ours", count, tokens, head, most) for head, most in dict.fromkeys([*guided, *peers])]
+        if count == max(rows) and ("V", APART) in guided:
+            made += [Case("ours", count, tokens, "V", APART, apart=True), Case("ours", count, tokens, apart=True)]
         made += [Case("ours", count, tokens), Case("vllm", count, tokens)]
         made += [Case("bare", count, tokens, head, most) for head, most in guided]
         made += [Case(side, count, tokens, head, most) for side in PEERS for head, most in peers]
@@ -87,7 +92,7 @@ def measure(pair: Pair, wanted: list[Case], rounds: int) -> list[dict[str, Any]]
                 if seed:
                     measured.seconds.append(runners[case.side](case, seed))
                 else:
-                    runners[case.side](Case(case.side, case.rows, 2, case.head, case.candidates), seed)
+                    runners[case.side](replace(case, tokens=2), seed)
                 bar.update()
     return [measured.record(pair.name) for measured in found]
 
@@ -141,4 +146,4 @@ def _head(case: Case) -> Literal["V", "Q"]:
 
 def _ask(pair: Pair, case: Case) -> Ask:
     critic = None if case.head is None else pair.names[case.head]
-    return Ask(case.rows, case.tokens, critic, case.candidates)
+    return Ask(case.rows, case.tokens, critic, case.candidates, apart=case.apart)

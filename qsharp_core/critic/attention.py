@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from qsharp_core.critic.cpu import attention_with_lse
 from qsharp_core.errors import CriticError
 
 PAGED = "qsharp_paged"
@@ -74,14 +75,16 @@ AttentionInterface.register(PAGED, paged_attention)
 
 @dataclass
 class ProbePass:
-    """Learns what each layer stores, by letting one token attend to itself."""
+    """Learns what each layer stores, and whether it sees a window only, by letting one token attend to itself."""
 
-    shapes: dict[int, tuple[torch.Size, torch.Size]]
+    shapes: dict[int, tuple[torch.Size, torch.Size]] = field(default_factory=dict)
+    windowed: bool = False
 
     def attend(
         self, layer: int, query_NHD: Tensor, key_NGD: Tensor, value_NGD: Tensor, scaling: float, window: int | None
     ) -> Tensor:
         self.shapes[layer] = (key_NGD.shape[1:], value_NGD.shape[1:])
+        self.windowed |= window is not None
         return value_NGD.repeat_interleave(query_NHD.shape[1] // key_NGD.shape[1], dim=1)
 
 
@@ -94,10 +97,12 @@ class Layout:
         packed_RM: index of a row's `m`-th token among the packed ones; padding points at token 0. None as `valid_RM`.
         position_RM: each token's position in its sequence.
         write_N: pool slots of the tokens' own keys and values.
-        table_RB: blocks whose slots a row's tokens may see; padding is block 0.
-        key_length_R: how many of a row's slots hold positions 0, 1, … of its sequence.
-        own: where the candidates' slots begin, counted in a row's blocks; a candidate sees its own alone of these.
-            None where all tokens are the sequence's.
+        shared_B: the blocks with which all rows begin and whose positions every token sees; may be none.
+        table_RB: blocks behind these whose slots a row's tokens may see; padding is block 0.
+        start: the position of the first slot of `table_RB`.
+        key_length_R: how many positions of a row's sequence its blocks hold, the shared ones' among them.
+        own: where the candidates' slots begin, counted in the slots of `table_RB`; a candidate sees its own alone of
+            these. None where all tokens are the sequence's.
         listed_R: how many of a row's tokens, the first ones, are the sequence's; the others are candidates.
     """
 
@@ -105,7 +110,9 @@ class Layout:
     packed_RM: Tensor | None
     position_RM: Tensor
     write_N: Tensor
+    shared_B: Tensor
     table_RB: Tensor
+    start: int
     key_length_R: Tensor
     own: int | None = None
     listed_R: Tensor | None = None
@@ -122,14 +129,15 @@ class Layout:
 
     def _seen_RML(self, rows: Tensor | slice, slots: int, window: int | None) -> Tensor:
         """Which slots these rows' tokens see: the definition."""
-        position_L = torch.arange(slots, device=self.table_RB.device)
+        slot_L = torch.arange(slots, device=self.table_RB.device)
+        position_L = self.start + slot_L
         position_RM = self.position_RM[rows]
         seen = (position_L <= position_RM[..., None]) & (position_L < self.key_length_R[rows][:, None, None])
         if window is not None:
             seen &= position_L > position_RM[..., None] - window
         if self.own is not None and self.listed_R is not None:
             rank_RM = torch.arange(position_RM.shape[1], device=seen.device) - self.listed_R[rows][:, None]
-            seen |= (rank_RM >= 0)[..., None] & (position_L == self.own + rank_RM[..., None])
+            seen |= (rank_RM >= 0)[..., None] & (slot_L == self.own + rank_RM[..., None])
         if self.valid_RM is not None:
             seen[..., 0] |= ~self.valid_RM[rows]  # a padded query must see something: a row without a key is NaN
         return seen
@@ -137,7 +145,7 @@ class Layout:
     def _bias_of_candidates(self, own: int, slots: int, window: int | None, dtype: torch.dtype) -> Tensor:
         """The bias of rows all of whose tokens are candidates, which most are: those of a row see the same prefix."""
         rows, most = self.position_RM.shape
-        position_L = torch.arange(own, device=self.table_RB.device)
+        position_L = self.start + torch.arange(own, device=self.table_RB.device)
         hidden_RL = position_L >= self.key_length_R[:, None]
         if window is not None:
             hidden_RL |= position_L <= self.position_RM[:, :1] - window
@@ -156,7 +164,9 @@ def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
 class PagedPass:
     """Runs packed tokens: writes their keys and values to the pool, then attends to whole blocks of it, masked.
 
-    Rows may share blocks that this very pass writes: all are written before any is read.
+    Rows may share blocks that this very pass writes: all are written before any is read. Blocks with which all rows
+    begin are attended to by all tokens as one product, without a copy of them for each row, and the rest of each row
+    is merged with them by log-sum-exp (Hydragen, arXiv 2402.05099).
     """
 
     pool: Pool
@@ -171,23 +181,48 @@ class PagedPass:
         keys, values = self.pool.keys[layer], self.pool.values[layer]
         keys[at.write_N] = key_NGD
         values[at.write_N] = value_NGD
-        keys_RGLD, values_RGLD = self._gathered(keys), self._gathered(values)
         rows, most = at.position_RM.shape
         groups = key_NGD.shape[1]
         # All query heads of a key head as one: its keys are read once.
         query_RMHD = query_NHD.unflatten(0, (rows, most)) if at.packed_RM is None else query_NHD[at.packed_RM]
         query_RGXD = query_RMHD.unflatten(2, (groups, -1)).transpose(1, 2).flatten(2, 3)
+        keys_RGLD, values_RGLD = self._gathered(keys, at.table_RB), self._gathered(values, at.table_RB)
         if window not in self._bias:
             bias_RML = at.bias_RML(keys_RGLD.shape[2], window, query_NHD.dtype)
             self._bias[window] = bias_RML.repeat_interleave(query_RGXD.shape[2] // most, dim=1)[:, None]
-        output_RGXD = F.scaled_dot_product_attention(
-            query_RGXD, keys_RGLD, values_RGLD, attn_mask=self._bias[window], scale=scaling
-        )
+        bias = self._bias[window]
+        if len(at.shared_B):
+            keys_1GSD, values_1GSD = (self._gathered(slots, at.shared_B[None]) for slots in (keys, values))
+            output_RGXD = _with_shared(query_RGXD, keys_1GSD, values_1GSD, keys_RGLD, values_RGLD, bias, scaling)
+        else:
+            output_RGXD = F.scaled_dot_product_attention(
+                query_RGXD, keys_RGLD, values_RGLD, attn_mask=bias, scale=scaling
+            )
         output_RMHD = output_RGXD.unflatten(2, (most, -1)).transpose(1, 2).flatten(2, 3)
         return output_RMHD.flatten(0, 1) if at.valid_RM is None else output_RMHD[at.valid_RM]
 
-    def _gathered(self, slots: Tensor) -> Tensor:
+    def _gathered(self, slots: Tensor, table_RB: Tensor) -> Tensor:
         """All rows' blocks, `[R, G, L, D]`."""
         blocks = slots.view(-1, self.block_size * slots.shape[1] * slots.shape[2])
-        gathered = blocks.index_select(0, self.layout.table_RB.flatten())
-        return gathered.view(len(self.layout.table_RB), -1, *slots.shape[1:]).transpose(1, 2)
+        gathered = blocks.index_select(0, table_RB.flatten())
+        return gathered.view(len(table_RB), -1, *slots.shape[1:]).transpose(1, 2)
+
+
+def _with_shared(
+    query_RGXD: Tensor,
+    keys_1GSD: Tensor,
+    values_1GSD: Tensor,
+    keys_RGLD: Tensor,
+    values_RGLD: Tensor,
+    bias_R1XL: Tensor,
+    scaling: float,
+) -> Tensor:
+    """Attention to S positions that all rows share, all of them seen, and to each row's own L: `[R, G, X, D]`."""
+    rows = len(query_RGXD)
+    query_1GYD = query_RGXD.transpose(0, 1).flatten(1, 2)[None]
+    shared_1GYD, shared_lse_1GY = attention_with_lse(query_1GYD, keys_1GSD, values_1GSD, None, scaling)
+    own_RGXD, own_lse_RGX = attention_with_lse(query_RGXD, keys_RGLD, values_RGLD, bias_R1XL, scaling)
+    shared_RGXD = shared_1GYD[0].unflatten(1, (rows, -1)).transpose(0, 1)
+    shared_lse_RGX = shared_lse_1GY[0].unflatten(1, (rows, -1)).transpose(0, 1)
+    weight_RGX1 = torch.sigmoid(shared_lse_RGX - own_lse_RGX)[..., None].to(own_RGXD.dtype)
+    return torch.lerp(own_RGXD, shared_RGXD, weight_RGX1)

@@ -27,6 +27,7 @@ from torch import Tensor
 from qsharp_core.critic import cache
 from qsharp_core.critic.attention import PAGED, Layout, PagedPass, Pool, ProbePass
 from qsharp_core.critic.cache import BlockPool, Sequence
+from qsharp_core.critic.cpu import pack_linears
 from qsharp_core.critic.decode import Decoder, PrefixAttention, to_device
 from qsharp_core.critic.model import Critic
 from qsharp_core.errors import CriticError
@@ -48,6 +49,16 @@ class _Row:
     start: int  # tokens from here to the end of the history are missing
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Tokens `start` to `stop` of a row's history, which a prefill pass runs; `place` is the row's in its group."""
+
+    place: int
+    row: _Row
+    start: int
+    stop: int
+
+
 @dataclass
 class _Choice:
     """A sequence's candidates of the last step: whichever was chosen has its keys and values at `slot + its index`.
@@ -65,7 +76,8 @@ class CriticEngine:
     """A critic, its cache, and the sequences it serves.
 
     Args:
-        critic: in evaluation mode, on its device. Its backbone's attention is switched to the paged one.
+        critic: in evaluation mode, on its device. Its backbone's attention is switched to the paged one; on CPUs its
+            linear layers get packed copies of their weights.
         cache_tokens: token positions the pool holds (rounded up to blocks); the longest history must fit.
         block_size: positions per block.
         scratch_tokens: candidates that are run together at the most; those of one row must fit.
@@ -95,6 +107,7 @@ class CriticEngine:
         self._moves: list[tuple[int, int]] = []  # from one slot of the pool to another, before the next pass
         self._scratch = -(-scratch_tokens // block_size)  # blocks behind the pool's own, for candidates
         critic.backbone.set_attn_implementation(PAGED)
+        pack_linears(critic.backbone)
         self.pool = self._allocate()
         self._check_against_plain_forward()
         self.decoder = self._make_decoder(prefix, graphs) if prefix else None
@@ -305,8 +318,7 @@ class CriticEngine:
         ids, mask = ids_RK[rows], mask_RK[rows]
         ids = ids.clamp(max=self.critic.vocab - 1)  # ids past the tokenizer's end are padding of the reference's table
         if self.critic.head.shape.kind == "Q":
-            last_hidden = self._prefill(group)
-            hidden = torch.stack([last_hidden[row.index] for row in group])
+            hidden = self._prefill(group)
             scored = self.critic.head.of_tokens(hidden, ids).masked_fill(~mask[..., None], 0.0)
         else:
             if max(len(row.history) - row.start for row in group) > PATCH_TOKENS:
@@ -315,45 +327,45 @@ class CriticEngine:
             scored[mask] = self.critic.head.at_tokens(self._run_candidates(group, ids, mask))
         outputs[rows] = scored
 
-    def _prefill(self, group: list[_Row]) -> dict[int, Tensor]:
+    def _prefill(self, group: list[_Row]) -> Tensor:
         """Runs what is missing, in passes of `PREFILL_TOKENS`; each row's last hidden state, where it was run."""
-        last: dict[int, Tensor] = {}
-        pieces: list[tuple[_Row, int, int]] = []
+        last_RD = torch.empty(len(group), self.critic.head.shape.hidden, dtype=self.dtype, device=self.device)
+        pieces: list[_Piece] = []
         room, longest = PREFILL_TOKENS, 0
-        for row in group:
+        for place, row in enumerate(group):
             start = row.start
             while start < len(row.history):
                 stop = min(len(row.history), start + room)
                 longest = max(longest, stop - start)
                 # Rows are padded to the longest piece inside attention: bound that too.
                 if pieces and longest * (len(pieces) + 1) > 2 * PREFILL_TOKENS:
-                    self._prefill_pass(pieces, last)
+                    self._prefill_pass(pieces, last_RD)
                     pieces, room, longest = [], PREFILL_TOKENS, 0
                     continue
-                pieces.append((row, start, stop))
+                pieces.append(_Piece(place, row, start, stop))
                 room -= stop - start
                 start = stop
                 if room == 0:
-                    self._prefill_pass(pieces, last)
+                    self._prefill_pass(pieces, last_RD)
                     pieces, room, longest = [], PREFILL_TOKENS, 0
         if pieces:
-            self._prefill_pass(pieces, last)
+            self._prefill_pass(pieces, last_RD)
         for row in group:
             row.start = len(row.history)
-        return last
+        return last_RD
 
-    def _prefill_pass(self, pieces: list[tuple[_Row, int, int]], last: dict[int, Tensor]) -> None:
-        tokens = [t for row, start, stop in pieces for t in row.history[start:stop]]
-        slots = [s for row, start, stop in pieces for s in self._slots(row.sequence, start, stop)]
-        counts = np.array([stop - start for _, start, stop in pieces])
-        first = np.array([start for _, start, _ in pieces])
+    def _prefill_pass(self, pieces: list[_Piece], last_RD: Tensor) -> None:
+        tokens = [t for piece in pieces for t in piece.row.history[piece.start : piece.stop]]
+        slots = [s for piece in pieces for s in self._slots(piece.row.sequence, piece.start, piece.stop)]
+        counts = np.array([piece.stop - piece.start for piece in pieces])
+        first = np.array([piece.start for piece in pieces])
         position = first[:, None] + np.arange(counts.max())
         lengths = first + counts
-        table = self._table([row.sequence for row, _, _ in pieces], int(lengths.max()))
+        table = self._table([piece.row.sequence for piece in pieces], int(lengths.max()))
         layout = self._layout(counts, position, np.array(slots), table, lengths)
         hidden = self._forward(torch.tensor(tokens, device=self.device), layout)
-        for (row, _, _), end in zip(pieces, np.cumsum(counts).tolist(), strict=True):
-            last[row.index] = hidden[end - 1]
+        ends = dict(zip((piece.place for piece in pieces), np.cumsum(counts) - 1, strict=True))  # a row's last piece
+        last_RD[self._tensor(np.array([*ends]))] = hidden[self._tensor(np.array([*ends.values()]))]
 
     def _run_candidates(self, group: list[_Row], ids: Tensor, mask: Tensor) -> Tensor:
         """Hidden states of all asked candidates, packed `[N, D]`; keeps their keys and values.
@@ -413,6 +425,8 @@ class CriticEngine:
         listed: NDArray[np.int64] | None = None,
     ) -> Layout:
         """Rows of `counts` packed tokens, at the front of the rows of `position`."""
+        size = self.blocks.block_size
+        shared = self._shared_blocks(table, int(position[:, 0].min()))
         valid = np.arange(position.shape[1]) < counts[:, None]
         valid_RM = packed_RM = None
         if not valid.all():
@@ -420,8 +434,19 @@ class CriticEngine:
             packed = np.where(valid, (np.cumsum(counts) - counts)[:, None] + np.arange(position.shape[1]), 0)
             packed_RM, position = self._tensor(packed), np.where(valid, position, 0)
         listed_R = None if listed is None else self._tensor(listed)
-        position_RM, write_N, table_RB, key_length_R = map(self._tensor, (position, slots, table, key_lengths))
-        return Layout(valid_RM, packed_RM, position_RM, write_N, table_RB, key_length_R, own, listed_R)
+        position_RM, write_N, key_length_R = map(self._tensor, (position, slots, key_lengths))
+        shared_B, table_RB = self._tensor(table[0, :shared]), self._tensor(table[:, shared:])
+        start = shared * size
+        own = None if own is None else own - start
+        return Layout(valid_RM, packed_RM, position_RM, write_N, shared_B, table_RB, start, key_length_R, own, listed_R)
+
+    def _shared_blocks(self, table: NDArray[np.int64], first: int) -> int:
+        """How many blocks all rows begin with, all of them before position `first`; 0 where it would gain nothing."""
+        if len(table) == 1 or self._windowed or self.device.type != "cpu":
+            return 0
+        same = (table == table[0]).all(0)
+        shared = len(same) if same.all() else int(same.argmin())
+        return min(shared, first // self.blocks.block_size)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.tensor(array, device=self.device)
@@ -439,10 +464,11 @@ class CriticEngine:
     # -- set-up
 
     def _allocate(self) -> Pool:
-        probe = ProbePass({})
+        probe = ProbePass()
         one = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
         with torch.inference_mode():
             self.critic.backbone(input_ids=one, position_ids=one, use_cache=False, critic_pass=probe)
+        self._windowed = probe.windowed
         slots = (self.blocks.blocks + self._scratch) * self.blocks.block_size
 
         def zeros(shape: torch.Size) -> Tensor:

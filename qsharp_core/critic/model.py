@@ -55,7 +55,8 @@ class Head(nn.Module):
 
     def of_tokens(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Q head: outputs `[..., K, n_out]` of the next tokens `ids [..., K]` after prefixes ending in `[..., D]`."""
-        return (self.weight[ids] @ self.features(hidden)[..., None, :, None])[..., 0] + self.bias[ids]
+        weight = self.weight[ids].flatten(-3, -2)  # of all asked tokens as one matrix: one product for each prefix
+        return (weight @ self.features(hidden)[..., None]).view(*ids.shape, -1) + self.bias[ids]
 
 
 class Critic(nn.Module):
