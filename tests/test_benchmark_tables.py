@@ -4,7 +4,7 @@ from typing import Any
 
 from benchmarks.guidance import render, tables
 
-AT = {"pair": "tiny", "rows": 32, "tokens": 10, "apart": False}
+AT: dict[str, Any] = {"pair": "tiny", "rows": 32, "tokens": 10, "apart": False}
 
 
 def wave(side: str, head: str | None, seconds: list[float], **fields: Any) -> dict[str, Any]:
@@ -13,6 +13,9 @@ def wave(side: str, head: str | None, seconds: list[float], **fields: Any) -> di
 
 RESULT: dict[str, Any] = {
     "throughput": [
+        # prompts of their own, which only their own line may be of
+        wave("ours", "V", [8.0, 8.0, 8.0], apart=True),
+        wave("ours", None, [6.0, 6.0, 6.0], apart=True),
         wave("ours", None, [1.0, 2.0, 3.0]),
         wave("vllm", None, [0.9, 1.9, 3.3]),
         wave("ours", "V", [4.0, 2.5, 9.0]),
@@ -35,6 +38,12 @@ def test_efficiency() -> None:
     *_, ratio, efficiency = cells(tables.guided(RESULT), "tiny | V | 32 | 8")
     assert ratio == f"{2.0 / 4.0:.2f}"
     assert efficiency == f"{(2.0 + 1.1) / 4.0:.2f}"
+
+
+def test_prompts_that_share_nothing_have_a_line_of_their_own() -> None:
+    *_, ratio, efficiency = cells(tables.guided(RESULT), "tiny | V | 32, apart | 8")
+    assert ratio == f"{6.0 / 8.0:.2f}"
+    assert efficiency == f"{(6.0 + 1.1) / 8.0:.2f}"
 
 
 def test_peers_are_compared_by_tokens_per_second() -> None:

@@ -72,8 +72,7 @@ def peers(result: Result) -> str:
     for side, how in (("generate", _generate_settings), ("dense", lambda _: "V1 logits processor")):
         for case in cases.of(side=side):
             at = {"pair": case["pair"], "rows": case["rows"], "head": "V", "candidates": case["candidates"]}
-            at["apart"] = False
-            ours = cases.of(side="ours", **at)
+            ours = cases.of(side="ours", apart=False, **at)
             if not ours:
                 continue
             ratio = statistics.median(speed(ours[0])) / statistics.median(speed(case))
@@ -100,7 +99,7 @@ def without_eta(result: Result) -> str:
     cases = Cases(result)
     rows = []
     for case in cases.of(side="vllm"):
-        ours = cases.of(side="ours", head=None, pair=case["pair"], rows=case["rows"])
+        ours = cases.of(side="ours", head=None, apart=False, pair=case["pair"], rows=case["rows"])
         if ours:
             speeds = (spread(speed(c), digits=1) for c in (case, ours[0]))
             lost = losses(case["seconds"], ours[0]["seconds"])
