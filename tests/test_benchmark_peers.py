@@ -36,19 +36,21 @@ def step_logits(reference: Any, history: list[int]) -> Tensor:
     return logits
 
 
-def wanted(folders: tuple[Path, Path], prompt: list[int], made: list[int]) -> list[Tensor]:
-    return [e.pi.log() for e in oracle.completion(*folders, prompt, made, eta=ETA, candidates=CANDIDATES, min_prob=0.0)]
+def wanted(folders: tuple[Path, Path], prompt: list[int], made: list[int], min_prob: float = 0.0) -> list[Tensor]:
+    made_of = oracle.completion(*folders, prompt, made, eta=ETA, candidates=CANDIDATES, min_prob=min_prob)
+    return [expected.pi.log() for expected in made_of]
 
 
 def assert_same(guided_V: Tensor, log_pi_V: Tensor) -> None:
     torch.testing.assert_close(guided_V.double().log_softmax(-1), log_pi_V, atol=2e-4, rtol=0)
 
 
-def test_generate_peer(folders: tuple[Path, Path], reference: Any) -> None:
+@pytest.mark.parametrize("min_prob", [0.0, 0.02, 0.9])
+def test_generate_peer(folders: tuple[Path, Path], reference: Any, min_prob: float) -> None:
     critic = checkpoint.load(folders[1], reference=folders[0])[1]
     critic.backbone.set_attn_implementation("sdpa")
-    guide = TwoPassCritic(critic, DynamicCache(config=critic.backbone.config), ETA, CANDIDATES)
-    for t, log_pi in enumerate(wanted(folders, PROMPT, MADE)):
+    guide = TwoPassCritic(critic, DynamicCache(config=critic.backbone.config), ETA, CANDIDATES, min_prob)
+    for t, log_pi in enumerate(wanted(folders, PROMPT, MADE, min_prob)):
         history = PROMPT + MADE[:t]
         assert_same(guide(torch.tensor([history]), step_logits(reference, history))[0], log_pi)
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from benchmarks.guidance import render, tables
 
-AT: dict[str, Any] = {"pair": "tiny", "rows": 32, "tokens": 10, "apart": False}
+AT: dict[str, Any] = {"pair": "tiny", "rows": 32, "tokens": 10, "min_prob": 0.0, "prompts": "alike"}
+SERVED: dict[str, Any] = {"candidates": 20, "min_prob": 0.01, "prompts": "task"}
 
 
 def wave(side: str, head: str | None, seconds: list[float], **fields: Any) -> dict[str, Any]:
@@ -14,8 +15,8 @@ def wave(side: str, head: str | None, seconds: list[float], **fields: Any) -> di
 RESULT: dict[str, Any] = {
     "throughput": [
         # prompts of their own, which only their own line may be of
-        wave("ours", "V", [8.0, 8.0, 8.0], apart=True),
-        wave("ours", None, [6.0, 6.0, 6.0], apart=True),
+        wave("ours", "V", [8.0, 8.0, 8.0], prompts="apart"),
+        wave("ours", None, [6.0, 6.0, 6.0], prompts="apart"),
         wave("ours", None, [1.0, 2.0, 3.0]),
         wave("vllm", None, [0.9, 1.9, 3.3]),
         wave("ours", "V", [4.0, 2.5, 9.0]),
@@ -23,6 +24,10 @@ RESULT: dict[str, Any] = {
         # a slow peer's waves may be shorter: 4 tokens in 8 s are 16 tokens per second of 32 rows
         wave("generate", "V", [8.0, 7.0, 9.0], tokens=4, batch=8, threads=1),
         wave("dense", "V", [12.0, 12.0, 12.0]),
+        # as requests are by default
+        wave("ours", "V", [5.0, 5.0, 5.0], **SERVED),
+        wave("ours", None, [4.0, 4.0, 4.0], prompts="task"),
+        wave("generate", "V", [50.0, 50.0, 50.0], batch=4, threads=2, **SERVED),
     ],
     "http": [{"pair": "tiny", "requests": 64, "tokens": 8, "clients": 32, "seconds": {"vllm": [1.0], "ours": [1.25]}}],
 }
@@ -47,12 +52,19 @@ def test_prompts_that_share_nothing_have_a_line_of_their_own() -> None:
 
 
 def test_peers_are_compared_by_tokens_per_second() -> None:
-    generate = cells(tables.peers(RESULT), "(a)")
+    generate = cells(tables.peers(RESULT), "(a) `generate`, two passes | batches of 8")
     assert generate[1] == "batches of 8, 1 thread"
-    assert generate[4].startswith("16.0 ")
-    assert generate[5].startswith("80.0 ")
-    assert generate[6].startswith("5.0")
-    assert cells(tables.peers(RESULT), "(b)")[6].startswith("3.0")
+    assert generate[5].startswith("16.0 ")
+    assert generate[6].startswith("80.0 ")
+    assert generate[7].startswith("5.0")
+    assert cells(tables.peers(RESULT), "(b)")[7].startswith("3.0")
+
+
+def test_requests_by_default_are_compared_with_each_other() -> None:
+    line = cells(tables.peers(RESULT), "(a) `generate`, two passes | batches of 4, 2 threads")
+    assert line[3:5] == ["32, task", "20"]
+    assert line[7].startswith("10.0")
+    assert cells(tables.as_served(RESULT), "tiny | 32")[-1] == "0.80"
 
 
 def test_losses_are_of_each_round() -> None:

@@ -45,8 +45,9 @@ def main() -> None:
         for name, pair in pairs.items():
             result["settings"]["dtypes"][name] = pair.dtype_name
             if "throughput" in given.parts:
+                tokens = given.tokens or TOKENS[name]
                 cases = throughput.cases(
-                    given.rows, given.heads, given.candidates, given.peer_rows, given.tokens or TOKENS[name]
+                    given.rows, given.heads, given.candidates, given.peer_rows, tokens, task=name == "default"
                 )
                 result["throughput"] += throughput.measure(pair, cases, given.rounds)
             if "growth" in given.parts:
@@ -113,7 +114,7 @@ def save(path: Path, result: dict[str, Any]) -> None:
 
 def show(result: dict[str, Any]) -> None:
     console = Console(width=160)
-    for part in (tables.guided, tables.peers, tables.without_eta, tables.latency, tables.pool):
+    for part in (tables.guided, tables.as_served, tables.peers, tables.without_eta, tables.latency, tables.pool):
         console.print(Markdown(part(result)))
 
 

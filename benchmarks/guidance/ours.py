@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.guidance.pairs import BLOCK, OWN_TOKENS, PROMPT_TOKENS, Pair, prompts
+from benchmarks.guidance.pairs import BLOCK, Pair, Prompts, prompts
 from qsharp_core.vllm_plugin import processors
 
 ETA = 0.2
@@ -18,17 +18,14 @@ SETTLE_SECONDS = 1.5
 
 @dataclass(frozen=True)
 class Ask:
-    """What a wave of requests asks: `rows` at once, `tokens` each; not guided without a critic.
-
-    Prompts have most of their tokens in common, unless they are `apart`.
-    """
+    """What a wave of requests asks: `rows` at once, `tokens` each; not guided without a critic."""
 
     rows: int
     tokens: int
     critic: str | None = None
     candidates: int = 8
     min_prob: float = 0.0
-    apart: bool = False
+    prompts: Prompts = "alike"
 
     @property
     def extra_args(self) -> dict[str, Any] | None:
@@ -64,6 +61,9 @@ def engine(pair: Pair, rows: int, processor: str | None = OURS) -> Iterator[Any]
 def seconds(llm: Any, pair: Pair, ask: Ask, seed: int) -> float:
     """Wall time of one wave. Its prompts have been seen before: what is timed is the decoding."""
     wave(llm, pair, ask, seed, 1)
+    if ask.prompts == "task":  # their last tokens fill no block, and are run anew
+        first = wave(llm, pair, ask, seed, 1)
+        return wave(llm, pair, ask, seed, ask.tokens + 1) - first
     return wave(llm, pair, ask, seed, ask.tokens)
 
 
@@ -71,9 +71,7 @@ def wave(llm: Any, pair: Pair, ask: Ask, seed: int, tokens: int) -> float:
     """Wall time of the ask's requests with `tokens` tokens each."""
     from vllm import SamplingParams
 
-    given = [
-        {"prompt_token_ids": ids} for ids in prompts(pair, ask.rows, seed, PROMPT_TOKENS if ask.apart else OWN_TOKENS)
-    ]
+    given = [{"prompt_token_ids": ids} for ids in prompts(pair, ask.rows, seed, ask.prompts)]
     params = SamplingParams(
         temperature=1.0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=ask.extra_args
     )

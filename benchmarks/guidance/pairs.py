@@ -1,23 +1,27 @@
 """The models that are measured: the embedded default with its critic, and a tiny pair, where bookkeeping dominates."""
 
 import json
+import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
-from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 from qsharp_core.critic import checkpoint
 from qsharp_core.critic.model import Critic
 from qsharp_core.precision import fast_bfloat16
 from server import presets
+from trainer.tasks import sums
 
 # One more than a multiple of BLOCK: of a prompt seen before, vLLM runs the last token alone again, and a wave of such
 # prompts is decoding from its first step.
 BLOCK, PROMPT_TOKENS, OWN_TOKENS, VOCABULARY = 32, 257, 16, 2048
+Prompts = Literal["alike", "apart", "task"]
 # Factor on the tiny model's output layer: its most likely tokens then have most of the mass, as language models'.
 SURE = 30.0
 
@@ -82,8 +86,20 @@ def default(folder: Path) -> Pair:
 PAIRS = {"default": default, "tiny": tiny}
 
 
-def prompts(pair: Pair, rows: int, seed: int, own_tokens: int = OWN_TOKENS) -> list[list[int]]:
-    """Token ids: a prefix that all rows share, as few-shot prompts do, and an end of each row's own."""
+def prompts(pair: Pair, rows: int, seed: int, kind: Prompts = "alike") -> list[list[int]]:
+    """Token ids, of all rows as many.
+
+    Args:
+        kind: `alike` are random tokens, a prefix that all rows share, as few-shot prompts do, and an end of each row's
+            own; `apart` share nothing; `task` are held-out problems of the default model's task.
+    """
+    if kind == "task":
+        problems = random.Random(seed).sample(sums.problems("held_out"), rows)
+        ids: list[list[int]] = AutoTokenizer.from_pretrained(pair.reference)(
+            [sums.prompt(problem) for problem in problems]
+        )["input_ids"]
+        return ids
+    own_tokens = PROMPT_TOKENS if kind == "apart" else OWN_TOKENS
     generator = torch.Generator().manual_seed(seed)
     shared = torch.randint(
         3, pair.vocabulary, (PROMPT_TOKENS - own_tokens,), generator=torch.Generator().manual_seed(0)

@@ -9,7 +9,7 @@ are in ours.
 import copy
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from benchmarks.guidance.ours import ETA, Ask
-from benchmarks.guidance.pairs import OWN_TOKENS, PROMPT_TOKENS, Pair, prompts
+from benchmarks.guidance.pairs import OWN_TOKENS, Pair, prompts
 from benchmarks.guidance.two_pass import tilted
 from qsharp_core.critic.model import Critic
 
@@ -41,9 +41,10 @@ class TwoPassCritic(LogitsProcessor):
         cache: keys and values of the tokens it has seen; it grows.
     """
 
-    def __init__(self, critic: Critic, cache: DynamicCache, eta: float, candidates: int) -> None:
+    def __init__(self, critic: Critic, cache: DynamicCache, eta: float, candidates: int, min_prob: float = 0.0) -> None:
         assert critic.head.shape.kind == "V"
-        self.critic, self.cache, self.eta, self.candidates = critic, cache, eta, candidates
+        self.critic, self.cache = critic, cache
+        self.eta, self.candidates, self.min_prob = eta, candidates, min_prob
 
     @torch.inference_mode()
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class TwoPassCritic(LogitsProcessor):
         hidden = self._forward(ids_RK.reshape(-1, 1), fork(self.cache, self.candidates))
         outputs = self.critic.head.at_tokens(hidden[:, -1]).unflatten(0, ids_RK.shape)
         eta_R = torch.full((len(ids_RK),), self.eta, dtype=torch.float64)
-        return tilted(scores, ids_RK, outputs, self.critic.distribution, eta_R)
+        return tilted(scores, ids_RK, outputs, self.critic.distribution, eta_R, self.min_prob)
 
     def _forward(self, ids: Tensor, cache: DynamicCache) -> Tensor:
         ids = ids.clamp(max=self.critic.vocab - 1)  # the reference's table may be padded past the tokenizer's end
@@ -75,7 +76,7 @@ class GeneratePeer:
         found: dict[Way, float] = {}
         for threads in range(1, min(2, os.cpu_count() or 1) + 1):
             for batch in (b for b in BATCHES if b <= ask.rows):
-                trial = Ask(batch, TRIAL_TOKENS, candidates=ask.candidates)
+                trial = replace(ask, rows=batch, tokens=TRIAL_TOKENS)
                 way = Way(batch, threads)
                 found[way] = min(self.seconds(trial, seed, way) for seed in range(2)) / batch
         return min(found, key=lambda way: found[way])
@@ -83,7 +84,7 @@ class GeneratePeer:
     @torch.inference_mode()
     def seconds(self, ask: Ask, seed: int, way: Way) -> float:
         """Wall time of one wave, batch after batch."""
-        ids = torch.tensor(prompts(self.pair, ask.rows, seed))
+        ids = torch.tensor(prompts(self.pair, ask.rows, seed, ask.prompts))
         before = torch.get_num_threads()
         torch.set_num_threads(way.threads)
         total = 0.0
@@ -92,7 +93,7 @@ class GeneratePeer:
             reference, critic = (fork(cache) for cache in caches)
             reference.batch_select_indices(rows)
             critic.batch_select_indices(rows)
-            guidance = TwoPassCritic(self.critic, critic, ETA, ask.candidates)
+            guidance = TwoPassCritic(self.critic, critic, ETA, ask.candidates, ask.min_prob)
             started = time.perf_counter()
             made = self.model.generate(
                 ids[rows], attention_mask=torch.ones_like(ids[rows]), past_key_values=reference,
@@ -104,8 +105,9 @@ class GeneratePeer:
         return total
 
     def _seen(self, model: Any, ids: Tensor) -> DynamicCache:
-        """A cache of all of the prompts but their last tokens; their common part is run once."""
-        shared = PROMPT_TOKENS - OWN_TOKENS
+        """A cache of all of the prompts but their last tokens; what they have in common is run once."""
+        alike = (ids == ids[0]).all(0)[:-OWN_TOKENS]
+        shared = int(alike.long().cumprod(0).sum())
         cache = DynamicCache(config=model.config)
         model(input_ids=ids[:1, :shared], past_key_values=cache, use_cache=True)
         cache.batch_repeat_interleave(len(ids))

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.guidance import tables
 from benchmarks.guidance.pairs import OWN_TOKENS, PROMPT_TOKENS
+from qsharp_core.vllm_plugin.params import DEFAULT_CANDIDATES, DEFAULT_MIN_PROB
 
 DOCS = Path("docs")
 FIGURE = Path("images/critic-growth.png")
@@ -56,8 +57,8 @@ one thread each, by turns; the critic's bare passes have one; peer (a) has one o
 
 A wave is that many requests at once, each of {waves}, after prompts
 of {PROMPT_TOKENS} tokens that every side has cached: what is timed is decoding. {PROMPT_TOKENS - OWN_TOKENS} of these
-tokens are the same in all prompts, as those of few-shot prompts are; *apart*: none are. `eta` 0.2, no `min_prob`,
-temperature 1.
+tokens are the same in all prompts, as those of few-shot prompts are; *apart*: none are; *task*: held-out sums with
+their eight solved examples. `eta` 0.2, no `min_prob` unless said, temperature 1.
 
 ## Guided and not
 
@@ -67,9 +68,16 @@ transformers' own, timed without making, growing or copying a cache.
 
 {tables.guided(result)}
 
+## As requests are by default
+
+Sums (*task*), at most {DEFAULT_CANDIDATES} candidates, none less likely than {DEFAULT_MIN_PROB}: the critic is asked
+where the reference is unsure.
+
+{tables.as_served(result)}
+
 ## Other ways to guide
 
-The same models, prompts, `eta` and 8 candidates.
+The same models, prompts, `eta` and candidates; on the task, also the same `min_prob`, {DEFAULT_MIN_PROB}.
 
 (a) Hugging Face `generate` with a logits processor that runs a cached critic twice a step: the last token, then all
 candidates over an expanded cache; at its best batch size. (b) A vLLM logits processor with a dense cache per slot and

@@ -42,17 +42,17 @@ def guided(result: Result) -> str:
     """Guided and unguided throughput, and efficiency."""
     cases = Cases(result)
     rows = []
-    asked = [case for case in cases.of(side="ours") if case["head"] is not None]
-    for case in sorted(asked, key=lambda c: (c["pair"], c["head"] == "Q", c["rows"], c["apart"], c["candidates"])):
+    asked = [c for c in cases.of(side="ours") if c["head"] is not None and c["prompts"] != "task"]
+    for case in sorted(asked, key=lambda c: (c["pair"], c["head"] == "Q", c["rows"], c["prompts"], c["candidates"])):
         at = {"pair": case["pair"], "rows": case["rows"]}
-        plain = cases.of(side="ours", head=None, apart=case["apart"], **at)
+        plain = cases.of(side="ours", head=None, prompts=case["prompts"], **at)
         bare = cases.of(side="bare", head=case["head"], candidates=case["candidates"], **at)
         if not (plain and bare):
             continue
         seconds = [statistics.median(c["seconds"]) for c in (plain[0], bare[0], case)]
         rows.append(
             (
-                case["pair"], case["head"], f"{case['rows']}{', apart' * case['apart']}", case["candidates"],
+                case["pair"], case["head"], f"{case['rows']}{_kind(case)}", case["candidates"],
                 spread(speed(plain[0]), digits=1), spread(speed(case), digits=1),
                 spread(bare[0]["seconds"], 1e3 / case["tokens"]),
                 f"{seconds[0] / seconds[2]:.2f}", f"**{(seconds[0] + seconds[1]) / seconds[2]:.2f}**",
@@ -71,18 +71,37 @@ def peers(result: Result) -> str:
     rows = []
     for side, how in (("generate", _generate_settings), ("dense", lambda _: "V1 logits processor")):
         for case in cases.of(side=side):
-            at = {"pair": case["pair"], "rows": case["rows"], "head": "V", "candidates": case["candidates"]}
-            ours = cases.of(side="ours", apart=False, **at)
+            ours = cases.of(side="ours", **{name: case[name] for name in SAME})
             if not ours:
                 continue
             ratio = statistics.median(speed(ours[0])) / statistics.median(speed(case))
             cells = (spread(speed(c), digits=1) for c in (case, ours[0]))
-            rows.append((PEERS[side], how(case), case["pair"], case["rows"], *cells, f"**{ratio:.1f} ×**"))
-    head = ("peer", "its settings", "pair", "requests", "peer, tok/s", "ours, tok/s", "ours ÷ peer")
-    return table(head, sorted(rows, key=lambda row: (row[0], row[2], row[3])))
+            named = (PEERS[side], how(case), case["pair"], f"{case['rows']}{_kind(case)}", case["candidates"])
+            rows.append((*named, *cells, f"**{ratio:.1f} ×**"))
+    return table(
+        ("peer", "its settings", "pair", "requests", "candidates", "peer, tok/s", "ours, tok/s", "ours ÷ peer"), rows
+    )
 
 
+def as_served(result: Result) -> str:
+    """Problems of the task, guided by the defaults of requests, and not."""
+    cases = Cases(result)
+    rows = []
+    for case in cases.of(side="ours", head="V", prompts="task"):
+        plain = cases.of(side="ours", head=None, prompts="task", pair=case["pair"], rows=case["rows"])
+        for unguided in plain:
+            ratio = statistics.median(unguided["seconds"]) / statistics.median(case["seconds"])
+            cells = (spread(speed(c), digits=1) for c in (unguided, case))
+            rows.append((case["pair"], case["rows"], *cells, f"{ratio:.2f}"))
+    return table(("pair", "requests", "unguided, tok/s", "guided, tok/s", "guided ÷ unguided"), rows)
+
+
+SAME = ("pair", "rows", "head", "candidates", "min_prob", "prompts")
 PEERS = {"generate": "(a) `generate`, two passes", "dense": "(b) vLLM, dense cache, two passes"}
+
+
+def _kind(case: dict[str, Any]) -> str:
+    return "" if case["prompts"] == "alike" else f", {case['prompts']}"
 
 
 def _generate_settings(case: dict[str, Any]) -> str:
@@ -99,7 +118,7 @@ def without_eta(result: Result) -> str:
     cases = Cases(result)
     rows = []
     for case in cases.of(side="vllm"):
-        ours = cases.of(side="ours", head=None, apart=False, pair=case["pair"], rows=case["rows"])
+        ours = cases.of(side="ours", head=None, prompts="alike", pair=case["pair"], rows=case["rows"])
         if ours:
             speeds = (spread(speed(c), digits=1) for c in (case, ours[0]))
             lost = losses(case["seconds"], ours[0]["seconds"])

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from benchmarks.guidance import bare, ours, peer_dense
 from benchmarks.guidance.ours import Ask
-from benchmarks.guidance.pairs import Pair
-from benchmarks.guidance.peer_generate import GeneratePeer
+from benchmarks.guidance.pairs import Pair, Prompts
+from benchmarks.guidance.peer_generate import GeneratePeer, Way
+from qsharp_core.vllm_plugin.params import DEFAULT_CANDIDATES, DEFAULT_MIN_PROB
 
 Side = Literal["ours", "bare", "vllm", "dense", "generate"]
 APART = 8  # candidates of the waves of which the prompts have nothing in common
@@ -31,7 +32,7 @@ class Case:
         side: `ours` (guided where there is a head), `bare` (the critic's forward passes alone), `vllm` (without our
             package), or a peer.
         head: of the critic; None is not guided.
-        apart: prompts have nothing in common.
+        prompts: see `pairs.prompts`.
     """
 
     side: Side
@@ -39,7 +40,8 @@ class Case:
     tokens: int
     head: Literal["V", "Q"] | None = None
     candidates: int = 0
-    apart: bool = False
+    min_prob: float = 0.0
+    prompts: Prompts = "alike"
 
 
 @dataclass
@@ -56,9 +58,19 @@ class Measured:
 
 
 def cases(
-    rows: Sequence[int], heads: Sequence[Any], candidates: Sequence[int], peer_rows: Sequence[int], tokens: int
+    rows: Sequence[int],
+    heads: Sequence[Any],
+    candidates: Sequence[int],
+    peer_rows: Sequence[int],
+    tokens: int,
+    *,
+    task: bool = False,
 ) -> list[Case]:
-    """All that one pair is measured at; peers with a V head and 8 candidates."""
+    """All that one pair is measured at; peers with a V head and 8 candidates.
+
+    Args:
+        task: also as a server's requests are by default, on problems of the default model's task.
+    """
     made = []
     for count in sorted({*rows, *peer_rows}):
         guided = [(head, most) for head in heads for most in candidates] if count in rows else []
@@ -66,10 +78,16 @@ def cases(
         # Side by side, so that engines change seldom; what is compared most closely stands next to each other.
         made += [Case("ours", count, tokens, head, most) for head, most in dict.fromkeys([*guided, *peers])]
         if count == max(rows) and ("V", APART) in guided:
-            made += [Case("ours", count, tokens, "V", APART, apart=True), Case("ours", count, tokens, apart=True)]
+            made += [
+                Case("ours", count, tokens, "V", APART, prompts="apart"),
+                Case("ours", count, tokens, prompts="apart"),
+            ]
         made += [Case("ours", count, tokens), Case("vllm", count, tokens)]
         made += [Case("bare", count, tokens, head, most) for head, most in guided]
         made += [Case(side, count, tokens, head, most) for side in PEERS for head, most in peers]
+        if task and count in peer_rows:
+            as_served = Case("ours", count, tokens, "V", DEFAULT_CANDIDATES, DEFAULT_MIN_PROB, "task")
+            made += [replace(as_served, side="generate"), as_served, Case("ours", count, tokens, prompts="task")]
     return made
 
 
@@ -131,12 +149,12 @@ def sides(pair: Pair, found: list[Measured]) -> Iterator[dict[str, Runner]]:
 def _generate(pair: Pair, found: list[Measured]) -> Runner:
     """The peer at its best batch size and threads, which are tried out first."""
     peer = GeneratePeer(pair)
-    ways = {}
+    ways: dict[Case, Way] = {}  # by cases of no tokens: a warm-up's has fewer
     asked = [measured for measured in found if measured.case.side == "generate"]
     for measured in tqdm(asked, desc=f"{pair.name}: best batch size of generate"):
-        way = ways[measured.case.rows] = peer.best(_ask(pair, measured.case))
+        way = ways[replace(measured.case, tokens=0)] = peer.best(_ask(pair, measured.case))
         measured.settings = asdict(way)
-    return lambda case, seed: peer.seconds(_ask(pair, case), seed, ways[case.rows])
+    return lambda case, seed: peer.seconds(_ask(pair, case), seed, ways[replace(case, tokens=0)])
 
 
 def _head(case: Case) -> Literal["V", "Q"]:
@@ -146,4 +164,4 @@ def _head(case: Case) -> Literal["V", "Q"]:
 
 def _ask(pair: Pair, case: Case) -> Ask:
     critic = None if case.head is None else pair.names[case.head]
-    return Ask(case.rows, case.tokens, critic, case.candidates, apart=case.apart)
+    return Ask(case.rows, case.tokens, critic, case.candidates, case.min_prob, case.prompts)
