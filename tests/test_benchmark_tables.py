@@ -86,5 +86,9 @@ def test_a_page_of_what_there_is() -> None:
         "load": 0.5,
         "dtypes": {"tiny": "float32"},
     }
-    page = render.page({**RESULT, "command": "x", "minutes": 1.0, "machine": machine, "settings": settings})
+    about = {"command": "x", "minutes": 1.0, "machine": machine, "settings": settings}
+    page = render.page({**RESULT, **about})
     assert tables.guided(RESULT) in page
+    assert tables.as_served(RESULT) in page
+    without = {**RESULT, "throughput": [c for c in RESULT["throughput"] if c["prompts"] != "task"]}
+    assert "by default" not in render.page({**without, **about})

@@ -68,14 +68,7 @@ transformers' own, timed without making, growing or copying a cache.
 
 {tables.guided(result)}
 
-## As requests are by default
-
-Sums (*task*), at most {DEFAULT_CANDIDATES} candidates, none less likely than {DEFAULT_MIN_PROB}: the critic is asked
-where the reference is unsure.
-
-{tables.as_served(result)}
-
-## Other ways to guide
+{_as_served(result)}## Other ways to guide
 
 The same models, prompts, `eta` and candidates; on the task, also the same `min_prob`, {DEFAULT_MIN_PROB}.
 
@@ -110,6 +103,20 @@ candidates. Ragged: rows ask for 1 to as many candidates, evenly spread.
 Its cache, V head:
 
 {tables.pool(result)}
+"""
+
+
+def _as_served(result: dict[str, Any]) -> str:
+    """A section, where the task was measured."""
+    if not tables.Cases(result).of(prompts="task"):
+        return ""
+    return f"""## As requests are by default
+
+Sums (*task*), at most {DEFAULT_CANDIDATES} candidates, none less likely than {DEFAULT_MIN_PROB}: the critic is asked
+where the reference is unsure.
+
+{tables.as_served(result)}
+
 """
 
 
