@@ -140,8 +140,7 @@ def guide(
     log_ref_RK = candidates.log_ref_RK.masked_fill(~mask_RK, none)
     tilt_RK = tilt_RK.masked_fill(~mask_RK, 0.0)
 
-    log_mass_R = log_ref_RK.logsumexp(-1)
-    tilted_R = (log_ref_RK + tilt_RK).logsumexp(-1)
+    log_mass_R, tilted_R = torch.stack([log_ref_RK, log_ref_RK + tilt_RK]).logsumexp(-1)
     # Candidates may hold all the mass to within rounding; then the tail has none.
     log_tail_mass_R = torch.log1p(-log_mass_R.exp().clamp(max=1.0))
     tail_tilt_R = torch.where(tail_R == Tail.KEEP, tilted_R - log_mass_R, (reward_min_R - reward_max_R) / eta_R)

@@ -65,6 +65,39 @@ class Row:
 
 
 @dataclass(frozen=True)
+class _Batch:
+    """What of a step follows from its requests alone: made anew when they change, not at every step.
+
+    Attributes:
+        requests, places: the rows' requests, and which logits rows are theirs.
+        asked: the most candidates that one of them asks for; 0 where none is guided.
+        count_R: candidates asked for, 0 in rows that are not or no longer guided.
+        softmax_R: temperatures other than 0 and 1; None where there are none.
+        cd_R: which rows tilt as Controlled Decoding does; None where none does.
+        members: the rows that each critic guides.
+    """
+
+    requests: list[Request]
+    places: list[int]
+    index_R: Tensor
+    asked: int
+    count_R: Tensor
+    scored: int
+    min_prob_R: Tensor
+    temperature_R: Tensor
+    softmax_R: Tensor | None
+    eta_R: Tensor
+    tail_R: Tensor
+    cd_R: Tensor | None
+    range_R2: Tensor
+    members: list[tuple[LoadedCritic, list[int]]]
+
+    def are(self, logits: Tensor) -> bool:
+        """Whether the rows are all of the logits'."""
+        return self.places == list(range(len(logits)))
+
+
+@dataclass(frozen=True)
 class _Step:
     """What is reported when the tokens of the running step are known."""
 
@@ -117,6 +150,7 @@ class GuidanceCore:
         self.registry = registry.build(vllm_config, device) if self.ranks.leads else registry.empty()
         self.engine: int = vllm_config.parallel_config.data_parallel_index
         self.sender = Sender(device)
+        self._batch: _Batch | None = None
         self._step: _Step | None = None
         self._checks: deque[_Check] = deque()
 
@@ -142,6 +176,7 @@ class GuidanceCore:
 
     def close(self, request: Request) -> None:
         """A request leaves the batch (finished, aborted or preempted)."""
+        self._batch = None  # it holds the critic
         if request.critic is not None and request.sequence is not None:
             request.critic.close(request.sequence)
             request.sequence = None
@@ -160,44 +195,26 @@ class GuidanceCore:
         if not rows:
             return
         self._note_broken()
-        requests = [row.request for row in rows]
-        places = [row.index for row in rows]
-        index_R = self._column(places, torch.int64)
+        batch = self._batch_of(rows)
         # The whole vocabulary is copied no more often than it must: with all rows guided, not here.
-        logits_RV = logits if places == list(range(len(logits))) else logits.index_select(0, index_R)
-        temperatures = [r.temperature for r in requests]
-        temperature_R = self._column(temperatures, torch.float32)
-        # Of the parameters alone, and so the same on every rank; who is guided is known where the critics are.
-        asked = [r.params.candidates for r in requests if r.params.eta is not None]
-        guided = [r.sequence is not None and r.failure is None for r in requests]
-        counts = [r.params.candidates if g else 0 for r, g in zip(requests, guided, strict=True)]
+        logits_RV = logits if batch.are(logits) else logits.index_select(0, batch.index_R)
         candidates = policy.select_candidates(
-            logits_RV,
-            None if {*temperatures} <= {0, 1} else temperature_R,
-            self._column(counts, torch.int64),
-            self._column([r.params.min_prob for r in requests]),
-            max([1, *asked]),
+            logits_RV, batch.softmax_R, batch.count_R, batch.min_prob_R, max(1, batch.asked)
         )
         started = time.perf_counter()
-        tilt_RK, broken_R = self._tilts(rows, candidates, last_R)
+        tilt_RK, broken_R = self._tilts(batch, rows, candidates, last_R)
         seconds = time.perf_counter() - started
-        range_R2 = self._column([r.critic.card.reward_range if r.critic else (0.0, 1.0) for r in requests])
-        if asked:
+        range_R2 = batch.range_R2
+        if batch.asked:
             candidates, tilt_RK, range_R2 = self.ranks.agree(candidates, tilt_RK, range_R2)
-        step = policy.guide(
-            candidates,
-            tilt_RK,
-            self._column([r.params.eta or 1.0 for r in requests]),
-            self._column([TAILS[r.params.tail] for r in requests], torch.int64),
-            *range_R2.unbind(1),
-        )
-        if asked:
-            policy.guide_logits_(logits_RV, temperature_R, candidates, step)
+        step = policy.guide(candidates, tilt_RK, batch.eta_R, batch.tail_R, *range_R2.unbind(1))
+        if batch.asked:
+            policy.guide_logits_(logits_RV, batch.temperature_R, candidates, step)
             if logits_RV is not logits:
-                logits.index_copy_(0, index_R, logits_RV)
-        failures = {r.params.id: r.failure for r in requests if r.failure is not None and r.params.id is not None}
-        scored = int(candidates.mask_RK.sum()) if self.device.type == "cpu" else sum(counts)
-        self._step = _Step(rows, index_R, candidates, step, broken_R, failures, seconds, scored)
+                logits.index_copy_(0, batch.index_R, logits_RV)
+        failures = {r.params.id: r.failure for r in batch.requests if r.failure is not None and r.params.id is not None}
+        scored = int(candidates.mask_RK.sum()) if self.device.type == "cpu" else batch.scored
+        self._step = _Step(rows, batch.index_R, candidates, step, broken_R, failures, seconds, scored)
 
     def report(self, sampled: Tensor) -> None:
         """Reports the step of the last `apply`, now that its tokens are known: `[B]` or `[B, 1]`."""
@@ -236,7 +253,44 @@ class GuidanceCore:
             blocks.wanted = blocks.found = 0
         self.sender.send(report, columns)
 
-    def _tilts(self, rows: list[Row], candidates: Candidates, last_R: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _batch_of(self, rows: list[Row]) -> _Batch:
+        """The last step's, if the requests are the same and none has failed since."""
+        requests, places = [row.request for row in rows], [row.index for row in rows]
+        batch = self._batch
+        if batch is not None and batch.requests == requests and batch.places == places:
+            return batch
+        params = [r.params for r in requests]
+        temperatures = [r.temperature for r in requests]
+        # Of the parameters alone, and so the same on every rank; who is guided is known where the critics are.
+        asked = [p.candidates for p in params if p.eta is not None]
+        counts = [r.params.candidates if r.sequence is not None and r.failure is None else 0 for r in requests]
+        members: dict[int, tuple[LoadedCritic, list[int]]] = {}
+        for i, request in enumerate(requests):
+            if request.critic is not None and request.failure is None:
+                members.setdefault(id(request.critic), (request.critic, []))[1].append(i)
+        methods = [METHODS[p.method] for p in params]
+        temperature_R = self._column(temperatures, torch.float32)
+        self._batch = _Batch(
+            requests=requests,
+            places=places,
+            index_R=self._column(places, torch.int64),
+            asked=max(asked, default=0),
+            count_R=self._column(counts, torch.int64),
+            scored=sum(counts),
+            min_prob_R=self._column([p.min_prob for p in params]),
+            temperature_R=temperature_R,
+            softmax_R=None if {*temperatures} <= {0, 1} else temperature_R,
+            eta_R=self._column([p.eta or 1.0 for p in params]),
+            tail_R=self._column([TAILS[p.tail] for p in params], torch.int64),
+            cd_R=self._column([m == Method.CD for m in methods], torch.bool) if Method.CD in methods else None,
+            range_R2=self._column([r.critic.card.reward_range if r.critic else (0.0, 1.0) for r in requests]),
+            members=[*members.values()],
+        )
+        return self._batch
+
+    def _tilts(
+        self, batch: _Batch, rows: list[Row], candidates: Candidates, last_R: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Relative tilts `[R, K]`, float64, and rows `[R]` whose critic's outputs are not finite.
 
         Rows whose critic fails lose their candidates.
@@ -245,54 +299,58 @@ class GuidanceCore:
         broken_R = torch.zeros_like(candidates.mask_RK[:, 0])
         # Which rows have a choice is known on the device; where looking would mean to wait, all are asked.
         choice_R = candidates.mask_RK.any(-1).tolist() if last_R is None else [True] * len(rows)
-        groups: dict[int, tuple[LoadedCritic, list[int]]] = {}
-        for i, row in enumerate(rows):
-            critic = row.request.critic
-            if not choice_R[i] or critic is None or row.request.failure is not None:
-                continue
-            if row.length > critic.engine.capacity:
-                self._fail(row.request, "too_long", f"{row.length} tokens, capacity {critic.engine.capacity}")
-                candidates.mask_RK[i] = False
-                continue
-            groups.setdefault(id(critic), (critic, []))[1].append(i)
-        for critic, members in groups.values():
-            index = self._column(members, torch.int64)
-            of_critic = [rows[i] for i in members]
-            last = None if last_R is None or critic.engine.decoder is None else last_R[index]
-            tilts, broken = self._tilts_of(critic, of_critic, candidates, index, last)
-            tilt_RK[index], broken_R[index] = tilts, broken
-            candidates.mask_RK[index] &= ~broken[:, None]
-        if groups:
+        for critic, members in batch.members:
+            asking = []
+            capacity = critic.engine.capacity
+            for i in members:
+                if choice_R[i] and rows[i].length > capacity:
+                    self._fail(rows[i].request, "too_long", f"{rows[i].length} tokens, capacity {capacity}")
+                    candidates.mask_RK[i] = False
+                elif choice_R[i]:
+                    asking.append(i)
+            if asking:
+                # Of all rows, views do.
+                at = slice(None) if len(asking) == len(rows) else self._column(asking, torch.int64)
+                tilts, broken = self._tilts_of(critic, [rows[i] for i in asking], batch, candidates, at, last_R)
+                tilt_RK[at], broken_R[at] = tilts, broken
+                candidates.mask_RK[at] &= ~broken[:, None]
+        if batch.members:
             self._checks.append(_Check(rows, broken_R))
         if self.device.type == "cpu":
             self._note_broken()
         return tilt_RK, broken_R
 
     def _tilts_of(
-        self, critic: LoadedCritic, rows: list[Row], candidates: Candidates, index: Tensor, last_R: Tensor | None
+        self,
+        critic: LoadedCritic,
+        rows: list[Row],
+        batch: _Batch,
+        candidates: Candidates,
+        at: Tensor | slice,
+        last_R: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        ids, mask = candidates.ids_RK[index], candidates.mask_RK[index]
+        """The same of some rows, `at` these places of the batch, that one critic guides."""
+        ids, mask = candidates.ids_RK[at], candidates.mask_RK[at]
         sequences: list[Sequence] = [row.request.sequence for row in rows]  # type: ignore[misc]
         try:
-            if last_R is None:
+            if last_R is None or critic.engine.decoder is None:
                 outputs = critic.engine.score(sequences, [row.read() for row in rows], ids, mask)
             else:
                 lengths = [row.length for row in rows]
-                outputs = critic.engine.score_latest(sequences, lengths, last_R, ids, lambda i: rows[i].read())
+                outputs = critic.engine.score_latest(sequences, lengths, last_R[at], ids, lambda i: rows[i].read())
         except Exception as error:  # whatever a backbone does, other requests and the engine go on
             for row in rows:
                 self._fail(row.request, "exception", f"{type(error).__name__}: {error}")
-            candidates.mask_RK[index] = False
+            candidates.mask_RK[at] = False
             return torch.zeros_like(ids, dtype=torch.float64), torch.zeros_like(mask[:, 0])
         broken_R = ~(outputs.isfinite().all(-1) | ~mask).all(-1)
         outputs = outputs.double()
-        eta = self._column([row.request.params.eta or 1.0 for row in rows])[:, None]
+        eta = batch.eta_R[at][:, None]
         distribution = critic.engine.critic.distribution
         tilts = distribution.relative_tilt(outputs, eta)
-        if any(row.request.params.method == "cd" for row in rows):
-            cd = self._column([METHODS[row.request.params.method] for row in rows], torch.int64) == Method.CD
+        if batch.cd_R is not None:
             expected = (distribution.mean(outputs) - distribution.reward_range[1]) / eta
-            tilts = torch.where(cd[:, None], expected, tilts)
+            tilts = torch.where(batch.cd_R[at][:, None], expected, tilts)
         return tilts, broken_R
 
     def _note_broken(self) -> None:
@@ -305,6 +363,7 @@ class GuidanceCore:
 
     def _fail(self, request: Request, reason: str, detail: str) -> None:
         request.failure = reason
+        self._batch = None
         # A front end that listens ends the request with an error; without one the log is all there is.
         _logger().error("guidance failed (%s): %s; the request goes on unguided", reason, detail)
 
