@@ -25,10 +25,29 @@ PAGED = "qsharp_paged"
 
 @dataclass
 class Pool:
-    """Keys and values of every layer: `[slots, G, D]` each; slot = block · block_size + offset."""
+    """Keys and values of every layer: `[slots, G, D]` each; slot = block · block_size + offset.
+
+    Attributes:
+        stacked: the same memory, all that have one shape together: `[…, slots, G, D]`.
+    """
 
     keys: list[Tensor]
     values: list[Tensor]
+    stacked: list[Tensor]
+
+    @classmethod
+    def zeros(cls, slots: int, shapes: list[tuple[torch.Size, torch.Size]], like: Tensor) -> "Pool":
+        """An empty one; `shapes` are `(G, D)` of each layer's keys and of its values."""
+        every = [shape for layer in shapes for shape in layer]
+        stacked = {shape: like.new_zeros(every.count(shape), slots, *shape) for shape in dict.fromkeys(every)}
+        parts = {shape: iter(tensor) for shape, tensor in stacked.items()}
+        tensors = [next(parts[shape]) for shape in every]
+        return cls(tensors[::2], tensors[1::2], [*stacked.values()])
+
+    def move(self, source_N: Tensor, to_N: Tensor) -> None:
+        """Copies slots to other ones, in every layer."""
+        for tensor in self.stacked:
+            tensor.index_copy_(1, to_N, tensor.index_select(1, source_N))
 
 
 class Pass(Protocol):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,8 +49,7 @@ class _Row:
     start: int  # tokens from here to the end of the history are missing
 
 
-@dataclass(frozen=True)
-class _Piece:
+class _Piece(NamedTuple):
     """Tokens `start` to `stop` of a row's history, which a prefill pass runs; `place` is the row's in its group."""
 
     place: int
@@ -249,7 +248,8 @@ class CriticEngine:
             return None
         self._take_choice(sequence, history, before.get(id(sequence)))
         start = len(sequence.tokens)
-        cache.extend(self.blocks, sequence, history[start:])
+        if start < len(history):
+            cache.extend(self.blocks, sequence, history[start:])
         return _Row(index, sequence, history, start)
 
     def _continue(
@@ -282,31 +282,25 @@ class CriticEngine:
 
     def _take_choice(self, sequence: Sequence, history: list[int], choice: _Choice | None) -> None:
         """Has the chosen candidate's keys and values moved to the sequence's end, where they were kept."""
-        if choice is None or choice.cuts != sequence.cuts or history[-1] not in choice.ids:
+        if choice is None or choice.cuts != sequence.cuts:
             return
-        if not choice.length == len(sequence.tokens) == len(history) - 1:
+        if not choice.length == len(sequence.tokens) == len(history) - 1 or history[-1] not in choice.ids:
             return
         cache.extend(self.blocks, sequence, history[-1:])
-        to = self._slots(sequence, choice.length, choice.length + 1)[0]
+        block, offset = divmod(choice.length, self.blocks.block_size)
+        to = sequence.blocks[block] * self.blocks.block_size + offset
         self._moves.append((choice.slot + choice.ids.index(history[-1]), to))
 
     def _move_choices(self) -> None:
         """Moves the chosen candidates' keys and values, all rows at once."""
         if not self._moves:
             return
-        source, to = torch.tensor(self._moves, device=self.device).unbind(1)
-        for layer in (*self.pool.keys, *self.pool.values):
-            layer[to] = layer[source]
+        self.pool.move(*torch.tensor(self._moves, device=self.device).unbind(1))
         self._moves.clear()
 
     def _scratch_blocks(self, candidates: int) -> int:
         """Blocks behind the pool's own that a row's candidates take."""
         return -(-candidates // self.blocks.block_size)
-
-    def _slots(self, sequence: Sequence, start: int, stop: int) -> list[int]:
-        size = self.blocks.block_size
-        table = sequence.blocks
-        return [table[p // size] * size + p % size for p in range(start, stop)]
 
     # -- forward passes
 
@@ -314,58 +308,43 @@ class CriticEngine:
         if not group:
             return
         self._move_choices()
-        rows = torch.tensor([row.index for row in group], device=self.device)
-        ids, mask = ids_RK[rows], mask_RK[rows]
+        at: Tensor | slice = slice(None)  # all rows: views do
+        if len(group) < len(outputs):
+            at = torch.tensor([row.index for row in group], device=self.device)
+        ids, mask = ids_RK[at], mask_RK[at]
         ids = ids.clamp(max=self.critic.vocab - 1)  # ids past the tokenizer's end are padding of the reference's table
         if self.critic.head.shape.kind == "Q":
             hidden = self._prefill(group)
-            scored = self.critic.head.of_tokens(hidden, ids).masked_fill(~mask[..., None], 0.0)
-        else:
-            if max(len(row.history) - row.start for row in group) > PATCH_TOKENS:
-                self._prefill(group)
-            scored = torch.zeros_like(outputs[rows])
-            scored[mask] = self.critic.head.at_tokens(self._run_candidates(group, ids, mask))
-        outputs[rows] = scored
+            outputs[at] = self.critic.head.of_tokens(hidden, ids).masked_fill_(~mask[..., None], 0.0)
+            return
+        if max(len(row.history) - row.start for row in group) > PATCH_TOKENS:
+            self._prefill(group)
+        scored = self.critic.head.at_tokens(self._run_candidates(group, ids, mask))
+        if isinstance(at, Tensor):
+            mask = torch.zeros_like(mask_RK).index_copy_(0, at, mask)
+        outputs.masked_scatter_(mask[..., None], scored)
 
     def _prefill(self, group: list[_Row]) -> Tensor:
         """Runs what is missing, in passes of `PREFILL_TOKENS`; each row's last hidden state, where it was run."""
         last_RD = torch.empty(len(group), self.critic.head.shape.hidden, dtype=self.dtype, device=self.device)
-        pieces: list[_Piece] = []
-        room, longest = PREFILL_TOKENS, 0
-        for place, row in enumerate(group):
-            start = row.start
-            while start < len(row.history):
-                stop = min(len(row.history), start + room)
-                longest = max(longest, stop - start)
-                # Rows are padded to the longest piece inside attention: bound that too.
-                if pieces and longest * (len(pieces) + 1) > 2 * PREFILL_TOKENS:
-                    self._prefill_pass(pieces, last_RD)
-                    pieces, room, longest = [], PREFILL_TOKENS, 0
-                    continue
-                pieces.append(_Piece(place, row, start, stop))
-                room -= stop - start
-                start = stop
-                if room == 0:
-                    self._prefill_pass(pieces, last_RD)
-                    pieces, room, longest = [], PREFILL_TOKENS, 0
-        if pieces:
-            self._prefill_pass(pieces, last_RD)
+        for pieces in _passes(group):
+            last_RD[[piece.place for piece in pieces]] = self._prefill_pass(pieces)
         for row in group:
             row.start = len(row.history)
         return last_RD
 
-    def _prefill_pass(self, pieces: list[_Piece], last_RD: Tensor) -> None:
+    def _prefill_pass(self, pieces: list[_Piece]) -> Tensor:
+        """Runs these; the last hidden state of each, `[pieces, D]`."""
         tokens = [t for piece in pieces for t in piece.row.history[piece.start : piece.stop]]
-        slots = [s for piece in pieces for s in self._slots(piece.row.sequence, piece.start, piece.stop)]
-        counts = np.array([piece.stop - piece.start for piece in pieces])
         first = np.array([piece.start for piece in pieces])
+        counts = np.array([piece.stop for piece in pieces]) - first
         position = first[:, None] + np.arange(counts.max())
         lengths = first + counts
         table = self._table([piece.row.sequence for piece in pieces], int(lengths.max()))
-        layout = self._layout(counts, position, np.array(slots), table, lengths)
+        slots = self._slots(table, position)[np.arange(position.shape[1]) < counts[:, None]]
+        layout = self._layout(counts, position, slots, table, lengths)
         hidden = self._forward(torch.tensor(tokens, device=self.device), layout)
-        ends = dict(zip((piece.place for piece in pieces), np.cumsum(counts) - 1, strict=True))  # a row's last piece
-        last_RD[self._tensor(np.array([*ends]))] = hidden[self._tensor(np.array([*ends.values()]))]
+        return hidden if len(hidden) == len(pieces) else hidden[self._tensor(np.cumsum(counts) - 1)]
 
     def _run_candidates(self, group: list[_Row], ids: Tensor, mask: Tensor) -> Tensor:
         """Hidden states of all asked candidates, packed `[N, D]`; keeps their keys and values.
@@ -374,37 +353,41 @@ class CriticEngine:
         """
         size = self.blocks.block_size
         asked = mask.sum(-1).cpu().numpy()
-        missing = np.array([len(row.history) - row.start for row in group])
         lengths = np.array([len(row.history) for row in group])
+        missing = lengths - np.array([row.start for row in group])
         counts = missing + asked
         if not counts.any():
             return torch.empty(0, self.critic.head.shape.hidden, dtype=self.dtype, device=self.device)
         blocks = self._scratch_blocks(max(1, int(asked.max())))
         scratch = self.blocks.blocks + np.arange(len(group) * blocks).reshape(-1, blocks)
+        prefix = self._table([row.sequence for row in group], int(lengths.max()))
         rank = np.arange(counts.max()) - missing[:, None]  # of the candidates; negative before them
         slots = scratch[:, :1] * size + rank
         position = np.broadcast_to(lengths[:, None], rank.shape)
-        tokens = ids[mask]
-        for_row = tokens.split(asked.tolist())
+        valid = np.arange(rank.shape[1]) < counts[:, None]
+        candidates = ids[mask].tolist()
+        ends = np.cumsum(asked).tolist()
+        chosen = [candidates[end - many : end] for end, many in zip(ends, asked.tolist(), strict=True)]
+        tokens = candidates
         if missing.any():
             position = np.minimum(position, lengths[:, None] + rank)
-            before = [(r, row) for r, row in enumerate(group) if row.start < len(row.history)]
-            for r, row in before:
-                slots[r, : missing[r]] = self._slots(row.sequence, row.start, len(row.history))
-            listed = {r: torch.tensor(row.history[row.start :], device=self.device) for r, row in before}
-            parts = ((listed[r], chosen) if r in listed else (chosen,) for r, chosen in enumerate(for_row))
-            tokens = torch.cat([part for pair in parts for part in pair])
-        valid = np.arange(rank.shape[1]) < counts[:, None]
-        prefix = self._table([row.sequence for row in group], int(lengths.max()))
+            slots = np.where(rank < 0, self._slots(prefix, position), slots)
+            tokens = [t for row, own in zip(group, chosen, strict=True) for t in (*row.history[row.start :], *own)]
         layout = self._layout(
             counts, position, slots[valid], np.concatenate([prefix, scratch], axis=1), lengths,
             own=prefix.shape[1] * size, listed=missing,
         )  # fmt: skip
-        first = scratch[:, 0] * size
-        for row, chosen, slot in zip(group, for_row, first.tolist(), strict=True):
-            self._choices[id(row.sequence)] = _Choice(len(row.history), row.sequence.cuts, chosen.tolist(), slot)
-        hidden = self._forward(tokens, layout)
+        first = (scratch[:, 0] * size).tolist()
+        for row, own, slot in zip(group, chosen, first, strict=True):
+            self._choices[id(row.sequence)] = _Choice(len(row.history), row.sequence.cuts, own, slot)
+        hidden = self._forward(torch.tensor(tokens, device=self.device), layout)
         return hidden[self._tensor((rank >= 0)[valid])] if missing.any() else hidden
+
+    def _slots(self, table: NDArray[np.int64], position: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The pool's slots of each row's positions; positions past the table's end give any."""
+        size = self.blocks.block_size
+        block = np.minimum(position // size, table.shape[1] - 1)
+        return np.take_along_axis(table, block, axis=1) * size + position % size
 
     def _table(self, sequences: list[Sequence], longest: int) -> NDArray[np.int64]:
         """Block tables for that many positions, padded with block 0."""
@@ -469,18 +452,14 @@ class CriticEngine:
         with torch.inference_mode():
             self.critic.backbone(input_ids=one, position_ids=one, use_cache=False, critic_pass=probe)
         self._windowed = probe.windowed
-        slots = (self.blocks.blocks + self._scratch) * self.blocks.block_size
-
-        def zeros(shape: torch.Size) -> Tensor:
-            return torch.zeros(slots, *shape, dtype=self.dtype, device=self.device)
-
         layers = [probe.shapes[layer] for layer in sorted(probe.shapes)]
         if not layers or sorted(probe.shapes) != list(range(len(layers))):
             raise CriticError(
                 f"{type(self.critic.backbone).__name__} cannot serve as a critic's backbone: "
                 "its attention does not go through transformers' AttentionInterface"
             )
-        return Pool([zeros(keys) for keys, _ in layers], [zeros(values) for _, values in layers])
+        slots = (self.blocks.blocks + self._scratch) * self.blocks.block_size
+        return Pool.zeros(slots, layers, next(self.critic.parameters()))
 
     def _make_decoder(self, prefix: PrefixAttention, graphs: tuple[Collection[int], Collection[int]]) -> Decoder | None:
         decoder = Decoder(self.critic, self.pool, self.blocks.block_size, self.capacity, prefix)
@@ -550,3 +529,27 @@ class CriticEngine:
                 f"{type(self.critic.backbone).__name__} cannot serve as a critic's backbone: with the paged cache "
                 f"its hidden states differ from a plain forward pass by {worst:.2g} of their size"
             )
+
+
+def _passes(group: list[_Row]) -> Iterator[list[_Piece]]:
+    """What is missing of the rows, cut into passes of `PREFILL_TOKENS`."""
+    pieces: list[_Piece] = []
+    room, longest = PREFILL_TOKENS, 0
+    for place, row in enumerate(group):
+        start, length = row.start, len(row.history)
+        while start < length:
+            stop = min(length, start + room)
+            longest = max(longest, stop - start)
+            # Rows are padded to the longest piece inside attention: bound that too.
+            if pieces and longest * (len(pieces) + 1) > 2 * PREFILL_TOKENS:
+                yield pieces
+                pieces, room, longest = [], PREFILL_TOKENS, 0
+                continue
+            pieces.append(_Piece(place, row, start, stop))
+            room -= stop - start
+            start = stop
+            if room == 0:
+                yield pieces
+                pieces, room, longest = [], PREFILL_TOKENS, 0
+    if pieces:
+        yield pieces

@@ -55,7 +55,8 @@ class Head(nn.Module):
 
     def of_tokens(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Q head: outputs `[..., K, n_out]` of the next tokens `ids [..., K]` after prefixes ending in `[..., D]`."""
-        weight = self.weight[ids].flatten(-3, -2)  # of all asked tokens as one matrix: one product for each prefix
+        # Of all asked tokens as one matrix: one product for each prefix. Looked up as an embedding, whole rows at once.
+        weight = F.embedding(ids, self.weight.flatten(1)).unflatten(-1, self.weight.shape[1:]).flatten(-3, -2)
         return (weight @ self.features(hidden)[..., None]).view(*ids.shape, -1) + self.bias[ids]
 
 
