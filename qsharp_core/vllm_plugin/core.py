@@ -49,7 +49,7 @@ class Request:
     failure: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Row:
     """A logits row of this step.
 
