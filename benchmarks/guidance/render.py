@@ -45,7 +45,8 @@ def page(result: dict[str, Any]) -> str:
 
 Made by `{result["command"]}` on {m["date"]}, in {result["minutes"]:.0f} minutes, and written by
 `python -m benchmarks.guidance.render`; `make bench` makes it anew on your machine. Numbers are medians
-(least to greatest) of {s["rounds"]} rounds; ratios are of numbers of this one run, whose sides took turns.
+(least to greatest) of {s["rounds"]} rounds of this one run, in each of which every side took its turn; so
+are ratios, which are made within a round.
 {note}
 Machine: {m["cpu"]}, {m["cores"]} cores, {m["memory_gib"]:.0f} GiB, {m["platform"]}. Python {m["python"]}, {versions}.
 

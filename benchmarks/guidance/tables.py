@@ -1,6 +1,7 @@
 """Ratios and tables of a result: pure functions from the JSON to Markdown.
 
-Sides, heads and so on are the fields of `throughput.Case`; all ratios are of medians within one run.
+Sides, heads and so on are the fields of `throughput.Case`. Ratios are made in each round, whose waves see the same
+machine, and then have a median and a spread.
 """
 
 import statistics
@@ -22,9 +23,20 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
+def bold(cell: str) -> str:
+    """Its median, which is what is quoted."""
+    median, _, rest = cell.partition(" ")
+    return f"**{median}** {rest}"
+
+
 def speed(case: dict[str, Any]) -> list[float]:
     """Tokens per second, of all rows together, per round."""
     return [case["rows"] * case["tokens"] / seconds for seconds in case["seconds"]]
+
+
+def ratios(over: Iterable[float], under: Iterable[float]) -> list[float]:
+    """Of each round."""
+    return [a / b for a, b in zip(over, under, strict=True)]
 
 
 class Cases:
@@ -49,13 +61,14 @@ def guided(result: Result) -> str:
         bare = cases.of(side="bare", head=case["head"], candidates=case["candidates"], **at)
         if not (plain and bare):
             continue
-        seconds = [statistics.median(c["seconds"]) for c in (plain[0], bare[0], case)]
+        plain_s, bare_s, guided_s = (c["seconds"] for c in (plain[0], bare[0], case))
+        least_s = [u + b for u, b in zip(plain_s, bare_s, strict=True)]
         rows.append(
             (
                 case["pair"], case["head"], f"{case['rows']}{_kind(case)}", case["candidates"],
                 spread(speed(plain[0]), digits=1), spread(speed(case), digits=1),
                 spread(bare[0]["seconds"], 1e3 / case["tokens"]),
-                f"{seconds[0] / seconds[2]:.2f}", f"**{(seconds[0] + seconds[1]) / seconds[2]:.2f}**",
+                spread(ratios(plain_s, guided_s)), bold(spread(ratios(least_s, guided_s))),
             )
         )  # fmt: skip
     return table(
@@ -74,10 +87,10 @@ def peers(result: Result) -> str:
             ours = cases.of(side="ours", **{name: case[name] for name in SAME})
             if not ours:
                 continue
-            ratio = statistics.median(speed(ours[0])) / statistics.median(speed(case))
+            ratio = spread(ratios(speed(ours[0]), speed(case)), digits=1)
             cells = (spread(speed(c), digits=1) for c in (case, ours[0]))
             named = (PEERS[side], how(case), case["pair"], f"{case['rows']}{_kind(case)}", case["candidates"])
-            rows.append((*named, *cells, f"**{ratio:.1f} ×**"))
+            rows.append((*named, *cells, bold(ratio)))
     return table(
         ("peer", "its settings", "pair", "requests", "candidates", "peer, tok/s", "ours, tok/s", "ours ÷ peer"), rows
     )
@@ -90,9 +103,9 @@ def as_served(result: Result) -> str:
     for case in cases.of(side="ours", head="V", prompts="task"):
         plain = cases.of(side="ours", head=None, prompts="task", pair=case["pair"], rows=case["rows"])
         for unguided in plain:
-            ratio = statistics.median(unguided["seconds"]) / statistics.median(case["seconds"])
             cells = (spread(speed(c), digits=1) for c in (unguided, case))
-            rows.append((case["pair"], case["rows"], *cells, f"{ratio:.2f}"))
+            ratio = spread(ratios(unguided["seconds"], case["seconds"]))
+            rows.append((case["pair"], case["rows"], *cells, ratio))
     return table(("pair", "requests", "unguided, tok/s", "guided, tok/s", "guided ÷ unguided"), rows)
 
 
