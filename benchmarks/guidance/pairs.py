@@ -3,8 +3,9 @@
 import json
 import random
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -95,9 +96,8 @@ def prompts(pair: Pair, rows: int, seed: int, kind: Prompts = "alike") -> list[l
     """
     if kind == "task":
         problems = random.Random(seed).sample(sums.problems("held_out"), rows)
-        ids: list[list[int]] = AutoTokenizer.from_pretrained(pair.reference)(
-            [sums.prompt(problem) for problem in problems]
-        )["input_ids"]
+        texts = [sums.prompt(problem) for problem in problems]
+        ids: list[list[int]] = _tokenizer_of(pair.reference)(texts)["input_ids"]
         return ids
     own_tokens = PROMPT_TOKENS if kind == "apart" else OWN_TOKENS
     generator = torch.Generator().manual_seed(seed)
@@ -106,6 +106,11 @@ def prompts(pair: Pair, rows: int, seed: int, kind: Prompts = "alike") -> list[l
     )
     own = torch.randint(3, pair.vocabulary, (rows, own_tokens), generator=generator)
     return [[*shared.tolist(), *ids] for ids in own.tolist()]
+
+
+@cache
+def _tokenizer_of(reference: Path) -> Any:
+    return AutoTokenizer.from_pretrained(reference)
 
 
 def _llama(width: int) -> LlamaConfig:
