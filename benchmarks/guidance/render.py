@@ -83,6 +83,8 @@ two passes a step. `tests/test_benchmark_peers.py` holds both to the same guided
 
 Against vLLM without our package: the offline `LLM`, and HTTP servers of which one is idle while the other is asked.
 Lost = 1 − plain vLLM's time ÷ ours, per round: negative is noise in our favour.
+Over HTTP, two cores hold more processes than they can run: a block of the tiny pair may take half as long again as the
+next, on either side, so its line says little.
 
 {tables.without_eta(result)}
 
