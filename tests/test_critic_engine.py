@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qsharp_core.critic import attention, checkpoint, cpu
-from qsharp_core.critic.attention import _with_shared
+from qsharp_core.critic.attention import Pool, _with_shared
 from qsharp_core.critic.cache import Sequence
 from qsharp_core.critic.engine import CriticEngine
 from qsharp_core.errors import CriticError
@@ -227,3 +227,18 @@ def test_an_engine_that_is_dropped_gives_its_memory_back(folders: dict[str, Path
     gc.collect()
     assert not watch[0].alive
     assert watch[1]() is None
+
+
+def test_a_pool_whose_keys_and_values_differ_in_width_moves_all_of_them() -> None:
+    widths = [(torch.Size((2, 4)), torch.Size((2, 3))), (torch.Size((2, 4)), torch.Size((2, 4)))]
+    pool = Pool.zeros(6, widths, torch.zeros(1, dtype=torch.float64))
+    for layer, tensor in enumerate((*pool.keys, *pool.values)):
+        tensor[1], tensor[2] = layer + 1, -layer - 1
+    pool.move(torch.tensor([1, 2]), torch.tensor([5, 0]))
+    assert [tuple(keys.shape[1:]) for keys in pool.keys] == [(2, 4), (2, 4)]
+    assert [tuple(values.shape[1:]) for values in pool.values] == [(2, 3), (2, 4)]
+    for layer, tensor in enumerate((*pool.keys, *pool.values)):
+        assert tensor.dtype == torch.float64
+        assert (tensor[5] == layer + 1).all()
+        assert (tensor[0] == -layer - 1).all()
+        assert not tensor[3:5].any()
