@@ -92,7 +92,7 @@ class _Batch:
     range_R2: Tensor
     members: list[tuple[LoadedCritic, list[int]]]
 
-    def are(self, logits: Tensor) -> bool:
+    def covers(self, logits: Tensor) -> bool:
         """Whether the rows are all of the logits'."""
         return self.places == list(range(len(logits)))
 
@@ -197,7 +197,7 @@ class GuidanceCore:
         self._note_broken()
         batch = self._batch_of(rows)
         # The whole vocabulary is copied no more often than it must: with all rows guided, not here.
-        logits_RV = logits if batch.are(logits) else logits.index_select(0, batch.index_R)
+        logits_RV = logits if batch.covers(logits) else logits.index_select(0, batch.index_R)
         candidates = policy.select_candidates(
             logits_RV, batch.softmax_R, batch.count_R, batch.min_prob_R, max(1, batch.asked)
         )
