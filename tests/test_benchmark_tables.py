@@ -26,6 +26,7 @@ RESULT: dict[str, Any] = {
         wave("dense", "V", [12.0, 12.0, 12.0]),
         # as requests are by default
         wave("ours", "V", [5.0, 5.0, 5.0], **SERVED),
+        wave("ours", "Q", [4.5, 4.0, 5.0], **SERVED),
         wave("ours", None, [4.0, 4.0, 4.0], prompts="task"),
         wave("generate", "V", [50.0, 50.0, 50.0], batch=4, threads=2, **SERVED),
     ],
@@ -65,7 +66,8 @@ def test_requests_by_default_are_compared_with_each_other() -> None:
     line = cells(tables.peers(RESULT), "(a) `generate`, two passes | batches of 4, 2 threads")
     assert line[3:5] == ["32, task", "20"]
     assert line[7].startswith("10.0")
-    assert cells(tables.as_served(RESULT), "tiny | 32")[-1] == "0.80 (0.80 to 0.80)"
+    assert cells(tables.as_served(RESULT), "tiny | V | 32")[-1] == "0.80 (0.80 to 0.80)"
+    assert cells(tables.as_served(RESULT), "tiny | Q | 32")[-1] == "0.89 (0.80 to 1.00)"
 
 
 def test_losses_are_of_each_round() -> None:

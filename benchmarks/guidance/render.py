@@ -116,7 +116,7 @@ def _as_served(result: dict[str, Any]) -> str:
     return f"""## As requests are by default
 
 Sums (*task*), at most {DEFAULT_CANDIDATES} candidates, none less likely than {DEFAULT_MIN_PROB}: the critic is asked
-where the reference is unsure.
+where the reference is unsure. The Q head is random, so what it guides to are sums no longer, and less sure.
 
 {tables.as_served(result)}
 

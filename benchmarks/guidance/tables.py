@@ -100,13 +100,15 @@ def as_served(result: Result) -> str:
     """Problems of the task, guided by the defaults of requests, and not."""
     cases = Cases(result)
     rows = []
-    for case in cases.of(side="ours", head="V", prompts="task"):
+    for case in cases.of(side="ours", prompts="task"):
+        if case["head"] is None:
+            continue
         plain = cases.of(side="ours", head=None, prompts="task", pair=case["pair"], rows=case["rows"])
         for unguided in plain:
             cells = (spread(speed(c), digits=1) for c in (unguided, case))
             ratio = spread(ratios(unguided["seconds"], case["seconds"]))
-            rows.append((case["pair"], case["rows"], *cells, ratio))
-    return table(("pair", "requests", "unguided, tok/s", "guided, tok/s", "guided ÷ unguided"), rows)
+            rows.append((case["pair"], case["head"], case["rows"], *cells, ratio))
+    return table(("pair", "head", "requests", "unguided, tok/s", "guided, tok/s", "guided ÷ unguided"), rows)
 
 
 SAME = ("pair", "rows", "head", "candidates", "min_prob", "prompts")

@@ -86,8 +86,11 @@ def cases(
         made += [Case("bare", count, tokens, head, most) for head, most in guided]
         made += [Case(side, count, tokens, head, most) for side in PEERS for head, most in peers]
         if task and count in peer_rows:
-            as_served = Case("ours", count, tokens, "V", DEFAULT_CANDIDATES, DEFAULT_MIN_PROB, "task")
-            made += [replace(as_served, side="generate"), as_served, Case("ours", count, tokens, prompts="task")]
+            as_served = [
+                Case("ours", count, tokens, head, DEFAULT_CANDIDATES, DEFAULT_MIN_PROB, "task") for head in heads
+            ]
+            made += [replace(case, side="generate") for case in as_served if case.head == "V"]
+            made += [*as_served, Case("ours", count, tokens, prompts="task")]
     return made
 
 
