@@ -93,5 +93,8 @@ def test_a_page_of_what_there_is() -> None:
     page = render.page({**RESULT, **about})
     assert tables.guided(RESULT) in page
     assert tables.as_served(RESULT) in page
+    assert "Q head is random: what it guides to" in page
+    asked_v = {**RESULT, "throughput": [c for c in RESULT["throughput"] if c["head"] != "Q" or c["prompts"] != "task"]}
+    assert "Q head is random: what it guides to" not in render.page({**asked_v, **about})
     without = {**RESULT, "throughput": [c for c in RESULT["throughput"] if c["prompts"] != "task"]}
     assert "by default" not in render.page({**without, **about})

@@ -111,12 +111,14 @@ Its cache, V head:
 
 def _as_served(result: dict[str, Any]) -> str:
     """A section, where the task was measured."""
-    if not tables.Cases(result).of(prompts="task"):
+    cases = tables.Cases(result)
+    if not cases.of(prompts="task"):
         return ""
+    random = "\nThe Q head is random: what it guides to are no sums any more, and the reference is less sure of them."
     return f"""## As requests are by default
 
 Sums (*task*), at most {DEFAULT_CANDIDATES} candidates, none less likely than {DEFAULT_MIN_PROB}: the critic is asked
-where the reference is unsure. The Q head is random, so what it guides to are sums no longer, and less sure.
+where the reference is unsure.{random if cases.of(head="Q", prompts="task") else ""}
 
 {tables.as_served(result)}
 
