@@ -100,9 +100,7 @@ def as_served(result: Result) -> str:
     """Problems of the task, guided by the defaults of requests, and not."""
     cases = Cases(result)
     rows = []
-    for case in cases.of(side="ours", prompts="task"):
-        if case["head"] is None:
-            continue
+    for case in [c for c in cases.of(side="ours", prompts="task") if c["head"] is not None]:
         plain = cases.of(side="ours", head=None, prompts="task", pair=case["pair"], rows=case["rows"])
         for unguided in plain:
             cells = (spread(speed(c), digits=1) for c in (unguided, case))
