@@ -72,7 +72,6 @@ def main(argv: list[str]) -> None:
 
     cli_env_setup()
     _allow_plugin()
-    _choose_runner()
     args = parse(argv)
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
@@ -205,7 +204,7 @@ def _refuse_unsupported(args: argparse.Namespace) -> None:
 
 def _add_our_parts(args: argparse.Namespace) -> None:
     """The flags that a plain `vllm serve` would be given by hand."""
-    processor = processors.V2 if envs.VLLM_USE_V2_MODEL_RUNNER else processors.V1
+    processor = processors.choose_runner()
     if processor not in (args.logits_processors or []):
         args.logits_processors = [*(args.logits_processors or []), processor]
     if args.worker_extension_cls not in ("", None, WORKER_EXTENSION):
@@ -232,12 +231,6 @@ def _admit_admin(args: argparse.Namespace, settings: Settings) -> None:
     keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
     if keys and settings.admin_key is not None:
         args.api_key = [*keys, settings.admin_key.get_secret_value()]
-
-
-def _choose_runner() -> None:
-    """Settles vLLM's model runner, so that a silent fallback to the other one fails loudly."""
-    if envs.VLLM_USE_V2_MODEL_RUNNER is None:
-        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if current_platform.is_cuda_alike() else "0"
 
 
 def _allow_plugin() -> None:

@@ -79,8 +79,10 @@ async def send(client: httpx.AsyncClient, gate: asyncio.Semaphore, body: dict[st
         return [found[i] for i in range(body["n"])]
 
 
-def check(server: Server, body: dict[str, Any], got: dict[str, Any]) -> int:
-    """One choice against the oracle; returns how many tokens were compared."""
+def deviations(
+    server: Server, body: dict[str, Any], got: dict[str, Any]
+) -> list[tuple[dict[str, Any], oracle.Expected]]:
+    """Each token of a choice, and what the oracle says of it; without those of which it cannot say it."""
     options = body["guidance"]
     tokens = [entry["token_id"] for entry in got["tokens"]]
     assert got["tokens_total"] == len(tokens) > 0
@@ -97,7 +99,13 @@ def check(server: Server, body: dict[str, Any], got: dict[str, Any]) -> int:
         method=options.get("method", "qsharp"),
         bias={int(k): v for k, v in body.get("logit_bias", {}).items()},
     )
-    clear = [(e, w) for e, w in zip(got["tokens"], wanted, strict=True) if not w.ambiguous]
+    return [(entry, want) for entry, want in zip(got["tokens"], wanted, strict=True) if not want.ambiguous]
+
+
+def check(server: Server, body: dict[str, Any], got: dict[str, Any]) -> int:
+    """One choice against the oracle; returns how many tokens were compared."""
+    options = body["guidance"]
+    clear = deviations(server, body, got)
     for entry, want in clear:
         where = (body, entry, want)
         assert entry["kl"] == pytest.approx(want.kl, abs=TOLERANCE, rel=1e-4), where

@@ -26,7 +26,7 @@ from benchmarks.guidance.pairs import PAIRS
 RESULT = Path("benchmarks/results/guidance.json")
 PARTS = ("throughput", "http", "latency", "growth")
 # Requests come to vLLM one by one, so waves begin and end with steps of fewer rows: long enough for these to be few.
-TOKENS = {"default": 40, "tiny": 128}
+TOKENS = {"default": 40, "tiny": 128, "large": 64}
 QUICK = {
     "pairs": ["tiny"], "rows": [1, 8], "candidates": [8], "peer_rows": [8], "rounds": 2, "streams": 20, "steps": 5,
 }  # fmt: skip
@@ -128,10 +128,14 @@ def machine() -> dict[str, Any]:
         except PackageNotFoundError:  # one of the last two is what is installed
             continue
     return {
-        "date": date.today().isoformat(), "cpu": _cpu(), "cores": os.cpu_count(),
+        "date": date.today().isoformat(), "cpu": _cpu(), "cores": os.cpu_count(), "gpu": _gpu(),
         "memory_gib": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30,
         "platform": platform.platform(), "python": platform.python_version(), "versions": versions,
     }  # fmt: skip
+
+
+def _gpu() -> str | None:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _cpu() -> str:

@@ -10,7 +10,7 @@ from benchmarks.guidance.pairs import BLOCK, Pair, Prompts, prompts
 from qsharp_core.vllm_plugin import processors
 
 ETA = 0.2
-OURS = processors.V1
+OURS = processors.choose_runner()
 # vLLM's worker goes on polling for a second after its last message, on the core that another engine's worker is bound
 # to as well: wait that long before another engine is timed.
 SETTLE_SECONDS = 1.5
@@ -43,14 +43,12 @@ def engine(pair: Pair, rows: int, processor: str | None = OURS) -> Iterator[Any]
     """A `vllm.LLM` of the pair; without a processor it is plain vLLM."""
     from vllm import LLM
 
-    guided = {
-        "logits_processors": [processor],
-        "additional_config": {"qsharp": {"critics": [str(path) for path in pair.critics.values()], "cache_gib": 0.5}},
-    }
+    critics = {"critics": [str(path) for path in pair.critics.values()], "cache_gib": pair.critic_gib}
+    guided = {"logits_processors": [processor], "additional_config": {"qsharp": critics}}
     llm = LLM(
-        str(pair.reference), dtype=pair.dtype_name, enforce_eager=True, max_model_len=1024, max_num_seqs=rows,
-        block_size=BLOCK, kv_cache_memory_bytes=1 << 30, skip_tokenizer_init=True, disable_log_stats=True,
-        **(guided if processor else {}),
+        str(pair.reference), dtype=pair.dtype_name, max_model_len=1024, max_num_seqs=rows, block_size=BLOCK,
+        kv_cache_memory_bytes=pair.cache_gib << 30, skip_tokenizer_init=True, disable_log_stats=True,
+        **pair.engine, **(guided if processor else {}),
     )  # fmt: skip
     try:
         yield llm

@@ -1,8 +1,10 @@
-"""The models that are measured: the embedded default with its critic, and a tiny pair, where bookkeeping dominates."""
+"""The models that are measured: the embedded default with its critic; a tiny pair, where bookkeeping dominates; and,
+for GPUs, a pair of the size that the method's authors measured, in random weights.
+"""
 
 import json
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -29,13 +31,23 @@ SURE = 30.0
 
 @dataclass(frozen=True)
 class Pair:
-    """A reference and critics for it, on disk; `critics` by head kind. Every side runs both in `dtype`."""
+    """A reference and critics for it, on disk; `critics` by head kind. Every side runs both in `dtype`.
+
+    Attributes:
+        cache_gib, critic_gib: keys and values of the reference, and of each critic.
+        engine: more of `vllm.LLM`'s arguments.
+        device: of the critic's bare passes.
+    """
 
     name: str
     reference: Path
     critics: dict[str, Path]
     vocabulary: int
     dtype: torch.dtype = torch.float32
+    cache_gib: int = 1
+    critic_gib: float = 0.5
+    engine: dict[str, Any] = field(default_factory=lambda: {"enforce_eager": True})
+    device: str = "cpu"
 
     @property
     def dtype_name(self) -> str:
@@ -49,7 +61,8 @@ class Pair:
 
     def critic(self, head: str) -> Critic:
         """A critic, loaded as the engine does."""
-        return checkpoint.load(self.critics[head], dtype=self.dtype, reference=self.reference)[1]
+        device = torch.device(self.device)
+        return checkpoint.load(self.critics[head], dtype=self.dtype, device=device, reference=self.reference)[1]
 
 
 def tiny(folder: Path) -> Pair:
@@ -84,7 +97,28 @@ def default(folder: Path) -> Pair:
     return Pair("default", reference, {"V": shipped, "Q": q_head}, vocabulary, dtype)
 
 
-PAIRS = {"default": default, "tiny": tiny}
+def large(folder: Path) -> Pair:
+    """Of the shapes of Llama 3.1 8B and, for critics, Llama 3.2 1B: what a step takes does not hang on weights."""
+    same = {
+        "vocab_size": 128_256, "num_key_value_heads": 8, "num_attention_heads": 32, "rope_theta": 500_000.0,
+        "max_position_embeddings": 8192, "bos_token_id": 0, "eos_token_id": 1, "dtype": "bfloat16",
+    }  # fmt: skip
+    reference = LlamaConfig(
+        hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, architectures=["LlamaForCausalLM"], **same
+    )
+    reference.save_pretrained(folder / "reference")
+    config = LlamaConfig(
+        hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, tie_word_embeddings=True, **same
+    )
+    with torch.device("cuda"):
+        backbone = AutoModel.from_config(config, dtype=torch.bfloat16)
+    critics = {head: _write(folder / head, head, backbone, 2048, config.vocab_size, []) for head in ("V", "Q")}
+    # A share for each of two engines, ours and plain vLLM.
+    engine = {"load_format": "dummy", "gpu_memory_utilization": 0.45}
+    return Pair("large", folder / "reference", critics, config.vocab_size, torch.bfloat16, 12, 3.0, engine, "cuda")
+
+
+PAIRS = {"default": default, "tiny": tiny, "large": large}
 
 
 def prompts(pair: Pair, rows: int, seed: int, kind: Prompts = "alike") -> list[list[int]]:

@@ -41,6 +41,7 @@ def page(result: dict[str, Any]) -> str:
     dtypes = " ".join(f"All sides run `{pair}` in {dtype}." for pair, dtype in s["dtypes"].items())
     waves = " or ".join(f"{s['tokens'][pair]} tokens ({pair})" for pair in s["pairs"])
     note = f"{s['note']}\n" if s.get("note") else ""
+    gpu = f"{m['gpu']}, " if m.get("gpu") else ""
     return f"""# What guidance costs
 
 Made by `{result["command"]}` on {m["date"]}, in {result["minutes"]:.0f} minutes, and written by
@@ -48,7 +49,8 @@ Made by `{result["command"]}` on {m["date"]}, in {result["minutes"]:.0f} minutes
 (least to greatest) of {s["rounds"]} rounds of this one run, in each of which every side took its turn; so
 are ratios, which are made within a round.
 {note}
-Machine: {m["cpu"]}, {m["cores"]} cores, {m["memory_gib"]:.0f} GiB, {m["platform"]}. Python {m["python"]}, {versions}.
+Machine: {m["cpu"]}, {m["cores"]} cores, {gpu}{m["memory_gib"]:.0f} GiB, {m["platform"]}.
+Python {m["python"]}, {versions}.
 
 Pairs: `default` is the embedded SmolLM2-135M-Instruct with its critic (3 layers; with a Q head: the same layers under
 random heads), `tiny` is random models of two layers, 128 and 64 wide, where bookkeeping dominates.

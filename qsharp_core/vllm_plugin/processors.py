@@ -1,9 +1,24 @@
 """Which logits processor fits an engine: each of vLLM's model runners rejects the other's classes."""
 
+import os
 from typing import Any
 
 V1 = "qsharp_core.vllm_plugin.v1:QSharpLogitsProcessor"
 V2 = "qsharp_core.vllm_plugin.v2:QSharpLogitsProcessor"
+
+
+def choose_runner() -> str:
+    """Settles vLLM's model runner before it starts, so that a silent fallback to the other one fails loudly.
+
+    Returns:
+        The class for `logits_processors`.
+    """
+    import vllm.envs as envs
+    from vllm.platforms import current_platform
+
+    if envs.VLLM_USE_V2_MODEL_RUNNER is None:
+        os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if current_platform.is_cuda_alike() else "0"
+    return V2 if envs.VLLM_USE_V2_MODEL_RUNNER else V1
 
 
 def processor_name(vllm_config: Any) -> str:
