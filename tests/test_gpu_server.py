@@ -34,7 +34,8 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def server_of(root: Path, reference: Path, *more: str) -> Iterator[Server]:
     critics = conftest.write_critics(root)
-    with serve(flags(reference, critics, *more), root / "log") as url:
+    # vLLM's attention in float32 is Triton's, which would multiply in TF32.
+    with serve(flags(reference, critics, *more), root / "log", {"TRITON_F32_DEFAULT": "ieee"}) as url:
         yield Server(url, reference, critics, root, root / "log")
 
 
@@ -72,10 +73,10 @@ def test_captured_steps_of_critics_in_bfloat16(server_bfloat16: Server) -> None:
                 logprobs.append(abs(entry["logprob"] - want.logprob))
                 if want.value is not None:
                     values.append(abs(entry["value"] - want.value))
-    assert len(values) > 1000
-    assert statistics.median(values) < 0.005
-    assert statistics.quantiles(values, n=100)[-1] < 0.05
-    assert statistics.quantiles(logprobs, n=100)[-1] < 0.3
+    assert len(values) > 300
+    for differences, usual, most in ((values, 0.005, 0.05), (logprobs, 0.02, 0.3)):
+        assert statistics.median(differences) < usual
+        assert statistics.quantiles(differences, n=100)[-1] < most
 
 
 def test_a_guided_step_does_not_wait_for_the_device(

@@ -11,9 +11,9 @@ from qsharp_core.vllm_plugin import processors
 
 ETA = 0.2
 OURS = processors.choose_runner()
-# vLLM's worker goes on polling for a second after its last message, on the core that another engine's worker is bound
-# to as well: wait that long before another engine is timed.
-SETTLE_SECONDS = 1.5
+# On CPUs vLLM's worker goes on polling for a second after its last message, on the core that another engine's worker is
+# bound to as well: wait that long before another engine is timed.
+SETTLE_SECONDS = 1.5 if processors.V1 == OURS else 0.0
 
 
 @dataclass(frozen=True)

@@ -115,7 +115,7 @@ def large(folder: Path) -> Pair:
     critics = {head: _write(folder / head, head, backbone, 2048, config.vocab_size, []) for head in ("V", "Q")}
     # A share for each of two engines, ours and plain vLLM.
     engine = {"load_format": "dummy", "gpu_memory_utilization": 0.45}
-    return Pair("large", folder / "reference", critics, config.vocab_size, torch.bfloat16, 12, 3.0, engine, "cuda")
+    return Pair("large", folder / "reference", critics, config.vocab_size, torch.bfloat16, 8, 2.0, engine, "cuda")
 
 
 PAIRS = {"default": default, "tiny": tiny, "large": large}
