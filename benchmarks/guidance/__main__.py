@@ -50,7 +50,13 @@ def main() -> None:
                 cases = throughput.cases(
                     given.rows, given.heads, given.candidates, given.peer_rows, tokens, task=name == "default"
                 )
-                result["throughput"] += throughput.measure(pair, cases, given.rounds)
+                before = result["throughput"]
+
+                def keep(found: list[dict[str, Any]], before: list[dict[str, Any]] = before) -> None:
+                    result["throughput"] = before + found
+                    save(given.json, result)
+
+                throughput.measure(pair, cases, given.rounds, keep)
             if "growth" in given.parts:
                 made = result.setdefault("growth", {"points": [], "pool": []})
                 made["points"] += growth.measure(pair, given.steps, quick=given.quick)

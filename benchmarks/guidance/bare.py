@@ -75,6 +75,7 @@ def _timed(work: Callable[[], object]) -> float:
 def _replayed(work: Callable[[], object], times: int) -> float:
     """Seconds of so many replays of a captured graph."""
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         work()  # lazy initialisations must not be captured
     stream.synchronize()

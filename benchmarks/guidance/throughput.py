@@ -94,8 +94,8 @@ def cases(
     return made
 
 
-def measure(pair: Pair, wanted: list[Case], rounds: int) -> list[dict[str, Any]]:
-    """Every case `rounds` times, after a short round that warms up."""
+def measure(pair: Pair, wanted: list[Case], rounds: int, keep: Callable[[list[dict[str, Any]]], None]) -> None:
+    """Every case `rounds` times, after a short round that warms up; `keep` is given what there is after each."""
     found = [Measured(case) for case in wanted]
     with (
         sides(pair, found) as runners,
@@ -115,7 +115,8 @@ def measure(pair: Pair, wanted: list[Case], rounds: int) -> list[dict[str, Any]]
                 else:
                     runners[case.side](replace(case, tokens=2), seed)
                 bar.update()
-    return [measured.record(pair.name) for measured in found]
+            if seed:
+                keep([measured.record(pair.name) for measured in found])
 
 
 @contextmanager

@@ -89,7 +89,8 @@ def paged_attention(
     return output[None], None
 
 
-AttentionInterface.register(PAGED, paged_attention)
+# Which pass runs, and which layer, is no matter for a compiler: one compiled layer then serves all.
+AttentionInterface.register(PAGED, torch.compiler.disable(paged_attention))
 
 
 @dataclass

@@ -4,13 +4,15 @@ Every row runs its last token, whose keys and values are written to the pool, an
 to the row's prefix and to themselves (a Q head runs the last token alone). Which candidate was chosen in the step
 before need not be known: its token is run again, one more beside the candidates, and the host knows lengths only.
 
-On CUDA the pass is captured as a graph for each bucket of rows: a step then costs its arithmetic, not its launches.
+On CUDA the pass is compiled, so that what lies between the matrix products is few kernels, and captured as a graph for
+each bucket of rows: a step then costs its arithmetic, not its launches.
 
 Shapes: R rows, M = 1 + K tokens a row, B blocks a row, H query heads, G key heads, D head width.
 """
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +25,8 @@ from qsharp_core.errors import CriticError
 
 # An attention kernel: `gathered` is the definition.
 PrefixAttention = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int, float], tuple[Tensor, Tensor]]
+# `with_self`, or what it was compiled to.
+Merge = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 
 def gathered(
@@ -79,6 +83,7 @@ class DecodePass:
 
     pool: Pool
     prefix: PrefixAttention
+    merge: Merge
     block_size: int
     write_R: Tensor
     table_RB: Tensor
@@ -96,7 +101,7 @@ class DecodePass:
         keys[self.write_R] = key[:, 0]
         values[self.write_R] = value[:, 0]
         output, lse = self.prefix(query, keys, values, self.table_RB, self.length_R, self.block_size, scaling)
-        return with_self(output, lse, query, key, value, scaling).flatten(0, 1)
+        return self.merge(output, lse, query, key, value, scaling).flatten(0, 1)
 
 
 @dataclass
@@ -108,6 +113,18 @@ class _Inputs:
     write_R: Tensor
     table_RB: Tensor
     length_R: Tensor
+
+
+@dataclass(frozen=True)
+class _Functions:
+    """What a pass is made of."""
+
+    backbone: Callable[..., Any]
+    merge: Merge
+
+    def compiled(self) -> "_Functions":
+        """Compiled at the first call: once for all shapes (and once more for a single token), and for all layers."""
+        return _Functions(*(torch.compile(part, dynamic=True) for part in (self.backbone, self.merge)))
 
 
 @dataclass
@@ -128,10 +145,21 @@ class Decoder:
         block_size: slots a block.
         longest: positions a row may have.
         prefix: the attention kernel.
+        compiled: whether passes to be captured are compiled; others never are, as that would hold up whoever asks.
     """
 
-    def __init__(self, critic: Critic, pool: Pool, block_size: int, longest: int, prefix: PrefixAttention) -> None:
+    def __init__(
+        self,
+        critic: Critic,
+        pool: Pool,
+        block_size: int,
+        longest: int,
+        prefix: PrefixAttention,
+        compiled: bool = False,
+    ) -> None:
         self.critic, self.pool, self.prefix, self.block_size = critic, pool, prefix, block_size
+        self._plain = _Functions(critic.backbone, with_self)
+        self._fused = self._plain.compiled() if compiled else self._plain
         self.device = pool.keys[0].device
         self._width = -(-longest // block_size)
         self._scratch = len(pool.keys[0]) // block_size - 1
@@ -149,7 +177,7 @@ class Decoder:
         rows, candidates = ids_RK.shape
         graph = self._graph_for(rows, candidates)
         if graph is None:
-            return self._forward(self._inputs(last_R, ids_RK, lengths, tables))
+            return self._forward(self._plain, self._inputs(last_R, ids_RK, lengths, tables))
         fixed = graph.inputs
         fixed.tokens_RM[:rows, : 1 + candidates] = self._tokens(last_R, ids_RK)
         fixed.asked_RK[:rows, :candidates] = ids_RK
@@ -160,9 +188,10 @@ class Decoder:
         return graph.outputs[:rows, :candidates].clone()
 
     def hidden(self, last_R: Tensor, ids_RK: Tensor, lengths: NDArray[np.int32], tables: list[list[int]]) -> Tensor:
-        """The backbone's last hidden states `[R, M, D]` instead; no graph."""
-        return self._hidden(self._inputs(last_R, ids_RK, lengths, tables))
+        """The backbone's last hidden states `[R, M, D]` instead, as in passes to be captured; no graph."""
+        return self._hidden(self._fused, self._inputs(last_R, ids_RK, lengths, tables))
 
+    @torch.inference_mode()
     def capture(self, rows: Collection[int], candidates: Collection[int]) -> None:
         """Captures the passes of these shapes as CUDA graphs; larger ones first, so that they share memory."""
         if not rows:
@@ -174,32 +203,33 @@ class Decoder:
                 stream = torch.cuda.Stream(self.device)
                 stream.wait_stream(torch.cuda.current_stream(self.device))
                 with torch.cuda.stream(stream):
-                    self._forward(inputs)  # lazy initialisations must not be captured
+                    self._forward(self._fused, inputs)  # lazy initialisations must not be captured
                 torch.cuda.current_stream(self.device).wait_stream(stream)
                 graph = torch.cuda.CUDAGraph()
                 # A critic may be loaded by a thread, while the engine's own goes on.
                 with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
-                    outputs = self._forward(inputs)
+                    outputs = self._forward(self._fused, inputs)
                 self._graphs[many, count] = _Graph(graph, inputs, outputs)
 
-    def _forward(self, inputs: _Inputs) -> Tensor:
-        hidden_RMD = self._hidden(inputs)
+    def _forward(self, functions: _Functions, inputs: _Inputs) -> Tensor:
+        hidden_RMD = self._hidden(functions, inputs)
         if self.critic.head.shape.kind == "Q":
             return self.critic.head.of_tokens(hidden_RMD[:, 0], inputs.asked_RK)
         return self.critic.head.at_tokens(hidden_RMD[:, 1:])
 
-    def _hidden(self, inputs: _Inputs) -> Tensor:
+    def _hidden(self, functions: _Functions, inputs: _Inputs) -> Tensor:
         many = inputs.tokens_RM.shape[1]
         position_RM = inputs.length_R.long()[:, None].repeat(1, many)
         position_RM[:, 0] -= 1
-        hidden = self.critic.backbone(
+        hidden = functions.backbone(
             input_ids=inputs.tokens_RM.reshape(1, -1),
             position_ids=position_RM.reshape(1, -1),
             use_cache=False,
             critic_pass=DecodePass(
-                self.pool, self.prefix, self.block_size, inputs.write_R, inputs.table_RB, inputs.length_R
+                self.pool, self.prefix, functions.merge, self.block_size, inputs.write_R, inputs.table_RB,
+                inputs.length_R,
             ),
-        ).last_hidden_state[0]
+        ).last_hidden_state[0]  # fmt: skip
         return hidden.unflatten(0, (-1, many))
 
     def _inputs(self, last_R: Tensor, ids_RK: Tensor, lengths: NDArray[np.int32], tables: list[list[int]]) -> _Inputs:

@@ -462,17 +462,18 @@ class CriticEngine:
         return Pool.zeros(slots, layers, next(self.critic.parameters()))
 
     def _make_decoder(self, prefix: PrefixAttention, graphs: tuple[Collection[int], Collection[int]]) -> Decoder | None:
-        decoder = Decoder(self.critic, self.pool, self.blocks.block_size, self.capacity, prefix)
-        try:
-            self._check_decoder(decoder)
-            decoder.capture(*graphs)
-        except Exception as error:  # whatever a kernel does: the other path serves every backbone
-            logging.getLogger(__name__).warning(
-                "critic without fixed shapes, each step waits for the device: %s", error
-            )
-            self.reset()
-            return None
-        return decoder
+        logger = logging.getLogger(__name__)
+        for compiled in (True, False) if graphs[0] else (False,):
+            decoder = Decoder(self.critic, self.pool, self.blocks.block_size, self.capacity, prefix, compiled)
+            try:
+                self._check_decoder(decoder)
+                decoder.capture(*graphs)
+                return decoder
+            except Exception as error:  # whatever a compiler or a kernel does: the next way serves every backbone
+                self.reset()
+                lost = "compiling" if compiled else "fixed shapes, each step waits for the device"
+                logger.warning("critic without %s: %s", lost, error)
+        return None
 
     @contextmanager
     def _plain_attention(self) -> Iterator[None]:
