@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qsharp_core.critic import checkpoint
-from qsharp_core.critic.decode import gathered
+from qsharp_core.critic.decode import Decoder, gathered
 from qsharp_core.critic.engine import CriticEngine
 from tests import models, oracle
 from tests.test_critic_engine import CRITICS, TOLERANCE
@@ -58,6 +58,13 @@ def test_scores_equal_full_forward_passes(folders: dict[str, Path], name: str, s
     for sequence, _ in rows:
         engine.close(sequence)
     assert engine.blocks.free == engine.blocks.blocks
+
+
+def test_a_compiled_step_is_the_plain_one(folders: dict[str, Path]) -> None:
+    engine = CriticEngine(checkpoint.load(folders["llama-V"])[1], 64, 4, prefix=gathered)
+    decoder = Decoder(engine.critic, engine.pool, 4, engine.capacity, gathered, compiled=True)
+    engine._check_decoder(decoder)  # against a plain forward pass
+    assert decoder._fused is not decoder._plain
 
 
 def test_a_sliding_window_is_run_without_fixed_shapes(

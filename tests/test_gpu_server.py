@@ -16,7 +16,11 @@ from tests.test_e2e_exact import check, deviations, requests, run_all
 from tests.test_gpu_critic import no_waiting
 from trainer.serving import serve
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
+    # Of torch's own: that a debugging mode is young, and that a less precise mode would be faster.
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode", "ignore:TensorFloat32 tensor cores"),
+]
 
 
 def flags(reference: Path, critics: dict[str, Path], *more: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.guidance`: everything, into one JSON file, rendered to docs/benchmarks.md.
+"""`python -m benchmarks.guidance`: everything, into one JSON file, rendered to docs/benchmarks.md or benchmarks-gpu.md.
 
 --quick is a run of a few minutes that shows whether all of it works; its numbers are not worth quoting.
 """
@@ -20,11 +20,11 @@ import torch
 from rich.console import Console
 from rich.markdown import Markdown
 
-from benchmarks.guidance import growth, latency, render, serving, tables, throughput
+from benchmarks.guidance import captured, growth, latency, render, serving, tables, throughput
 from benchmarks.guidance.pairs import PAIRS
 
-RESULT = Path("benchmarks/results/guidance.json")
-PARTS = ("throughput", "http", "latency", "growth")
+RESULTS = Path("benchmarks/results")
+PARTS = ("throughput", "http", "latency", "growth", "captured")
 # Requests come to vLLM one by one, so waves begin and end with steps of fewer rows: long enough for these to be few.
 TOKENS = {"default": 40, "tiny": 128, "large": 64}
 QUICK = {
@@ -45,10 +45,12 @@ def main() -> None:
         pairs = {name: PAIRS[name](folder / name) for name in given.pairs}
         for name, pair in pairs.items():
             result["settings"]["dtypes"][name] = pair.dtype_name
-            if "throughput" in given.parts:
+            parts = set(given.parts).intersection(pair.parts)
+            if "throughput" in parts:
+                peer_rows = given.peer_rows if pair.peers else []
                 tokens = given.tokens or TOKENS[name]
                 cases = throughput.cases(
-                    given.rows, given.heads, given.candidates, given.peer_rows, tokens, task=name == "default"
+                    given.rows, given.heads, given.candidates, peer_rows, tokens, task=name == "default"
                 )
                 before = result["throughput"]
 
@@ -57,15 +59,17 @@ def main() -> None:
                     save(given.json, result)
 
                 throughput.measure(pair, cases, given.rounds, keep)
-            if "growth" in given.parts:
+            if "captured" in parts:
+                result["captured"] = captured.measure(pair, given.rows, given.candidates)
+            if "growth" in parts:
                 made = result.setdefault("growth", {"points": [], "pool": []})
                 made["points"] += growth.measure(pair, given.steps, quick=given.quick)
                 made["pool"].append(growth.pool(pair))
-            if "http" in given.parts:
+            if "http" in parts:
                 tokens = 16 if name == "default" else 64
                 found = serving.without_eta(pair, folder, 32 if name == "default" else 256, tokens, given.rounds)
                 result.setdefault("http", []).append(found)
-            if "latency" in given.parts and (name == "default" or given.pairs == ["tiny"]):
+            if "latency" in parts and (name == "default" or given.pairs == ["tiny"]):
                 found = latency.measure(pair, folder, given.streams, given.latency_tokens, given.rounds, given.load)
                 result.setdefault("latency", []).append(found)
             result["minutes"] = (time.monotonic() - started) / 60
@@ -76,6 +80,7 @@ def main() -> None:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
+    pairs = ["large"] if torch.cuda.is_available() else ["default", "tiny"]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.guidance",
         description=__doc__,
@@ -83,7 +88,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help="the tiny pair alone, few of everything")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=["default", "tiny"])
+    parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=pairs, help="large wants a GPU")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32], help="requests at once")
     parser.add_argument("--candidates", type=int, nargs="+", default=[4, 8, 20])
     parser.add_argument("--heads", nargs="+", choices=["V", "Q"], default=["V", "Q"])
@@ -95,11 +100,14 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--load", type=float, default=0.5, help="arrival rate, as a share of the unguided capacity")
     parser.add_argument("--steps", type=int, default=10, help="of each point of growth")
     parser.add_argument("--note", default="", help="a sentence for the page: what else the machine did")
-    parser.add_argument("--json", type=Path, default=RESULT)
+    parser.add_argument("--json", type=Path, help=f"result; unless given, in {RESULTS}")
     parser.add_argument("--docs", type=Path, help=f"folder to render into; `make bench` says {render.DOCS}")
     if "--quick" in argv:
         parser.set_defaults(**QUICK)
-    return parser.parse_args(argv)
+    given = parser.parse_args(argv)
+    if given.json is None:
+        given.json = RESULTS / ("guidance-gpu.json" if "large" in given.pairs else "guidance.json")
+    return given
 
 
 def command(argv: list[str]) -> str:

@@ -36,7 +36,9 @@ class Pair:
     Attributes:
         cache_gib, critic_gib: keys and values of the reference, and of each critic.
         engine: more of `vllm.LLM`'s arguments.
-        device: of the critic's bare passes.
+        device: of the critic, where it runs outside an engine.
+        parts: what is measured of the pair.
+        peers: whether other ways to guide are, too.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Pair:
     critic_gib: float = 0.5
     engine: dict[str, Any] = field(default_factory=lambda: {"enforce_eager": True})
     device: str = "cpu"
+    parts: tuple[str, ...] = ("throughput", "http", "latency", "growth")
+    peers: bool = True
 
     @property
     def dtype_name(self) -> str:
@@ -115,7 +119,10 @@ def large(folder: Path) -> Pair:
     critics = {head: _write(folder / head, head, backbone, 2048, config.vocab_size, []) for head in ("V", "Q")}
     # A share for each of two engines, ours and plain vLLM.
     engine = {"load_format": "dummy", "gpu_memory_utilization": 0.45}
-    return Pair("large", folder / "reference", critics, config.vocab_size, torch.bfloat16, 8, 2.0, engine, "cuda")
+    return Pair(
+        "large", folder / "reference", critics, config.vocab_size, torch.bfloat16, cache_gib=8, critic_gib=2.0,
+        engine=engine, device="cuda", parts=("throughput", "captured"), peers=False,
+    )  # fmt: skip
 
 
 PAIRS = {"default": default, "tiny": tiny, "large": large}

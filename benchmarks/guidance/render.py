@@ -1,4 +1,4 @@
-"""Writes docs/benchmarks.md and its figure from a result; measures nothing.
+"""Writes docs/benchmarks.md and its figure, or docs/benchmarks-gpu.md, from a result; measures nothing.
 
 python -m benchmarks.guidance.render benchmarks/results/guidance.json
 """
@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.guidance import tables
+from benchmarks.guidance import render_gpu, tables
 from benchmarks.guidance.pairs import OWN_TOKENS, PROMPT_TOKENS
 from qsharp_core.vllm_plugin.params import DEFAULT_CANDIDATES, DEFAULT_MIN_PROB
 
@@ -29,28 +29,38 @@ def main() -> None:
 def write(result: dict[str, Any], docs: Path = DOCS) -> None:
     """The page, and the figure where growth was measured."""
     (docs / FIGURE.parent).mkdir(parents=True, exist_ok=True)
+    if "large" in result["settings"]["pairs"]:
+        (docs / "benchmarks-gpu.md").write_text(render_gpu.page(result, made(result)))
+        return
     (docs / "benchmarks.md").write_text(page(result))
     if "growth" in result:
         draw(result["growth"]["points"], docs / FIGURE)
 
 
-def page(result: dict[str, Any]) -> str:
-    """Markdown."""
+def made(result: dict[str, Any]) -> str:
+    """By what, when and on what, and what the numbers are."""
     m, s = result["machine"], result["settings"]
     versions = ", ".join(f"{name} {number}" for name, number in m["versions"].items())
-    dtypes = " ".join(f"All sides run `{pair}` in {dtype}." for pair, dtype in s["dtypes"].items())
-    waves = " or ".join(f"{s['tokens'][pair]} tokens ({pair})" for pair in s["pairs"])
     note = f"{s['note']}\n" if s.get("note") else ""
     gpu = f"{m['gpu']}, " if m.get("gpu") else ""
-    return f"""# What guidance costs
-
-Made by `{result["command"]}` on {m["date"]}, in {result["minutes"]:.0f} minutes, and written by
+    return f"""Made by `{result["command"]}`
+on {m["date"]}, in {result["minutes"]:.0f} minutes, and written by
 `python -m benchmarks.guidance.render`; `make bench` makes it anew on your machine. Numbers are medians
 (least to greatest) of {s["rounds"]} rounds of this one run, in each of which every side took its turn; so
 are ratios, which are made within a round.
 {note}
 Machine: {m["cpu"]}, {m["cores"]} cores, {gpu}{m["memory_gib"]:.0f} GiB, {m["platform"]}.
-Python {m["python"]}, {versions}.
+Python {m["python"]}, {versions}."""
+
+
+def page(result: dict[str, Any]) -> str:
+    """Markdown."""
+    s = result["settings"]
+    dtypes = " ".join(f"All sides run `{pair}` in {dtype}." for pair, dtype in s["dtypes"].items())
+    waves = " or ".join(f"{s['tokens'][pair]} tokens ({pair})" for pair in s["pairs"])
+    return f"""# What guidance costs
+
+{made(result)}
 
 Pairs: `default` is the embedded SmolLM2-135M-Instruct with its critic (3 layers; with a Q head: the same layers under
 random heads), `tiny` is random models of two layers, 128 and 64 wide, where bookkeeping dominates.

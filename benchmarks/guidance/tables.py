@@ -169,6 +169,33 @@ def latency(result: Result) -> str:
     return table(head, rows)
 
 
+def captured(result: Result) -> str:
+    """The critic's captured step, compiled and not, and what of a guided step it and the reference's explain."""
+    cases = Cases(result)
+    ways: dict[tuple[Any, ...], dict[bool, list[float]]] = {}
+    for found in result.get("captured", []):
+        shape = tuple(found[name] for name in ("pair", "head", "rows", "candidates"))
+        ways.setdefault(shape, {})[found["compiled"]] = found["seconds"]
+    rows = []
+    for shape, of in ways.items():
+        pair, head, many, candidates = shape
+        at = {"side": "ours", "pair": pair, "rows": many, "prompts": "alike"}
+        steps = [
+            [seconds / case["tokens"] for seconds in case["seconds"]]
+            for case in (*cases.of(head=None, **at), *cases.of(head=head, candidates=candidates, **at))
+        ]
+        compiled, plain, unguided, guided = map(statistics.median, (of[True], of[False], *steps))
+        rows.append(
+            (*shape, spread(of[True], 1e3), spread(of[False], 1e3), f"{plain / compiled:.2f}",
+             f"{(unguided + compiled) / guided:.2f}")
+        )  # fmt: skip
+    return table(
+        ("pair", "head", "requests", "candidates", "compiled, ms", "not compiled, ms", "not compiled ÷ compiled",
+         "(unguided step + compiled) ÷ guided step"),
+        rows,
+    )  # fmt: skip
+
+
 def pool(result: Result) -> str:
     """Memory of the critic's pool."""
     rows = [

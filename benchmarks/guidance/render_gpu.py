@@ -1,0 +1,54 @@
+"""The page of a run on a GPU: pure functions from the result to Markdown."""
+
+from typing import Any
+
+from benchmarks.guidance import tables
+from benchmarks.guidance.captured import LENGTH
+from benchmarks.guidance.pairs import OWN_TOKENS, PROMPT_TOKENS
+
+
+def page(result: dict[str, Any], made: str) -> str:
+    """Markdown; `made` says by what command, when and on what machine."""
+    tokens = result["settings"]["tokens"]["large"]
+    return f"""# What guidance costs on a GPU
+
+{made}
+
+The pair, `large`: models of the shapes of Llama 3.1 8B (the reference) and Llama 3.2 1B (the critic, with a V and with
+a Q head), all in bfloat16 and in random weights: how long a step takes does not hang on them. Both critics are loaded
+in one engine, which runs as vLLM does by default: compiled, with CUDA graphs, scheduling ahead of the device.
+
+A wave is that many requests at once, each of {tokens} tokens, after prompts of {PROMPT_TOKENS} tokens that are cached:
+what is timed is decoding. {PROMPT_TOKENS - OWN_TOKENS} of these tokens are the same in all prompts; *apart*: none are.
+`eta` 0.2, no `min_prob`, temperature 1: the critic is asked for all candidates at every step.
+
+## Guided and not
+
+*Efficiency* = (time of the unguided wave + time of the critic's bare forward passes over the same rows and lengths) ÷
+time of the guided wave. The bare passes are transformers' own with its `sdpa` attention, captured as a CUDA graph, so
+that no launch is counted, without making or growing a cache. They are not compiled and ours are: so it exceeds 1.
+
+{tables.guided(result)}
+
+## Requests without `eta`
+
+Lost = 1 − plain vLLM's time ÷ ours, per round: negative is noise in our favour.
+
+{tables.without_eta(result)}
+
+{_captured(result)}"""
+
+
+def _captured(result: dict[str, Any]) -> str:
+    """A section, where it was measured."""
+    if not result.get("captured"):
+        return ""
+    return f"""## The critic's step
+
+One captured step of the critic alone, by the device's clock, with and without compiling what is captured; every row has
+{LENGTH} tokens behind it; {len(result["captured"][0]["seconds"])} steps each. The last column is the efficiency above,
+of medians, with our own compiled step in place of transformers' bare pass: what is missing to 1 is selecting,
+tilting, reporting and the host's bookkeeping. Ratios in this table are of medians.
+
+{tables.captured(result)}
+"""
