@@ -6,7 +6,7 @@
 #   make test          the tests            make lint    ruff and mypy
 #   make compose-check the deployment in docker/, built, started and used as its users would: needs a Docker engine
 #   make bench         what guidance costs, into docs/benchmarks.md: half an hour on two cores; ARGS=--quick: minutes
-#                      (on a GPU another pair of models, into docs/benchmarks-gpu.md, in ten minutes)
+#                      (on a GPU another pair of models, into docs/benchmarks-gpu.md)
 #   make soak          half an hour of mixed load on a server, which must end with nothing left behind
 #   make sums-accuracy measures the default model with and without its critic
 #

@@ -72,6 +72,7 @@ def main(argv: list[str]) -> None:
 
     cli_env_setup()
     _allow_plugin()
+    processors.settle_runner()
     args = parse(argv)
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
@@ -204,7 +205,7 @@ def _refuse_unsupported(args: argparse.Namespace) -> None:
 
 def _add_our_parts(args: argparse.Namespace) -> None:
     """The flags that a plain `vllm serve` would be given by hand."""
-    processor = processors.choose_runner()
+    processor = processors.settled()
     if processor not in (args.logits_processors or []):
         args.logits_processors = [*(args.logits_processors or []), processor]
     if args.worker_extension_cls not in ("", None, WORKER_EXTENSION):

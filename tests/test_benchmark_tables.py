@@ -1,6 +1,9 @@
 """The ratios that the documentation quotes are what it says they are."""
 
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 from benchmarks.guidance import render, tables
 
@@ -98,3 +101,30 @@ def test_a_page_of_what_there_is() -> None:
     assert "Q head is random: what it guides to" not in render.page({**asked_v, **about})
     without = {**RESULT, "throughput": [c for c in RESULT["throughput"] if c["prompts"] != "task"]}
     assert "by default" not in render.page({**without, **about})
+
+
+CAPTURED = [
+    {"pair": "tiny", "head": head, "rows": 32, "candidates": 8, "compiled": compiled, "length": 9, "seconds": seconds}
+    for head in ("V", "Q")
+    for compiled, seconds in ((True, [0.1, 0.2, 0.3]), (False, [0.4, 0.5, 0.6]))
+]
+
+
+def test_a_captured_step_beside_the_waves_of_its_shape() -> None:
+    table = tables.captured({**RESULT, "captured": CAPTURED})
+    # steps of 10 tokens: 2 s unguided, 4 s guided
+    assert cells(table, "tiny | V")[4:] == ["200.00 (100.00 to 300.00)", "500.00 (400.00 to 600.00)", "2.50", "1.00"]
+    assert cells(table, "tiny | Q")[-1] == "–"  # its waves were not measured
+
+
+@pytest.mark.parametrize("more", [{}, {"captured": CAPTURED}])
+def test_the_page_of_a_gpu(more: dict[str, Any], tmp_path: Path) -> None:
+    machine = {
+        "date": "d", "cpu": "c", "cores": 2, "gpu": "G", "memory_gib": 1.0, "platform": "p", "python": "3",
+        "versions": {"torch": "2"},
+    }  # fmt: skip
+    settings = {"pairs": ["large"], "rounds": 3, "tokens": {"large": 10}}
+    render.write({**RESULT, **more, "machine": machine, "settings": settings, "command": "m", "minutes": 1.0}, tmp_path)
+    page = (tmp_path / "benchmarks-gpu.md").read_text()
+    assert "c, 2 cores, G, 1 GiB" in page
+    assert ("The critic's step" in page) == ("The last table" in page) == bool(more)

@@ -1,6 +1,8 @@
 """Steps in fixed shapes give the scores of full forward passes, whatever happens to the rows."""
 
+import gc
 import random
+import weakref
 from pathlib import Path
 
 import pytest
@@ -60,11 +62,39 @@ def test_scores_equal_full_forward_passes(folders: dict[str, Path], name: str, s
     assert engine.blocks.free == engine.blocks.blocks
 
 
-def test_a_compiled_step_is_the_plain_one(folders: dict[str, Path]) -> None:
-    engine = CriticEngine(checkpoint.load(folders["llama-V"])[1], 64, 4, prefix=gathered)
-    decoder = Decoder(engine.critic, engine.pool, 4, engine.capacity, gathered, compiled=True)
-    engine._check_decoder(decoder)  # against a plain forward pass
-    assert decoder._fused is not decoder._plain
+def test_compiled_steps(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are the plain ones; what was compiled serves the next critic of these shapes, and keeps none alive."""
+    monkeypatch.setattr(Decoder, "capture", lambda *_: None)  # which wants a GPU
+
+    def loaded() -> CriticEngine:
+        return CriticEngine(checkpoint.load(folders["llama-V"])[1], 64, 4, prefix=gathered, graphs=((1,), (1,)))
+
+    first = loaded()  # it compares them with a plain forward pass
+    assert first.decoder is not None
+    assert first.decoder._fused is not first.decoder._plain
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert loaded().decoder is not None
+    watch = weakref.ref(first.critic.backbone)
+    del first
+    gc.collect()
+    assert watch() is None
+    assert "critic without" not in caplog.text
+
+
+def test_steps_that_do_not_compile_are_run_as_they_are(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(Decoder, "capture", lambda *_: None)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
+    engine = CriticEngine(checkpoint.load(folders["llama-V"])[1], 64, 4, prefix=gathered, graphs=((1,), (1,)))
+    assert engine.decoder is not None
+    assert engine.decoder._fused is engine.decoder._plain
+    assert "without compiled steps: no compiler" in caplog.text
 
 
 def test_a_sliding_window_is_run_without_fixed_shapes(

@@ -79,7 +79,7 @@ async def send(client: httpx.AsyncClient, gate: asyncio.Semaphore, body: dict[st
         return [found[i] for i in range(body["n"])]
 
 
-def deviations(
+def unambiguous(
     server: Server, body: dict[str, Any], got: dict[str, Any]
 ) -> list[tuple[dict[str, Any], oracle.Expected]]:
     """Each token of a choice, and what the oracle says of it; without those of which it cannot say it."""
@@ -105,7 +105,7 @@ def deviations(
 def check(server: Server, body: dict[str, Any], got: dict[str, Any]) -> int:
     """One choice against the oracle; returns how many tokens were compared."""
     options = body["guidance"]
-    clear = deviations(server, body, got)
+    clear = unambiguous(server, body, got)
     for entry, want in clear:
         where = (body, entry, want)
         assert entry["kl"] == pytest.approx(want.kl, abs=TOLERANCE, rel=1e-4), where

@@ -68,6 +68,7 @@ def test_steps_in_fixed_shapes(tmp_path: Path, name: str, graphs: tuple[tuple[in
     critic = checkpoint.load(folder, dtype=torch.bfloat16, device=torch.device("cuda"))[1]
     engine = CriticEngine(critic, 4096, BLOCK_SIZE, prefix=flash, graphs=graphs)
     assert engine.decoder is not None
+    assert (engine.decoder._fused is not engine.decoder._plain) == bool(graphs[0])  # compiled
     assert len(engine.decoder._graphs) == len(graphs[0]) * len(graphs[1])
     shared = [rng.randrange(models.VOCAB) for _ in range(40)]
     rows = [

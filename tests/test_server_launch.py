@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from qsharp_core import cli
 from qsharp_core.errors import ConfigError, CriticError
@@ -142,3 +143,20 @@ def test_star_graph_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "star-graph").mkdir()
     assert launch.parse(["star-graph"]).model == "star-graph"
+
+
+NATIVE = processors.V2 if torch.cuda.is_available() else processors.V1
+
+
+@pytest.mark.parametrize(("given", "processor"), [(None, NATIVE), ("0", processors.V1), ("1", processors.V2)])
+def test_the_processor_is_that_of_the_runner(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, processor: str
+) -> None:
+    if given is None:
+        monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "")  # is put back at the end
+        monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER")
+    else:
+        monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", given)
+    processors.settle_runner()
+    assert os.environ["VLLM_USE_V2_MODEL_RUNNER"] == ("1" if processor == processors.V2 else "0")
+    assert processors.settled() == processor

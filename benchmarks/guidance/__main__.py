@@ -22,18 +22,20 @@ from rich.markdown import Markdown
 
 from benchmarks.guidance import captured, growth, latency, render, serving, tables, throughput
 from benchmarks.guidance.pairs import PAIRS
+from qsharp_core.vllm_plugin import processors
 
 RESULTS = Path("benchmarks/results")
 PARTS = ("throughput", "http", "latency", "growth", "captured")
 # Requests come to vLLM one by one, so waves begin and end with steps of fewer rows: long enough for these to be few.
 TOKENS = {"default": 40, "tiny": 128, "large": 64}
 QUICK = {
-    "pairs": ["tiny"], "rows": [1, 8], "candidates": [8], "peer_rows": [8], "rounds": 2, "streams": 20, "steps": 5,
+    "rows": [1, 8], "candidates": [8], "peer_rows": [8], "rounds": 2, "streams": 20, "steps": 5,
 }  # fmt: skip
 
 
 def main() -> None:
     given = parse(sys.argv[1:])
+    processors.settle_runner()
     torch.set_num_threads(1)  # as many as vLLM gives its worker on two cores
     started = time.monotonic()
     result: dict[str, Any] = {
@@ -53,12 +55,9 @@ def main() -> None:
                     given.rows, given.heads, given.candidates, peer_rows, tokens, task=name == "default"
                 )
                 before = result["throughput"]
-
-                def keep(found: list[dict[str, Any]], before: list[dict[str, Any]] = before) -> None:
+                for found in throughput.measure(pair, cases, given.rounds):
                     result["throughput"] = before + found
-                    save(given.json, result)
-
-                throughput.measure(pair, cases, given.rounds, keep)
+                    save(given.json, result, started)  # what there is, should the rest fail
             if "captured" in parts:
                 result["captured"] = captured.measure(pair, given.rows, given.candidates)
             if "growth" in parts:
@@ -72,23 +71,23 @@ def main() -> None:
             if "latency" in parts and (name == "default" or given.pairs == ["tiny"]):
                 found = latency.measure(pair, folder, given.streams, given.latency_tokens, given.rounds, given.load)
                 result.setdefault("latency", []).append(found)
-            result["minutes"] = (time.monotonic() - started) / 60
-            save(given.json, result)  # what there is, should the rest fail
+            save(given.json, result, started)
     show(result)
     if given.docs is not None:
         render.write(result, given.docs)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    pairs = ["large"] if torch.cuda.is_available() else ["default", "tiny"]
+    gpu = torch.cuda.is_available()
+    pairs = ["large"] if gpu else ["default", "tiny"]
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.guidance",
         description=__doc__,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--quick", action="store_true", help="the tiny pair alone, few of everything")
+    parser.add_argument("--quick", action="store_true", help="on CPUs the tiny pair alone; few of everything")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=pairs, help="large wants a GPU")
+    parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=pairs, help="large is for a GPU")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32], help="requests at once")
     parser.add_argument("--candidates", type=int, nargs="+", default=[4, 8, 20])
     parser.add_argument("--heads", nargs="+", choices=["V", "Q"], default=["V", "Q"])
@@ -103,8 +102,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help=f"result; unless given, in {RESULTS}")
     parser.add_argument("--docs", type=Path, help=f"folder to render into; `make bench` says {render.DOCS}")
     if "--quick" in argv:
-        parser.set_defaults(**QUICK)
+        parser.set_defaults(**QUICK, pairs=["large"] if gpu else ["tiny"])
     given = parser.parse_args(argv)
+    if given.pairs != ["large"] and (gpu or "large" in given.pairs):
+        parser.error("--pairs: large is measured by itself on a GPU, the others on CPUs")
     if given.json is None:
         given.json = RESULTS / ("guidance-gpu.json" if "large" in given.pairs else "guidance.json")
     return given
@@ -122,14 +123,23 @@ def settings(given: argparse.Namespace) -> dict[str, Any]:
     return {**kept, "dtypes": {}, "tokens": {name: given.tokens or TOKENS[name] for name in given.pairs}}
 
 
-def save(path: Path, result: dict[str, Any]) -> None:
+def save(path: Path, result: dict[str, Any], started: float) -> None:
+    result["minutes"] = (time.monotonic() - started) / 60
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 
 def show(result: dict[str, Any]) -> None:
     console = Console(width=160)
-    for part in (tables.guided, tables.as_served, tables.peers, tables.without_eta, tables.latency, tables.pool):
+    for part in (
+        tables.guided,
+        tables.as_served,
+        tables.peers,
+        tables.without_eta,
+        tables.latency,
+        tables.captured,
+        tables.pool,
+    ):
         console.print(Markdown(part(result)))
 
 

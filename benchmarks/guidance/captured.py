@@ -25,14 +25,13 @@ def measure(pair: Pair, rows: list[int], candidates: list[int]) -> list[dict[str
     found = []
     with tqdm(total=2 * len(pair.critics) * len(shapes), desc=f"{pair.name}: captured steps", unit="shape") as bar:
         for head in pair.critics:
-            scratch = max(many * (count + BLOCK_SIZE) for many, count in shapes)
-            engine = CriticEngine(pair.critic(head), max(rows) * blocks * BLOCK_SIZE, BLOCK_SIZE, scratch, flash)
+            engine = CriticEngine(pair.critic(head), max(rows) * blocks * BLOCK_SIZE, BLOCK_SIZE, prefix=flash)
             for compiled in (True, False):
                 decoder = Decoder(engine.critic, engine.pool, BLOCK_SIZE, blocks * BLOCK_SIZE, flash, compiled)
                 decoder.capture(rows, candidates)
                 for many, count in shapes:
                     seconds = _seconds(decoder, many, count, blocks)
-                    shape = {"rows": many, "candidates": count, "compiled": compiled}
+                    shape = {"rows": many, "candidates": count, "compiled": compiled, "length": LENGTH}
                     found.append({"pair": pair.name, "head": head, **shape, "seconds": seconds})
                     bar.update()
     return found

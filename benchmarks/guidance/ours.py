@@ -6,14 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from benchmarks.guidance.pairs import BLOCK, Pair, Prompts, prompts
-from qsharp_core.vllm_plugin import processors
 
 ETA = 0.2
-OURS = processors.choose_runner()
 # On CPUs vLLM's worker goes on polling for a second after its last message, on the core that another engine's worker is
 # bound to as well: wait that long before another engine is timed.
-SETTLE_SECONDS = 1.5 if processors.V1 == OURS else 0.0
+SETTLE_SECONDS = 0.0 if torch.cuda.is_available() else 1.5
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Ask:
 
 
 @contextmanager
-def engine(pair: Pair, rows: int, processor: str | None = OURS) -> Iterator[Any]:
+def engine(pair: Pair, rows: int, processor: str | None) -> Iterator[Any]:
     """A `vllm.LLM` of the pair; without a processor it is plain vLLM."""
     from vllm import LLM
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 from benchmarks.guidance import tables
-from benchmarks.guidance.captured import LENGTH
 from benchmarks.guidance.pairs import OWN_TOKENS, PROMPT_TOKENS
 
 
@@ -26,29 +25,35 @@ what is timed is decoding. {PROMPT_TOKENS - OWN_TOKENS} of these tokens are the 
 
 *Efficiency* = (time of the unguided wave + time of the critic's bare forward passes over the same rows and lengths) ÷
 time of the guided wave. The bare passes are transformers' own with its `sdpa` attention, captured as a CUDA graph, so
-that no launch is counted, without making or growing a cache. They are not compiled and ours are: so it exceeds 1.
+that no launch is counted, without making or growing a cache. They are not compiled, and attend to a dense cache under
+a mask, which is slow with many rows: so it exceeds 1. {_stricter(result)}
 
 {tables.guided(result)}
 
 ## Requests without `eta`
 
-Lost = 1 − plain vLLM's time ÷ ours, per round: negative is noise in our favour.
+Lost = 1 − plain vLLM's time ÷ ours, per round: negative is in our favour, and for none of it do we know a cause.
 
 {tables.without_eta(result)}
 
 {_captured(result)}"""
 
 
+def _stricter(result: dict[str, Any]) -> str:
+    return "The last table has the stricter figure." if result.get("captured") else ""
+
+
 def _captured(result: dict[str, Any]) -> str:
     """A section, where it was measured."""
     if not result.get("captured"):
         return ""
+    length, steps = result["captured"][0]["length"], len(result["captured"][0]["seconds"])
     return f"""## The critic's step
 
 One captured step of the critic alone, by the device's clock, with and without compiling what is captured; every row has
-{LENGTH} tokens behind it; {len(result["captured"][0]["seconds"])} steps each. The last column is the efficiency above,
-of medians, with our own compiled step in place of transformers' bare pass: what is missing to 1 is selecting,
-tilting, reporting and the host's bookkeeping. Ratios in this table are of medians.
+{length} tokens behind it; {steps} steps each. The last column is the efficiency above with our own compiled step in
+place of transformers' bare pass: what is missing to 1 is selecting, tilting, reporting and the host's bookkeeping.
+Ratios in this table are of medians.
 
 {tables.captured(result)}
 """

@@ -180,15 +180,15 @@ def captured(result: Result) -> str:
     for shape, of in ways.items():
         pair, head, many, candidates = shape
         at = {"side": "ours", "pair": pair, "rows": many, "prompts": "alike"}
+        compiled, plain = (statistics.median(of[way]) for way in (True, False))
+        explained = "–"
         steps = [
-            [seconds / case["tokens"] for seconds in case["seconds"]]
+            statistics.median(case["seconds"]) / case["tokens"]
             for case in (*cases.of(head=None, **at), *cases.of(head=head, candidates=candidates, **at))
         ]
-        compiled, plain, unguided, guided = map(statistics.median, (of[True], of[False], *steps))
-        rows.append(
-            (*shape, spread(of[True], 1e3), spread(of[False], 1e3), f"{plain / compiled:.2f}",
-             f"{(unguided + compiled) / guided:.2f}")
-        )  # fmt: skip
+        if len(steps) == 2:  # the waves were measured, too
+            explained = f"{(steps[0] + compiled) / steps[1]:.2f}"
+        rows.append((*shape, spread(of[True], 1e3), spread(of[False], 1e3), f"{plain / compiled:.2f}", explained))
     return table(
         ("pair", "head", "requests", "candidates", "compiled, ms", "not compiled, ms", "not compiled ÷ compiled",
          "(unguided step + compiled) ÷ guided step"),

@@ -16,6 +16,7 @@ from benchmarks.guidance import bare, ours, peer_dense
 from benchmarks.guidance.ours import Ask
 from benchmarks.guidance.pairs import Pair, Prompts
 from benchmarks.guidance.peer_generate import GeneratePeer, Way
+from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.params import DEFAULT_CANDIDATES, DEFAULT_MIN_PROB
 
 Side = Literal["ours", "bare", "vllm", "dense", "generate"]
@@ -94,8 +95,8 @@ def cases(
     return made
 
 
-def measure(pair: Pair, wanted: list[Case], rounds: int, keep: Callable[[list[dict[str, Any]]], None]) -> None:
-    """Every case `rounds` times, after a short round that warms up; `keep` is given what there is after each."""
+def measure(pair: Pair, wanted: list[Case], rounds: int) -> Iterator[list[dict[str, Any]]]:
+    """Every case `rounds` times, after a short round that warms up; what there is after each round."""
     found = [Measured(case) for case in wanted]
     with (
         sides(pair, found) as runners,
@@ -116,7 +117,7 @@ def measure(pair: Pair, wanted: list[Case], rounds: int, keep: Callable[[list[di
                     runners[case.side](replace(case, tokens=2), seed)
                 bar.update()
             if seed:
-                keep([measured.record(pair.name) for measured in found])
+                yield [measured.record(pair.name) for measured in found]
 
 
 @contextmanager
@@ -132,7 +133,7 @@ def sides(pair: Pair, found: list[Measured]) -> Iterator[dict[str, Runner]]:
             return stack.enter_context(ours.engine(pair, rows, processor))
 
         if "ours" in wanted:
-            with_us = engine("ours", ours.OURS)
+            with_us = engine("ours", processors.settled())
             runners["ours"] = lambda case, seed: ours.seconds(with_us, pair, _ask(pair, case), seed)
         if "vllm" in wanted:
             plain = engine("vllm", None)

@@ -123,7 +123,11 @@ class _Functions:
     merge: Merge
 
     def compiled(self) -> "_Functions":
-        """Compiled at the first call: once for all shapes (and once more for a single token), and for all layers."""
+        """Compiled at their first calls, for all layers and shapes at once; a size of one is a case of its own.
+
+        Critics of equal shapes share what was compiled. A process that loads critics of very many shapes reaches
+        torch's limit of cases a function: torch then says so and runs further ones as they are.
+        """
         return _Functions(*(torch.compile(part, dynamic=True) for part in (self.backbone, self.merge)))
 
 

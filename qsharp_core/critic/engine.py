@@ -462,18 +462,28 @@ class CriticEngine:
         return Pool.zeros(slots, layers, next(self.critic.parameters()))
 
     def _make_decoder(self, prefix: PrefixAttention, graphs: tuple[Collection[int], Collection[int]]) -> Decoder | None:
+        plain, compiled = (
+            Decoder(self.critic, self.pool, self.blocks.block_size, self.capacity, prefix, compiled)
+            for compiled in (False, True)
+        )
         logger = logging.getLogger(__name__)
-        for compiled in (True, False) if graphs[0] else (False,):
-            decoder = Decoder(self.critic, self.pool, self.blocks.block_size, self.capacity, prefix, compiled)
+        try:
+            self._check_decoder(plain)
+            if not graphs[0]:
+                return plain
             try:
-                self._check_decoder(decoder)
-                decoder.capture(*graphs)
-                return decoder
-            except Exception as error:  # whatever a compiler or a kernel does: the next way serves every backbone
+                self._check_decoder(compiled)
+                compiled.capture(*graphs)
+                return compiled
+            except Exception as error:  # whatever a compiler does
                 self.reset()
-                lost = "compiling" if compiled else "fixed shapes, each step waits for the device"
-                logger.warning("critic without %s: %s", lost, error)
-        return None
+                logger.warning("critic without compiled steps: %s", error)
+            plain.capture(*graphs)
+            return plain
+        except Exception as error:  # whatever a kernel does: the other path serves every backbone
+            self.reset()
+            logger.warning("critic without fixed shapes, each step waits for the device: %s", error)
+            return None
 
     @contextmanager
     def _plain_attention(self) -> Iterator[None]:
@@ -510,17 +520,21 @@ class CriticEngine:
 
     @torch.inference_mode()
     def _check_decoder(self, decoder: Decoder) -> None:
-        """The same of a step in fixed shapes."""
+        """The same of a step in fixed shapes, of one row and of two, which a compiler tells apart."""
         tokens, plain = self._plain_hidden()
         sequence, history = self.open(), tokens[:-1]
         row = self._continue(0, sequence, len(history), lambda _: history, [])
         assert row is not None
         self._prefill([row])
         last, ids = (torch.tensor(t, device=self.device) for t in (history[-1:], [tokens[-1:]]))
-        hidden_MD = decoder.hidden(last, ids, np.array([len(history)], dtype=np.int32), [sequence.blocks])[0]
+        got = []
+        for rows in (1, 2):
+            lengths = np.full(rows, len(history), dtype=np.int32)
+            got.append(decoder.hidden(last.repeat(rows), ids.repeat(rows, 1), lengths, [sequence.blocks] * rows))
         self.close(sequence)
         self.reset()
-        self._compare(hidden_MD, plain[-2:][: len(hidden_MD)])
+        hidden_RMD = torch.cat(got)
+        self._compare(hidden_RMD, plain[-2:][: hidden_RMD.shape[1]])
 
     def _compare(self, ours: Tensor, plain: Tensor) -> None:
         tolerance = 1e-3 if self.dtype == torch.float32 else 5e-2

@@ -7,17 +7,19 @@ V1 = "qsharp_core.vllm_plugin.v1:QSharpLogitsProcessor"
 V2 = "qsharp_core.vllm_plugin.v2:QSharpLogitsProcessor"
 
 
-def choose_runner() -> str:
-    """Settles vLLM's model runner before it starts, so that a silent fallback to the other one fails loudly.
-
-    Returns:
-        The class for `logits_processors`.
-    """
+def settle_runner() -> None:
+    """Chooses vLLM's model runner before it starts, so that a silent fallback to the other one fails loudly."""
     import vllm.envs as envs
     from vllm.platforms import current_platform
 
     if envs.VLLM_USE_V2_MODEL_RUNNER is None:
         os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "1" if current_platform.is_cuda_alike() else "0"
+
+
+def settled() -> str:
+    """For `--logits-processors`, once the runner is settled and before vLLM has started."""
+    import vllm.envs as envs
+
     return V2 if envs.VLLM_USE_V2_MODEL_RUNNER else V1
 
 

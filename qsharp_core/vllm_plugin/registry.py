@@ -4,7 +4,9 @@ A request keeps the version it began with. A version that was told to go is free
 """
 
 import gc
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,9 +55,15 @@ class Registry:
     """
 
     def __init__(self, load: Callable[[Path, str | None], LoadedCritic]) -> None:
-        self.load = load
+        self._load = load
+        self._loading = threading.Lock()
         self.critics: dict[str, LoadedCritic] = {}
         self.active: dict[str, str] = {}  # name -> key; the first name is the default
+
+    def load(self, path: Path, name: str | None) -> LoadedCritic:
+        """Reads a critic's folder. One at a time: a process can capture one CUDA graph at a time."""
+        with self._loading:
+            return self._load(path, name)
 
     def add(self, critic: LoadedCritic) -> str:
         """Makes a loaded critic available; the first version of a name becomes the active one."""
@@ -107,8 +115,10 @@ class Registry:
             del self.critics[key]
         if done:
             gc.collect()  # modules and their hooks form cycles; their tensors are large
-            if torch.cuda.is_available():
+            # Not while another critic is loaded: its graphs may be in capture, which this would break.
+            if torch.cuda.is_available() and self._loading.acquire(blocking=False):
                 torch.cuda.empty_cache()
+                self._loading.release()
 
     def describe(self) -> list[dict[str, Any]]:
         """For the API process: one entry a version, plain data."""
@@ -140,7 +150,7 @@ def loader(vllm_config: Any, device: torch.device) -> Callable[[Path, str | None
     theirs = torch.float32 if model.dtype == torch.float32 else torch.bfloat16
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(settings.dtype, theirs)
 
-    def load(path: Path, name: str | None) -> LoadedCritic:
+    def read(path: Path, name: str | None) -> LoadedCritic:
         card, critic = checkpoint.load(path, dtype=dtype, device=device, reference=_folder(model.model))
         if name is not None:
             card = card.model_copy(update={"name": name})
@@ -163,6 +173,11 @@ def loader(vllm_config: Any, device: torch.device) -> Callable[[Path, str | None
         scratch = max(MAX_CANDIDATES, vllm_config.scheduler_config.max_num_seqs * 2 * BLOCK_SIZE)
         graphs = flash.graph_shapes(vllm_config, device)
         return LoadedCritic(card, path, CriticEngine(critic, tokens, BLOCK_SIZE, scratch, prefix, graphs))
+
+    def load(path: Path, name: str | None) -> LoadedCritic:
+        # A new thread's current device is the first one, whichever this worker's is.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            return read(path, name)
 
     return load
 
