@@ -16,11 +16,12 @@ from qsharp_core.vllm_plugin.flash import flash
 from tests import models, oracle
 from tests.test_critic_engine import CRITICS
 
-pytestmark = [
+ON_A_GPU = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
     # Of torch's own: that a debugging mode is young, and that a less precise mode would be faster.
     pytest.mark.filterwarnings("ignore:Synchronization debug mode", "ignore:TensorFloat32 tensor cores"),
 ]
+pytestmark = ON_A_GPU
 
 BLOCK_SIZE = 16
 # Of bfloat16 against float64, relative to the size of the scores; a cache that is off by one token gives 0.5 and more.

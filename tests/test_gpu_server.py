@@ -8,19 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests import conftest, models
 from tests.conftest import Server
 from tests.test_e2e_exact import check, requests, run_all, unambiguous
-from tests.test_gpu_critic import no_waiting
+from tests.test_gpu_critic import ON_A_GPU, no_waiting
 from trainer.serving import serve
 
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU"),
-    # Of torch's own: that a debugging mode is young, and that a less precise mode would be faster.
-    pytest.mark.filterwarnings("ignore:Synchronization debug mode", "ignore:TensorFloat32 tensor cores"),
-]
+pytestmark = ON_A_GPU
 
 
 def flags(reference: Path, critics: dict[str, Path], *more: str) -> list[str]:

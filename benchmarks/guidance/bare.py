@@ -49,7 +49,11 @@ class _Step:
             self.mask[..., length:] = torch.eye(self.new, dtype=torch.bool)
             self.positions = torch.full((rows, self.new), length)
             self.asked = torch.randint(critic.vocab, (rows, candidates))
-        self.old = [(layer.keys, layer.values) for layer in self.cache.layers]
+        self.old: list[tuple[Tensor, Tensor]] = []
+        for layer in self.cache.layers:
+            assert layer.keys is not None
+            assert layer.values is not None
+            self.old.append((layer.keys, layer.values))
 
     def run(self) -> Tensor:
         for layer, (keys, values) in zip(self.cache.layers, self.old, strict=True):
@@ -63,7 +67,7 @@ class _Step:
         return self.critic.head.of_tokens(hidden[:, -1], self.asked)
 
     def append(self) -> list[Tensor]:
-        return [torch.cat([old, old[:, :, : self.new]], dim=2) for pair in self.old for old in pair if old is not None]
+        return [torch.cat([old, old[:, :, : self.new]], dim=2) for pair in self.old for old in pair]
 
 
 def _timed(work: Callable[[], object]) -> float:

@@ -462,16 +462,15 @@ class CriticEngine:
         return Pool.zeros(slots, layers, next(self.critic.parameters()))
 
     def _make_decoder(self, prefix: PrefixAttention, graphs: tuple[Collection[int], Collection[int]]) -> Decoder | None:
-        plain, compiled = (
-            Decoder(self.critic, self.pool, self.blocks.block_size, self.capacity, prefix, compiled)
-            for compiled in (False, True)
-        )
+        shape = (self.critic, self.pool, self.blocks.block_size, self.capacity, prefix)
         logger = logging.getLogger(__name__)
         try:
+            plain = Decoder(*shape)
             self._check_decoder(plain)
             if not graphs[0]:
                 return plain
             try:
+                compiled = Decoder(*shape, compiled=True)
                 self._check_decoder(compiled)
                 compiled.capture(*graphs)
                 return compiled
