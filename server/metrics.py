@@ -24,7 +24,7 @@ COMPLETION_KL = Histogram(
 )
 CRITIC_STEP = Histogram(
     "qsharp_critic_step_seconds",
-    "Time the critics took in one decoding step of the whole batch",
+    "Time one decoding step of the whole batch waited for the critics",
     buckets=(5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )
 GUIDED_TOKENS = Counter("qsharp_guided_tokens", "Tokens of completed choices whose step was guided")

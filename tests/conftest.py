@@ -69,7 +69,7 @@ def flags(reference: Path, critics: dict[str, Path], rows: int, blocks: int) -> 
         str(reference), *named, "--admin-key", ADMIN_KEY, "--served-model-name", "tiny", "--dtype", "float32",
         "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", str(rows), "--max-num-batched-tokens",
         str(BUDGET), "--block-size", str(BLOCK), "--num-gpu-blocks-override", str(blocks), "--enable-prefix-caching",
-        "--kv-cache-memory-bytes", "50000000",
+        "--kv-cache-memory-bytes", "50000000", "--additional-config", '{"qsharp": {"beside": true}}',
     ]  # fmt: skip
 
 

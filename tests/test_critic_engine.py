@@ -3,6 +3,8 @@
 import gc
 import random
 import weakref
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +45,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: models.write_critic(root / name, **options) for name, options in CRITICS.items()}  # type: ignore[arg-type]
 
 
-def engine(folder: Path, tokens: int, block_size: int = 4) -> CriticEngine:
-    return CriticEngine(checkpoint.load(folder)[1], tokens, block_size)
+@pytest.fixture(scope="module")
+def aside() -> Iterator[Executor]:
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def engine(folder: Path, tokens: int, block_size: int = 4, aside: Executor | None = None) -> CriticEngine:
+    return CriticEngine(checkpoint.load(folder)[1], tokens, block_size, aside=aside)
 
 
 class Driver:
@@ -80,6 +88,12 @@ class Driver:
             history = self.rng.choice(self.rows)[3]
             del history[max(1, len(history) - self.rng.randrange(1, 8)) :]
 
+    def catch_up(self) -> None:
+        """What then happens to the rows is not known: any may go on, pause, go back or end."""
+        for _, critic in self.engines:
+            rows = [row for row in self.rows if row[1] is critic and self.rng.random() < 0.8]
+            critic.catch_up([row[2] for row in rows], [list(row[3]) for row in rows])
+
     def step(self) -> None:
         scheduled = [row for row in self.rows if self.rng.random() < 0.8 and len(row[3]) < 60]
         for folder, critic in self.engines:
@@ -102,13 +116,18 @@ class Driver:
 
 @pytest.mark.parametrize("name", CRITICS)
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
-@given(seed=st.integers(0, 2**32), tokens=st.sampled_from([64, 120, 600]))
-def test_cached_scores_equal_full_forward_passes(folders: dict[str, Path], name: str, seed: int, tokens: int) -> None:
+@given(seed=st.integers(0, 2**32), tokens=st.sampled_from([64, 120, 600]), ahead=st.booleans())
+def test_cached_scores_equal_full_forward_passes(
+    folders: dict[str, Path], aside: Executor, name: str, seed: int, tokens: int, ahead: bool
+) -> None:
     rng = random.Random(seed)
     other = rng.choice(sorted(folders))
     names = {name, other}
-    driver = Driver([(folders[n], engine(folders[n], tokens)) for n in sorted(names)], rng)
+    driver = Driver(
+        [(folders[n], engine(folders[n], tokens, aside=aside if ahead else None)) for n in sorted(names)], rng
+    )
     moves = [driver.begin, driver.begin, driver.end, driver.preempt, driver.roll_back, *[driver.step] * 6]
+    moves += [driver.catch_up] * 5
     for _ in range(25):
         rng.choice(moves)()
     while driver.rows:
@@ -193,6 +212,46 @@ def test_a_failing_pass_leaves_nothing_wrong_behind(folders: dict[str, Path]) ->
     hook.remove()
     outputs = critic.score([row], [history], ids, mask)
     wanted = oracle.critic_outputs(folders["llama-V"], history, [5, 6])
+    torch.testing.assert_close(outputs[0].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ["llama-V", "qwen2-Q"])
+def test_rows_that_were_caught_up_have_nothing_left_but_their_candidates(
+    folders: dict[str, Path], aside: Executor, name: str
+) -> None:
+    critic = engine(folders[name], 200, aside=aside)
+    ran: list[int] = []
+    critic.critic.backbone.register_forward_pre_hook(
+        lambda *given: ran.append(given[2]["input_ids"].numel()), with_kwargs=True
+    )
+    rows, histories = [critic.open(), critic.open()], [list(range(17)), list(range(40, 60))]
+    ids, mask = torch.tensor([[5, 6, 7], [1, 2, 3]]), torch.ones(2, 3, dtype=torch.bool)
+    head_alone = name.endswith("Q")
+    for aside_ran, missing in ((37, 0), (2 if head_alone else 0, 2)):  # then a token each that was no candidate
+        critic.catch_up(rows, histories)
+        critic.wait()
+        assert sum(ran) == aside_ran
+        outputs = critic.score(rows, histories, ids, mask)
+        assert sum(ran) == (aside_ran if head_alone else aside_ran + missing + 6)
+        for r, history in enumerate(histories):
+            wanted = oracle.critic_outputs(folders[name], history, ids[r].tolist())
+            torch.testing.assert_close(outputs[r].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
+        ran.clear()
+        histories = [[*history, 8] for history in histories]
+
+
+def test_a_pass_that_fails_aside_fails_whoever_asks_for_its_scores(folders: dict[str, Path], aside: Executor) -> None:
+    critic = engine(folders["qwen2-Q"], 200, aside=aside)
+    row, history = critic.open(), list(range(9))
+    ids, mask = torch.tensor([[5, 6]]), torch.ones(1, 2, dtype=torch.bool)
+    hook = critic.critic.backbone.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
+    critic.catch_up([row], [history])
+    with pytest.raises(RuntimeError, match="broken"):
+        critic.score([row], [history], ids, mask)
+    critic.catch_up([row], [history])
+    hook.remove()
+    outputs = critic.score([row], [history], ids, mask)
+    wanted = oracle.critic_outputs(folders["qwen2-Q"], history, [5, 6])
     torch.testing.assert_close(outputs[0].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
 
 

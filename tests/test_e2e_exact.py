@@ -4,10 +4,12 @@ import asyncio
 import itertools
 import json
 import math
+import os
 import random
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from scipy import stats
 
@@ -144,6 +146,25 @@ def test_every_field_of_every_token_under_load(server: Server) -> None:
     assert any(len(body["prompt"]) > 48 for body in bodies)
     compared = sum(check(server, body, got) for body, choices in zip(bodies, answers, strict=True) for got in choices)
     assert compared > 1000
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) != 2, reason="vLLM gives its worker one core of two")
+def test_critics_run_on_the_core_that_the_reference_leaves_over(server: Server) -> None:
+    """What the tests around this one compare was computed there."""
+    body = {"model": "tiny", "prompt": [5, 6, 7], "eta": 0.1, "guidance": {"critic": "fast"}, "max_tokens": 2}
+    httpx.post(f"{server.url}/v1/completions", json=body).raise_for_status()
+    port = httpx.URL(server.url).port
+    (front,) = {
+        connection.pid
+        for connection in psutil.net_connections("tcp4")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr[1:] == (port,)
+    }
+    descendants = psutil.Process(front).children(recursive=True)
+    (worker,) = (process for process in descendants if "Worker" in process.name())
+    own = os.sched_getaffinity(worker.pid)
+    threads = [os.sched_getaffinity(thread.id) for thread in worker.threads()]
+    assert len(own) == 1
+    assert [cores for cores in threads if cores != own] == [os.sched_getaffinity(0) - own]
 
 
 @pytest.mark.v2

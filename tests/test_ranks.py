@@ -55,6 +55,7 @@ def vllm_config(folders: list[Path], ranks: int) -> Any:
             pipeline_parallel_size=1,
             prefill_context_parallel_size=1,
             data_parallel_index=0,
+            data_parallel_size=1,
         ),
         speculative_config=None,
         additional_config={"qsharp": {"critics": [str(folder) for folder in folders]}},

@@ -30,6 +30,19 @@ def test_v1_patches_placeholders_before_it_samples() -> None:
     assert "logitsprocs_need_output_token_ids=bool(custom_logitsprocs)" in source(GPUModelRunner.__init__)
 
 
+def test_v1_tells_processors_of_every_step_before_it_runs_the_model() -> None:
+    from vllm.platforms.cpu import CpuPlatform
+    from vllm.v1.worker.gpu_input_batch import InputBatch
+
+    run = source(GPUModelRunner.execute_model)
+    assert 0 < run.index("self._update_states(") < run.index("self._model_forward(")
+    assert "self.input_batch.refresh_metadata()" in source(GPUModelRunner._update_states)
+    told = source(InputBatch.refresh_metadata)
+    assert "for logit_proc in self.logitsprocs.all:\n            logit_proc.update_state(batch_update)" in told
+    # All tokens are known then: on CPUs no step begins before the last one has ended.
+    assert "scheduler_config.async_scheduling = False" in source(CpuPlatform.check_and_update_config)
+
+
 def test_v1_marks_rows_whose_sample_is_discarded() -> None:
     assert "self.discard_request_mask.np[:num_reqs] = (" in source(GPUModelRunner._prepare_inputs)
 

@@ -39,12 +39,13 @@ class Ask:
 
 
 @contextmanager
-def engine(pair: Pair, rows: int, processor: str | None) -> Iterator[Any]:
-    """A `vllm.LLM` of the pair; without a processor it is plain vLLM."""
+def engine(pair: Pair, rows: int, processor: str | None, beside: bool | None = None) -> Iterator[Any]:
+    """A `vllm.LLM` of the pair; without a processor it is plain vLLM. `beside` is our setting of that name."""
     from vllm import LLM
 
-    critics = {"critics": [str(path) for path in pair.critics.values()], "cache_gib": pair.critic_gib}
-    guided = {"logits_processors": [processor], "additional_config": {"qsharp": critics}}
+    critics = [str(path) for path in pair.critics.values()]
+    settings = {"critics": critics, "cache_gib": pair.critic_gib, "beside": beside}
+    guided = {"logits_processors": [processor], "additional_config": {"qsharp": settings}}
     llm = LLM(
         str(pair.reference), dtype=pair.dtype_name, max_model_len=1024, max_num_seqs=rows, block_size=BLOCK,
         kv_cache_memory_bytes=pair.cache_gib << 30, skip_tokenizer_init=True, disable_log_stats=True,

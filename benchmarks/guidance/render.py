@@ -65,8 +65,9 @@ def page(result: dict[str, Any]) -> str:
 Pairs: `default` is the embedded SmolLM2-135M-Instruct with its critic (3 layers; with a Q head: the same layers under
 random heads), `tiny` is random models of two layers, 128 and 64 wide, where bookkeeping dominates.
 {dtypes}
-Threads: vLLM binds its worker, and a logits processor in it, to one core of two, so the reference and the critic have
-one thread each, by turns; the critic's bare passes have one; peer (a) has one or two, whichever is faster.
+Threads: vLLM binds its worker, and a logits processor in it, to one core of two. On the other one, while the reference
+runs, critics run new prompts, and `default`'s Q head its forward pass; otherwise the two take turns. The critic's bare
+passes have one thread; peer (a) has one or two, whichever is faster.
 
 A wave is that many requests at once, each of {waves}, after prompts
 of {PROMPT_TOKENS} tokens that every side has cached: what is timed is decoding. {PROMPT_TOKENS - OWN_TOKENS} of these

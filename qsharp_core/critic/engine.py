@@ -14,6 +14,7 @@ Shapes: R rows, K most candidates of a row, N packed tokens.
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,6 +72,14 @@ class _Choice:
     slot: int
 
 
+class _Last(NamedTuple):
+    """The last hidden state `[D]` of a sequence of that length; valid as a `_Choice` is."""
+
+    length: int
+    cuts: int
+    hidden: Tensor
+
+
 class CriticEngine:
     """A critic, its cache, and the sequences it serves.
 
@@ -83,6 +92,7 @@ class CriticEngine:
         prefix: an attention kernel, with which `score_latest` runs steps in fixed shapes. Where the backbone cannot be
             run so, a warning says it and `decoder` is None.
         graphs: rows and candidates for which such steps are captured as CUDA graphs.
+        aside: runs what `catch_up` begins, while its caller goes on; without one all is left to `score`.
 
     Raises:
         CriticError: the backbone's cached scores differ from a plain forward pass.
@@ -96,13 +106,17 @@ class CriticEngine:
         scratch_tokens: int = 1024,
         prefix: PrefixAttention | None = None,
         graphs: tuple[Collection[int], Collection[int]] = ((), ()),
+        aside: Executor | None = None,
     ) -> None:
         self.critic = critic
+        self._aside = aside
+        self._running: Future[None] | None = None
         self.blocks = BlockPool(-(-cache_tokens // block_size), block_size)
         parameter = next(critic.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self._open: OrderedDict[int, Sequence] = OrderedDict()  # by id(), least recently used first
         self._choices: dict[int, _Choice] = {}
+        self._last: dict[int, _Last] = {}  # of Q heads
         self._moves: list[tuple[int, int]] = []  # from one slot of the pool to another, before the next pass
         self._scratch = -(-scratch_tokens // block_size)  # blocks behind the pool's own, for candidates
         critic.backbone.set_attn_implementation(PAGED)
@@ -122,15 +136,42 @@ class CriticEngine:
 
     def open(self) -> Sequence:
         """A handle for a request."""
+        self.wait()
         sequence = Sequence()
         self._open[id(sequence)] = sequence
         return sequence
 
     def close(self, sequence: Sequence) -> None:
         """Gives a request's blocks back; its prefixes stay shareable until the blocks are reused."""
+        self.wait()
         cache.truncate(self.blocks, sequence, 0)
         del self._open[id(sequence)]
         self._choices.pop(id(sequence), None)
+        self._last.pop(id(sequence), None)
+
+    def catch_up(self, sequences: list[Sequence], histories: list[list[int]]) -> None:
+        """Begins to run `aside` what the cache lacks of these rows; a later call of any method waits for it.
+
+        For callers that know the histories before they know the candidates. A Q head's rows then want no pass any
+        more; a V head's are run where they lack more than would join their candidates' pass.
+        """
+        self.wait()
+        if self._aside is None:
+            return
+        always = self.critic.head.shape.kind == "Q"
+        rows = [
+            (sequence, history)
+            for sequence, history in zip(sequences, histories, strict=True)
+            if always or len(history) - len(sequence.tokens) > PATCH_TOKENS
+        ]
+        if rows:
+            self._running = self._aside.submit(self._catch_up, rows)
+
+    def wait(self) -> None:
+        """Returns when nothing runs `aside` any more."""
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
 
     @torch.inference_mode()
     def score(self, sequences: list[Sequence], histories: list[list[int]], ids_RK: Tensor, mask_RK: Tensor) -> Tensor:
@@ -145,6 +186,7 @@ class CriticEngine:
         Returns:
             `[R, K, n_out]` in the critic's dtype; zeros outside the mask.
         """
+        self.wait()
         outputs = torch.zeros(*ids_RK.shape, self.critic.distribution.n_out, dtype=self.dtype, device=self.device)
         before, self._choices = self._choices, {}
         group: list[_Row] = []
@@ -163,7 +205,7 @@ class CriticEngine:
                 group.append(row)
             self._run(group, ids_RK, mask_RK, outputs)
         except BaseException:
-            self.reset()  # blocks may be published that were never computed
+            self._forget()  # blocks may be published that were never computed
             raise
         return outputs
 
@@ -217,32 +259,52 @@ class CriticEngine:
                 group.append(row)
             run()
         except BaseException:
-            self.reset()
+            self._forget()
             raise
         return outputs
 
     @torch.inference_mode()
     def score_plain(self, tokens: list[int]) -> Tensor:
         """Outputs `[S, n_out]` for every token given those before it, by a plain forward pass without the cache."""
+        self.wait()
         with self._plain_attention():
             return self.critic(torch.tensor([tokens], device=self.device))[0]
 
-    def reset(self) -> None:
+    # -- bookkeeping
+
+    @torch.inference_mode()
+    def _catch_up(self, rows: list[tuple[Sequence, list[int]]]) -> None:
+        group: list[_Row] = []
+        try:
+            for index, (sequence, history) in enumerate(rows):
+                # What would take other rows' blocks is left to `score`, which knows all that run.
+                if cache.blocks_wanted(self.blocks, sequence, len(history)) > self.blocks.free:
+                    break
+                row = self._reserve(index, sequence, history, {}, group)
+                if row is None:
+                    break
+                group.append(row)
+            self._prefill(group)
+        except Exception:  # nobody waits for an answer: whoever asks for scores will meet it again
+            self._forget()
+
+    def _forget(self) -> None:
         """Forgets everything computed; open sequences stay open and are computed again."""
         for sequence in self._open.values():
             cache.truncate(self.blocks, sequence, 0)
         self._choices.clear()
+        self._last.clear()
         self._moves.clear()
         self.blocks.forget_all()
-
-    # -- bookkeeping
 
     def _reserve(
         self, index: int, sequence: Sequence, history: list[int], before: dict[int, _Choice], group: list[_Row]
     ) -> _Row | None:
         """Blocks for the whole history; None if the rows already in `group` leave too little room."""
-        # A Q head reads the last token's hidden state, so that one is always run.
-        reuse = len(history) - (self.critic.head.shape.kind == "Q")
+        reuse = len(history)
+        # A Q head reads the last token's hidden state: that one is run, unless it was already.
+        if self.critic.head.shape.kind == "Q" and not self._was_run(sequence, history):
+            reuse -= 1
         cache.adopt(self.blocks, sequence, history, reuse)
         if not self._make_room(sequence, len(history), group):
             return None
@@ -251,6 +313,15 @@ class CriticEngine:
         if start < len(history):
             cache.extend(self.blocks, sequence, history[start:])
         return _Row(index, sequence, history, start)
+
+    def _was_run(self, sequence: Sequence, history: list[int]) -> bool:
+        """Whether the last hidden state of this history is there."""
+        last = self._last.get(id(sequence))
+        return (
+            last is not None
+            and (last.length, last.cuts) == (len(history), sequence.cuts)
+            and sequence.tokens == history
+        )
 
     def _continue(
         self, index: int, sequence: Sequence, length: int, read: Callable[[int], list[int]], group: list[_Row]
@@ -314,7 +385,8 @@ class CriticEngine:
         ids, mask = ids_RK[at], mask_RK[at]
         ids = ids.clamp(max=self.critic.vocab - 1)  # ids past the tokenizer's end are padding of the reference's table
         if self.critic.head.shape.kind == "Q":
-            hidden = self._prefill(group)
+            self._prefill(group)
+            hidden = torch.stack([self._last[id(row.sequence)].hidden for row in group])
             outputs[at] = self.critic.head.of_tokens(hidden, ids).masked_fill_(~mask[..., None], 0.0)
             return
         if max(len(row.history) - row.start for row in group) > PATCH_TOKENS:
@@ -329,7 +401,9 @@ class CriticEngine:
         last_RD = torch.empty(len(group), self.critic.head.shape.hidden, dtype=self.dtype, device=self.device)
         for pieces in _passes(group):
             last_RD[[piece.place for piece in pieces]] = self._prefill_pass(pieces)
-        for row in group:
+        for row, last_D in zip(group, last_RD, strict=True):
+            if self.critic.head.shape.kind == "Q" and row.start < len(row.history):
+                self._last[id(row.sequence)] = _Last(len(row.history), row.sequence.cuts, last_D)
             row.start = len(row.history)
         return last_RD
 
@@ -475,12 +549,12 @@ class CriticEngine:
                 compiled.capture(*graphs)
                 return compiled
             except Exception as error:  # whatever a compiler does
-                self.reset()
+                self._forget()
                 logger.warning("critic without compiled steps: %s", error)
             plain.capture(*graphs)
             return plain
         except Exception as error:  # whatever a kernel does: the other path serves every backbone
-            self.reset()
+            self._forget()
             logger.warning("critic without fixed shapes, each step waits for the device: %s", error)
             return None
 
@@ -514,7 +588,7 @@ class CriticEngine:
             ids = torch.tensor([tokens[-1:]], device=self.device)
             got.append(self._run_candidates([row], ids, torch.ones_like(ids, dtype=torch.bool))[0])
         self.close(sequence)
-        self.reset()
+        self._forget()
         self._compare(torch.stack(got), plain[-2:][: len(got)])
 
     @torch.inference_mode()
@@ -531,7 +605,7 @@ class CriticEngine:
             lengths = np.full(rows, len(history), dtype=np.int32)
             got.append(decoder.hidden(last.repeat(rows), ids.repeat(rows, 1), lengths, [sequence.blocks] * rows))
         self.close(sequence)
-        self.reset()
+        self._forget()
         hidden_RMD = torch.cat(got)
         self._compare(hidden_RMD, plain[-2:][: hidden_RMD.shape[1]])
 

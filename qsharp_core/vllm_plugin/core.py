@@ -184,6 +184,20 @@ class GuidanceCore:
 
     # -- the step
 
+    def catch_up(self, rows: list[Row]) -> None:
+        """Has critics on CPUs run what they lack of these rows' histories, beside the reference's forward pass.
+
+        For a runner that knows all tokens before it runs the reference.
+        """
+        asking: dict[LoadedCritic, list[Row]] = {}
+        for row in rows:
+            critic = row.request.critic
+            if critic is not None and row.request.failure is None and row.length <= critic.engine.capacity:
+                asking.setdefault(critic, []).append(row)
+        for critic, own in asking.items():
+            sequences: list[Sequence] = [row.request.sequence for row in own]  # type: ignore[misc]
+            critic.engine.catch_up(sequences, [row.read() for row in own])
+
     def apply(self, logits: Tensor, rows: list[Row], last_R: Tensor | None = None) -> None:
         """Tilts the logits of these rows in place: `[B, V]` float32, `rows` a subset of the B.
 
@@ -231,6 +245,8 @@ class GuidanceCore:
         if len(observed) < len(step.rows):
             columns = columns[:, self._column(observed, torch.int64)]
         rows = [step.rows[i] for i in observed]
+        for critic in self.registry.critics.values():
+            critic.engine.wait()  # what it counts is read and set back here
         pools = {key: critic.engine.blocks for key, critic in self.registry.critics.items()}
         report = StepReport(
             ids=[row.request.params.id or 0 for row in rows],

@@ -18,7 +18,7 @@ from qsharp_core.critic.cache import Sequence
 from qsharp_core.critic.checkpoint import CriticCard
 from qsharp_core.critic.engine import CriticEngine
 from qsharp_core.errors import CriticError, NoCriticError, UnknownCriticError
-from qsharp_core.vllm_plugin import flash
+from qsharp_core.vllm_plugin import cores, flash
 from qsharp_core.vllm_plugin.params import MAX_CANDIDATES
 from qsharp_core.vllm_plugin.settings import EngineSettings, parse_critic
 
@@ -149,6 +149,7 @@ def loader(vllm_config: Any, device: torch.device) -> Callable[[Path, str | None
     model = vllm_config.model_config
     theirs = torch.float32 if model.dtype == torch.float32 else torch.bfloat16
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(settings.dtype, theirs)
+    aside = cores.beside(vllm_config) if device.type == "cpu" else None
 
     def read(path: Path, name: str | None) -> LoadedCritic:
         card, critic = checkpoint.load(path, dtype=dtype, device=device, reference=_folder(model.model))
@@ -172,7 +173,9 @@ def loader(vllm_config: Any, device: torch.device) -> Callable[[Path, str | None
         prefix = flash.prefix_attention(vllm_config, device, dtype)
         scratch = max(MAX_CANDIDATES, vllm_config.scheduler_config.max_num_seqs * 2 * BLOCK_SIZE)
         graphs = flash.graph_shapes(vllm_config, device)
-        return LoadedCritic(card, path, CriticEngine(critic, tokens, BLOCK_SIZE, scratch, prefix, graphs))
+        gains = cores.gains(critic) if settings.beside is None else settings.beside
+        engine = CriticEngine(critic, tokens, BLOCK_SIZE, scratch, prefix, graphs, aside if gains else None)
+        return LoadedCritic(card, path, engine)
 
     def load(path: Path, name: str | None) -> LoadedCritic:
         # A new thread's current device is the first one, whichever this worker's is.

@@ -30,6 +30,11 @@ class EngineSettings(BaseModel):
         default="auto",
         description="of the critics' weights; auto: float32 beside a reference in float32, else bfloat16",
     )
+    beside: bool | None = Field(
+        default=None,
+        description="whether critics run beside the reference, on a core that vLLM leaves over, where there is one; "
+        "default: those that gain by it",
+    )
 
     @classmethod
     def of(cls, vllm_config: Any) -> Self:

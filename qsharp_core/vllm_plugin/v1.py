@@ -35,8 +35,13 @@ class QSharpLogitsProcessor(LogitsProcessor):
         return False
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        if batch_update is None:
-            return
+        """Called once a step, before the reference's forward pass."""
+        if batch_update is not None:
+            self._update_rows(batch_update)
+        if self.core.device.type == "cpu":  # where scheduling is not asynchronous: all tokens are known
+            self.core.catch_up(self._rows_now())
+
+    def _update_rows(self, batch_update: BatchUpdate) -> None:
         before = {id(entry[0]): entry[0] for entry in self._rows.values()}
         for index in batch_update.removed:
             self._rows.pop(index, None)
@@ -67,17 +72,21 @@ class QSharpLogitsProcessor(LogitsProcessor):
             upstream.spare_cpu_generators_v1(runner, self._spared_generators)
 
     def apply(self, logits: Tensor) -> Tensor:
-        rows = []
-        for index, (request, prompt, output) in sorted(self._rows.items()):
-            if self._discarded[index]:
-                continue
+        rows = [row for row in self._rows_now() if not self._discarded[row.index]]
+        for row in rows:
             # vLLM patches placeholders of asynchronous scheduling just before this; one that is left
             # (its issue 52461) would guide by a token that was never sampled.
+            output = self._rows[row.index][2]
             if output and output[-1] < 0:
-                request.failure = "placeholder_token"
-            rows.append(Row(index, request, len(prompt) + len(output), partial(add, prompt, output)))
+                row.request.failure = "placeholder_token"
         self.core.apply(logits, rows)
         return logits
+
+    def _rows_now(self) -> list[Row]:
+        return [
+            Row(index, request, len(prompt) + len(output), partial(add, prompt, output))
+            for index, (request, prompt, output) in sorted(self._rows.items())
+        ]
 
     def after_sample(self, sampled_token_ids: Tensor) -> None:
         self.core.report(sampled_token_ids)
