@@ -5,6 +5,7 @@ which have next to nothing to do while the reference's forward pass runs.
 """
 
 import os
+import sys
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
@@ -23,6 +24,8 @@ def beside(vllm_config: Any) -> Executor | None:
     Nor is there one where this worker has several threads: torch has one number of threads for a whole process, and
     what runs beside would take as many.
     """
+    if sys.platform != "linux":
+        return None  # elsewhere threads cannot be bound
     parallel = vllm_config.parallel_config
     workers = parallel.tensor_parallel_size * parallel.data_parallel_size
     if workers > 1 or torch.get_num_threads() > 1:
