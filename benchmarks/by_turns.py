@@ -1,0 +1,156 @@
+"""What guidance costs, and what it saves that critics run beside the reference (docs/decisions.md), step by step.
+
+    python -m benchmarks.by_turns [--pair tiny] [--measures step beside first]
+
+Of one engine, every other decoding step or wave of new prompts does without. Differences and ratios are between
+neighbours, so that what else the machine does matters little; `make bench` compares whole waves.
+"""
+
+import argparse
+import itertools
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+# The worker is handed `switch`.
+os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from benchmarks.guidance import ours, pairs
+from benchmarks.guidance.ours import Ask
+from benchmarks.guidance.pairs import Pair, Prompts
+from qsharp_core.vllm_plugin import processors, upstream
+
+TOKENS = 80
+What = Literal["beside", "guided"]
+Mode = Literal["with", "without", "by turns"]
+Times = tuple[float, float]  # of neighbours, with and without, in milliseconds
+
+
+def switch(worker: Any, what: What, mode: Mode) -> list[float]:
+    """Which of this worker's steps are from now on guided, or run critics beside; returns when the last ones began.
+
+    A step that is not guided leaves its tokens to the next one that is.
+    """
+    if not hasattr(worker, "begun"):
+        processor = upstream.processor_of(worker.model_runner, processors.processor_class(worker.vllm_config))
+        assert processor is not None
+        core = processor.core
+        engines = [critic.engine for critic in core.registry.critics.values()]
+        threads = [engine._aside for engine in engines]
+        assert None not in threads, "vLLM leaves no core over"
+        update_state, apply = processor.update_state, core.apply
+
+        def begin(batch_update: Any) -> None:
+            worker.begun.append(time.perf_counter())
+            worker.on = worker.mode == "with" or (worker.mode == "by turns" and len(worker.begun) % 2 == 1)
+            for engine, thread in zip(engines, threads, strict=True):
+                engine._aside = thread if worker.on else None
+            update_state(batch_update)
+
+        def guide(*given: Any) -> None:
+            if worker.on or worker.what == "beside":
+                apply(*given)
+
+        processor.update_state, core.apply = begin, guide
+        worker.begun = []
+    begun, worker.begun, worker.what, worker.mode = worker.begun, [], what, mode
+    return begun
+
+
+def decoding(llm: Any, pair: Pair, ask: Ask, seed: int, what: What) -> list[Times]:
+    """Steps of one wave of prompts that have been seen."""
+    ours.wave(llm, pair, ask, seed, 1)
+    llm.collective_rpc(switch, args=(what, "by turns"))
+    ours.wave(llm, pair, ask, seed, ask.tokens)
+    (begun,) = llm.collective_rpc(switch, args=(what, "with"))
+    taken = [1e3 * (after - before) for before, after in itertools.pairwise(begun)]
+    return [
+        *zip(taken[2:-2:2], taken[3:-2:2], strict=False)
+    ]  # without the first and last steps, where rows come and go
+
+
+def first_tokens(llm: Any, pair: Pair, ask: Ask, seed: int, what: What) -> list[Times]:
+    """Two waves of prompts that share nothing and that nobody has seen, until they have a token each."""
+    order: list[Mode] = ["with", "without"] if seed % 2 else ["without", "with"]
+    taken = {}
+    for place, mode in enumerate(order):
+        llm.collective_rpc(switch, args=(what, mode))
+        taken[mode] = 1e3 * ours.wave(llm, pair, ask, ask.rows * 10_000 + 2 * seed + place, 1)
+    return [(taken["with"], taken["without"])]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is timed: of how many requests and candidates, in how many waves."""
+
+    name: str
+    what: What
+    run: Callable[[Any, Pair, Ask, int, What], list[Times]]
+    prompts: Prompts
+    rows: tuple[int, ...]
+    candidates: tuple[int, ...]
+    waves: int
+
+
+MEASURES = {
+    "step": Measure("a step: guidance", "guided", decoding, "alike", (32,), (4, 8, 20), 6),
+    "beside": Measure("a step: beside", "beside", decoding, "alike", (1, 32), (8,), 6),
+    "first": Measure("a first token: beside", "beside", first_tokens, "apart", (1, 8), (8,), 24),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pair", choices=["default", "tiny"], default="default")
+    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES))
+    given = parser.parse_args()
+    table = Table(
+        "of", "head", "requests", "candidates", "pairs", "without, ms", "with, ms", "with - without, ms",
+        "without / with", title="medians, and 95 % intervals",
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        pair = pairs.PAIRS[given.pair](Path(folder))
+        processors.settle_runner()
+        with ours.engine(pair, 32, processors.settled(), beside=True) as llm:
+            llm.collective_rpc(switch, args=("guided", "with"))
+            for name in given.measures:
+                measure = MEASURES[name]
+                for head, rows, candidates in itertools.product(("V", "Q"), measure.rows, measure.candidates):
+                    ask = Ask(rows, TOKENS, pair.names[head], candidates, prompts=measure.prompts)
+                    title = f"{measure.name}, {head}, {rows} at once, {candidates} candidates"
+                    waves = tqdm(range(measure.waves + 1), desc=title, unit="wave")
+                    found = [t for seed in waves for t in measure.run(llm, pair, ask, seed, measure.what) if seed]
+                    table.add_row(measure.name, head, str(rows), str(candidates), str(len(found)), *summary(found))
+    Console(width=160).print(table)
+
+
+def summary(found: list[Times]) -> tuple[str, str, str, str]:
+    """Medians without, with, of the differences and of the ratios."""
+    on, off = zip(*found, strict=True)
+    return (
+        f"{statistics.median(off):.2f}",
+        f"{statistics.median(on):.2f}",
+        interval([a - b for a, b in found]),
+        interval([b / a for a, b in found]),
+    )
+
+
+def interval(values: list[float]) -> str:
+    """Their median, and where 95 % of the medians of 1,000 bootstrap samples lie."""
+    draw = random.Random(0)
+    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(1000))
+    return f"{statistics.median(values):.2f} ({medians[25]:.2f} to {medians[-26]:.2f})"
+
+
+if __name__ == "__main__":
+    main()
