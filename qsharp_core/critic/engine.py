@@ -301,10 +301,10 @@ class CriticEngine:
         self, index: int, sequence: Sequence, history: list[int], before: dict[int, _Choice], group: list[_Row]
     ) -> _Row | None:
         """Blocks for the whole history; None if the rows already in `group` leave too little room."""
-        reuse = len(history)
-        # A Q head reads the last token's hidden state: that one is run, unless it was already.
-        if self.critic.head.shape.kind == "Q" and not self._was_run(sequence, history):
-            reuse -= 1
+        if self._was_run(sequence, history):
+            return _Row(index, sequence, history, len(history))
+        # A Q head reads the last token's hidden state, so that one is run.
+        reuse = len(history) - (self.critic.head.shape.kind == "Q")
         cache.adopt(self.blocks, sequence, history, reuse)
         if not self._make_room(sequence, len(history), group):
             return None
@@ -315,7 +315,7 @@ class CriticEngine:
         return _Row(index, sequence, history, start)
 
     def _was_run(self, sequence: Sequence, history: list[int]) -> bool:
-        """Whether the last hidden state of this history is there."""
+        """Whether the last hidden state of this history is there, which a Q head reads."""
         last = self._last.get(id(sequence))
         return (
             last is not None
