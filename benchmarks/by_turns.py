@@ -9,7 +9,6 @@ neighbours, so that what else the machine does matters little; `make bench` comp
 import argparse
 import itertools
 import os
-import random
 import statistics
 import tempfile
 import time
@@ -21,8 +20,10 @@ from typing import Any, Literal
 # The worker is handed `switch`.
 os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 from tqdm import tqdm
 
 from benchmarks.guidance import ours, pairs
@@ -74,9 +75,8 @@ def decoding(llm: Any, pair: Pair, ask: Ask, seed: int, what: What) -> list[Time
     ours.wave(llm, pair, ask, seed, ask.tokens)
     (begun,) = llm.collective_rpc(switch, args=(what, "with"))
     taken = [1e3 * (after - before) for before, after in itertools.pairwise(begun)]
-    return [
-        *zip(taken[2:-2:2], taken[3:-2:2], strict=False)
-    ]  # without the first and last steps, where rows come and go
+    # Without the first and last steps, where rows come and go.
+    return [*zip(taken[2:-2:2], taken[3:-2:2], strict=False)]
 
 
 def first_tokens(llm: Any, pair: Pair, ask: Ask, seed: int, what: What) -> list[Times]:
@@ -147,9 +147,8 @@ def summary(found: list[Times]) -> tuple[str, str, str, str]:
 
 def interval(values: list[float]) -> str:
     """Their median, and where 95 % of the medians of 1,000 bootstrap samples lie."""
-    draw = random.Random(0)
-    medians = sorted(statistics.median(draw.choices(values, k=len(values))) for _ in range(1000))
-    return f"{statistics.median(values):.2f} ({medians[25]:.2f} to {medians[-26]:.2f})"
+    low, high = stats.bootstrap((values,), np.median, n_resamples=1000, method="percentile", rng=0).confidence_interval
+    return f"{statistics.median(values):.2f} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

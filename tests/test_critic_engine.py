@@ -5,6 +5,8 @@ import random
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,9 @@ class Driver:
         """What then happens to the rows is not known: any may go on, pause, go back or end."""
         for _, critic in self.engines:
             rows = [row for row in self.rows if row[1] is critic and self.rng.random() < 0.8]
-            critic.catch_up([row[2] for row in rows], [list(row[3]) for row in rows])
+            critic.catch_up(
+                [row[2] for row in rows], [len(row[3]) for row in rows], [partial(list, row[3]) for row in rows]
+            )
 
     def step(self) -> None:
         scheduled = [row for row in self.rows if self.rng.random() < 0.8 and len(row[3]) < 60]
@@ -202,14 +206,26 @@ def test_a_candidate_of_other_tokens_is_not_taken_for_the_chosen_one(folders: di
     torch.testing.assert_close(outputs[0].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
 
 
+@contextmanager
+def broken(critic: CriticEngine) -> Iterator[None]:
+    """Its passes fail."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("broken")
+
+    hook = critic.critic.backbone.register_forward_pre_hook(fail)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def test_a_failing_pass_leaves_nothing_wrong_behind(folders: dict[str, Path]) -> None:
     critic = engine(folders["llama-V"], 200)
     row, history = critic.open(), list(range(9))
     ids, mask = torch.tensor([[5, 6]]), torch.ones(1, 2, dtype=torch.bool)
-    hook = critic.critic.backbone.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
-    with pytest.raises(RuntimeError, match="broken"):
+    with broken(critic), pytest.raises(RuntimeError, match="broken"):
         critic.score([row], [history], ids, mask)
-    hook.remove()
     outputs = critic.score([row], [history], ids, mask)
     wanted = oracle.critic_outputs(folders["llama-V"], history, [5, 6])
     torch.testing.assert_close(outputs[0].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
@@ -228,7 +244,7 @@ def test_rows_that_were_caught_up_have_nothing_left_but_their_candidates(
     ids, mask = torch.tensor([[5, 6, 7], [1, 2, 3]]), torch.ones(2, 3, dtype=torch.bool)
     head_alone = name.endswith("Q")
     for aside_ran, missing in ((37, 0), (2 if head_alone else 0, 2)):  # then a token each that was no candidate
-        critic.catch_up(rows, histories)
+        critic.catch_up(rows, [len(history) for history in histories], [partial(list, h) for h in histories])
         critic.wait()
         assert sum(ran) == aside_ran
         outputs = critic.score(rows, histories, ids, mask)
@@ -244,12 +260,12 @@ def test_a_pass_that_fails_aside_fails_whoever_asks_for_its_scores(folders: dict
     critic = engine(folders["qwen2-Q"], 200, aside=aside)
     row, history = critic.open(), list(range(9))
     ids, mask = torch.tensor([[5, 6]]), torch.ones(1, 2, dtype=torch.bool)
-    hook = critic.critic.backbone.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
-    critic.catch_up([row], [history])
-    with pytest.raises(RuntimeError, match="broken"):
-        critic.score([row], [history], ids, mask)
-    critic.catch_up([row], [history])
-    hook.remove()
+    with broken(critic):
+        critic.catch_up([row], [len(history)], [lambda: history])
+        with pytest.raises(RuntimeError, match="broken"):
+            critic.score([row], [history], ids, mask)
+        critic.catch_up([row], [len(history)], [lambda: history])
+        critic.wait()
     outputs = critic.score([row], [history], ids, mask)
     wanted = oracle.critic_outputs(folders["qwen2-Q"], history, [5, 6])
     torch.testing.assert_close(outputs[0].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)

@@ -51,9 +51,8 @@ class _Row:
 
 
 class _Piece(NamedTuple):
-    """Tokens `start` to `stop` of a row's history, which a prefill pass runs; `place` is the row's in its group."""
+    """Tokens `start` to `stop` of a row's history, which a prefill pass runs."""
 
-    place: int
     row: _Row
     start: int
     stop: int
@@ -116,7 +115,7 @@ class CriticEngine:
         self.device, self.dtype = parameter.device, parameter.dtype
         self._open: OrderedDict[int, Sequence] = OrderedDict()  # by id(), least recently used first
         self._choices: dict[int, _Choice] = {}
-        self._last: dict[int, _Last] = {}  # of Q heads
+        self._last: dict[int, _Last] = {}
         self._moves: list[tuple[int, int]] = []  # from one slot of the pool to another, before the next pass
         self._scratch = -(-scratch_tokens // block_size)  # blocks behind the pool's own, for candidates
         critic.backbone.set_attn_implementation(PAGED)
@@ -149,20 +148,25 @@ class CriticEngine:
         self._choices.pop(id(sequence), None)
         self._last.pop(id(sequence), None)
 
-    def catch_up(self, sequences: list[Sequence], histories: list[list[int]]) -> None:
+    def catch_up(self, sequences: list[Sequence], lengths: list[int], histories: list[Callable[[], list[int]]]) -> None:
         """Begins to run `aside` what the cache lacks of these rows; a later call of any method waits for it.
 
         For callers that know the histories before they know the candidates. A Q head's rows then want no pass any
         more; a V head's are run where they lack more than would join their candidates' pass.
+
+        Args:
+            sequences: as in `score`.
+            lengths: of each row's history.
+            histories: each row's, asked for where it is run.
         """
         self.wait()
         if self._aside is None:
             return
         always = self.critic.head.shape.kind == "Q"
         rows = [
-            (sequence, history)
-            for sequence, history in zip(sequences, histories, strict=True)
-            if always or len(history) - len(sequence.tokens) > PATCH_TOKENS
+            (sequence, history())
+            for sequence, length, history in zip(sequences, lengths, histories, strict=True)
+            if always or length - len(sequence.tokens) > PATCH_TOKENS
         ]
         if rows:
             self._running = self._aside.submit(self._catch_up, rows)
@@ -315,7 +319,7 @@ class CriticEngine:
         return _Row(index, sequence, history, start)
 
     def _was_run(self, sequence: Sequence, history: list[int]) -> bool:
-        """Whether the last hidden state of this history is there, which a Q head reads."""
+        """Whether all of this history was run, and its last hidden state, which a Q head reads, is there."""
         last = self._last.get(id(sequence))
         return (
             last is not None
@@ -396,16 +400,14 @@ class CriticEngine:
             mask = torch.zeros_like(mask_RK).index_copy_(0, at, mask)
         outputs.masked_scatter_(mask[..., None], scored)
 
-    def _prefill(self, group: list[_Row]) -> Tensor:
-        """Runs what is missing, in passes of `PREFILL_TOKENS`; each row's last hidden state, where it was run."""
-        last_RD = torch.empty(len(group), self.critic.head.shape.hidden, dtype=self.dtype, device=self.device)
+    def _prefill(self, group: list[_Row]) -> None:
+        """Runs what is missing, in passes of `PREFILL_TOKENS`, and keeps the rows' last hidden states."""
         for pieces in _passes(group):
-            last_RD[[piece.place for piece in pieces]] = self._prefill_pass(pieces)
-        for row, last_D in zip(group, last_RD, strict=True):
-            if self.critic.head.shape.kind == "Q" and row.start < len(row.history):
-                self._last[id(row.sequence)] = _Last(len(row.history), row.sequence.cuts, last_D)
+            for piece, last_D in zip(pieces, self._prefill_pass(pieces), strict=True):
+                sequence = piece.row.sequence
+                self._last[id(sequence)] = _Last(piece.stop, sequence.cuts, last_D)
+        for row in group:
             row.start = len(row.history)
-        return last_RD
 
     def _prefill_pass(self, pieces: list[_Piece]) -> Tensor:
         """Runs these; the last hidden state of each, `[pieces, D]`."""
@@ -583,7 +585,8 @@ class CriticEngine:
         sequence, history = self.open(), tokens[:-1]
         row = self._reserve(0, sequence, history, {}, [])
         assert row is not None
-        got = [self._prefill([row])[0]]
+        self._prefill([row])
+        got = [self._last[id(sequence)].hidden]
         if self.critic.head.shape.kind == "V":
             ids = torch.tensor([tokens[-1:]], device=self.device)
             got.append(self._run_candidates([row], ids, torch.ones_like(ids, dtype=torch.bool))[0])
@@ -623,7 +626,7 @@ def _passes(group: list[_Row]) -> Iterator[list[_Piece]]:
     """What is missing of the rows, cut into passes of `PREFILL_TOKENS`."""
     pieces: list[_Piece] = []
     room, longest = PREFILL_TOKENS, 0
-    for place, row in enumerate(group):
+    for row in group:
         start, length = row.start, len(row.history)
         while start < length:
             stop = min(length, start + room)
@@ -633,7 +636,7 @@ def _passes(group: list[_Row]) -> Iterator[list[_Piece]]:
                 yield pieces
                 pieces, room, longest = [], PREFILL_TOKENS, 0
                 continue
-            pieces.append(_Piece(place, row, start, stop))
+            pieces.append(_Piece(row, start, stop))
             room -= stop - start
             start = stop
             if room == 0:

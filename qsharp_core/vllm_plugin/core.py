@@ -196,7 +196,7 @@ class GuidanceCore:
                 asking.setdefault(critic, []).append(row)
         for critic, own in asking.items():
             sequences: list[Sequence] = [row.request.sequence for row in own]  # type: ignore[misc]
-            critic.engine.catch_up(sequences, [row.read() for row in own])
+            critic.engine.catch_up(sequences, [row.length for row in own], [row.read for row in own])
 
     def apply(self, logits: Tensor, rows: list[Row], last_R: Tensor | None = None) -> None:
         """Tilts the logits of these rows in place: `[B, V]` float32, `rows` a subset of the B.
