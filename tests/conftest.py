@@ -84,7 +84,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("v1")
     reference, critics = models.write_reference(root / "reference"), write_critics(root)
     store = ["--rollouts", f"sqlite:///{root / 'rollouts.db'}"]
-    with serve([*flags(reference, critics, rows=16, blocks=24), *store], root / "log") as url:
+    paths = [str(Path(__file__).parent / "faults"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    faults = {"PYTHONPATH": os.pathsep.join(paths), "QSHARP_FAULT": str(root / "fault")}
+    with serve([*flags(reference, critics, rows=16, blocks=24), *store], root / "log", faults) as url:
         yield Server(url, reference, critics, root, root / "log")
 
 
