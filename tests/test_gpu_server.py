@@ -32,7 +32,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def server_of(root: Path, reference: Path, *more: str) -> Iterator[Server]:
-    critics = conftest.write_critics(root)
+    critics = conftest.write_critics(root, reference)
     # vLLM's attention in float32 is Triton's, which would multiply in TF32.
     with serve(flags(reference, critics, *more), root / "log", {"TRITON_F32_DEFAULT": "ieee"}) as url:
         yield Server(url, reference, critics, root, root / "log")
