@@ -27,7 +27,8 @@ ADMIN_KEY = "admin-secret"
 BUDGET, BLOCK = 48, 32
 
 V2_ENVIRONMENT = {
-    "PYTHONPATH": str(Path(__file__).parent / "triton_cpu"),
+    # A worktree that borrows another's environment says by this variable where its code is: then servers use it, too.
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent / "triton_cpu"), os.getenv("PYTHONPATH")])),
     "TRITON_INTERPRET": "1",
     "TRITON_DEFAULT_BACKEND": "cpu",
     "VLLM_USE_V2_MODEL_RUNNER": "1",

@@ -15,7 +15,8 @@ def page(result: dict[str, Any], made: str) -> str:
 
 The pair, `large`: models of the shapes of Llama 3.1 8B (the reference) and Llama 3.2 1B (the critic, with a V and with
 a Q head), all in bfloat16 and in random weights: how long a step takes does not depend on them.{_native(result)} All
-critics are loaded in one engine, which runs as vLLM does by default: compiled, with CUDA graphs, scheduling ahead of the device.
+critics are loaded in one engine, which runs as vLLM does by default: compiled, with CUDA graphs, scheduling ahead of
+the device.
 
 A wave is that many requests at once, each of {tokens} tokens, after prompts of {PROMPT_TOKENS} tokens that are cached:
 what is timed is decoding. {PROMPT_TOKENS - OWN_TOKENS} of these tokens are the same in all prompts; *apart*: none are.
