@@ -1,6 +1,9 @@
 """What is written and must survive a loss of power."""
 
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -11,3 +14,25 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to write into, which becomes `folder` at the end: it is there whole or not at all.
+
+    Raises:
+        FileExistsError: `folder` exists; versions are never overwritten.
+    """
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists: versions are never overwritten")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    yield temporary
+    for path in temporary.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors keeps files to their owner, but the server may be another user
+    for path in [*temporary.rglob("*"), temporary]:
+        fsync(path)
+    temporary.rename(folder)
+    fsync(folder.parent)

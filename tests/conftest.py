@@ -2,7 +2,7 @@
 
 Its settings make everything hard at once: prompts longer than a step's token budget, a key/value cache so small that
 concurrent requests are preempted, critics' caches so small that rows of one step do not fit together, prefix caching,
-five critics of different kinds. And the server audits every guided row that it finds the time for.
+seven critics of different kinds side by side. And the server audits every guided row that it finds the time for.
 """
 
 import json
@@ -32,7 +32,8 @@ BUDGET, BLOCK = 48, 32
 QSHARP = {"beside": True, "audit_rate": 1, "cache_gib": 0.00075, "scratch_tokens": 256}
 
 V2_ENVIRONMENT = {
-    "PYTHONPATH": str(Path(__file__).parent / "triton_cpu"),
+    # A worktree that borrows another's environment says by this variable where its code is: then servers use it, too.
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent / "triton_cpu"), os.getenv("PYTHONPATH")])),
     "TRITON_INTERPRET": "1",
     "TRITON_DEFAULT_BACKEND": "cpu",
     "VLLM_USE_V2_MODEL_RUNNER": "1",
@@ -51,8 +52,10 @@ class Server:
     log: Path
 
 
-def write_critics(root: Path) -> dict[str, Path]:
-    """Both heads, both distributions, four architectures, one with learned positions and one with a window."""
+def write_critics(root: Path, reference: Path) -> dict[str, Path]:
+    """Both heads, both distributions, four architectures, one with learned positions and one with a window; and two
+    on the reference's own hidden states.
+    """
     uneven = {"kind": "categorical", "atoms": [-1.0, 0.0, 0.5, 2.0]}
     return {
         "plain": models.write_critic(root / "plain", name="plain", seed=1),
@@ -64,6 +67,10 @@ def write_critics(root: Path) -> dict[str, Path]:
             root / "both", kind="opt", head="Q", distribution=uneven, reward_range=(-1.0, 2.0), name="both", seed=4
         ),
         "deep": models.write_critic(root / "deep", kind="mistral", mlp=32, name="deep", seed=5),
+        "native": models.write_native_critic(root / "native", reference, name="native", seed=6),
+        "uneven": models.write_native_critic(
+            root / "uneven", reference, distribution=uneven, reward_range=(-1.0, 2.0), width=80, name="uneven", seed=7
+        ),
     }
 
 
@@ -82,7 +89,8 @@ def flags(reference: Path, critics: dict[str, Path], rows: int, blocks: int) -> 
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The V1 model runner (vLLM's on CPU), a Llama reference."""
     root = tmp_path_factory.mktemp("v1")
-    reference, critics = models.write_reference(root / "reference"), write_critics(root)
+    reference = models.write_reference(root / "reference")
+    critics = write_critics(root, reference)
     store = ["--rollouts", f"sqlite:///{root / 'rollouts.db'}"]
     paths = [str(Path(__file__).parent / "faults"), *filter(None, [os.environ.get("PYTHONPATH")])]
     faults = {"PYTHONPATH": os.pathsep.join(paths), "QSHARP_FAULT": str(root / "fault")}
@@ -94,6 +102,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def server_v2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The V2 model runner under Triton's interpreter, a Qwen reference."""
     root = tmp_path_factory.mktemp("v2")
-    reference, critics = models.write_reference(root / "reference", kind="qwen2", seed=9), write_critics(root)
+    reference = models.write_reference(root / "reference", kind="qwen2", seed=9)
+    critics = write_critics(root, reference)
     with serve(flags(reference, critics, rows=8, blocks=18), root / "log", V2_ENVIRONMENT) as url:
         yield Server(url, reference, critics, root, root / "log")

@@ -1,4 +1,5 @@
-"""References and critics written to disk by hand, as the format describes them, with none of the project's writers.
+"""References and critics written to disk by hand, as the format describes them, with none of the project's writers,
+but for the hash over a reference's weights.
 
 Everything is tiny and random. Heads are scaled so that scores spread over several units: a critic whose opinions all
 agree would hide mistakes.
@@ -17,6 +18,8 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedTokenizerFast,
 )
+
+from qsharp_core.critic.reference import identify
 
 VOCAB = 192
 CHARACTERS = [chr(c) for c in range(32, 127)] + ["\n"]
@@ -124,5 +127,60 @@ def write_critic(
         weights["hidden.weight"] = torch.randn(mlp, hidden) / hidden**0.5
         weights["hidden.bias"] = torch.randn(mlp) * 0.1
     save_file(weights, folder / "head.safetensors")
+    (folder / "critic.json").write_text(json.dumps(card))
+    return folder
+
+
+def write_native_critic(
+    folder: Path,
+    reference: Path,
+    distribution: dict[str, Any] | None = None,
+    reward_range: tuple[float, float] = (0.0, 1.0),
+    name: str = "native",
+    version: str = "1",
+    width: int = 48,
+    seed: int = 1,
+    spread: float = 2.0,
+) -> Path:
+    """A random critic on the reference's hidden states, in the documented format."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * scale
+
+    distribution = distribution or {"kind": "bernoulli"}
+    n_out = len(distribution.get("atoms", [0]))
+    model = AutoModelForCausalLM.from_pretrained(reference)
+    embeddings = model.get_input_embeddings().weight.detach()
+    hidden, embed = model.config.hidden_size, embeddings.shape[1]
+    weights = {
+        "hidden.mean": normal(hidden, scale=0.2),
+        "hidden.scale": normal(hidden).abs() + 0.5,
+        "hidden.weight": normal(width, hidden, scale=hidden**-0.5),
+        "token.mean": embeddings.mean(0),
+        "token.scale": embeddings.std(0),
+        "token.weight": normal(width, embed, scale=embed**-0.5),
+        "log_ref.mean": torch.tensor([-1.5]),
+        "log_ref.scale": torch.tensor([1.2]),
+        "log_ref.least": torch.tensor(-6.0),
+        "log_ref.weight": normal(width, 1, scale=0.5),
+        "bias": normal(width, scale=0.3),
+        "out.weight": normal(n_out, width, scale=spread * width**-0.5 * 2),
+        "out.bias": normal(n_out, scale=0.3),
+    }
+    folder.mkdir(parents=True)
+    save_file(weights, folder / "head.safetensors")
+    card = {
+        "format": 1,
+        "name": name,
+        "version": version,
+        "backbone": "reference",
+        "head": "Q",
+        "hidden": "last",
+        "mlp": {"width": width},
+        "distribution": distribution,
+        "reward_range": list(reward_range),
+        "made_for": identify(reference).model_dump(),
+    }
     (folder / "critic.json").write_text(json.dumps(card))
     return folder

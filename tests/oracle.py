@@ -39,7 +39,8 @@ def reference(folder: Path) -> Any:
 @lru_cache(maxsize=16)
 def _critic(folder: Path) -> tuple[dict[str, Any], Any, dict[str, Tensor]]:
     card = json.loads((folder / "critic.json").read_text())
-    backbone = AutoModel.from_pretrained(folder / "backbone", dtype=torch.float64).eval()
+    native = card.get("backbone") == "reference"
+    backbone = None if native else AutoModel.from_pretrained(folder / "backbone", dtype=torch.float64).eval()
     head = {k: v.double() for k, v in load_file(folder / "head.safetensors").items()}
     return card, backbone, head
 
@@ -91,6 +92,34 @@ class Walk:
         return self.backbone(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
 
 
+def native_outputs(folder: Path, hidden: Tensor, tokens: list[int], reference_folder: Path, log_ref: Tensor) -> Tensor:
+    """`critic_outputs` of a critic on the reference's hidden states.
+
+    Args:
+        hidden: what the reference's language-model head reads after the history, `[D]`.
+        log_ref: `ln ref` of the whole vocabulary there.
+    """
+    _, _, head = _critic(folder)
+
+    def part(name: str, values: Tensor) -> Tensor:
+        return ((values - head[f"{name}.mean"]) / head[f"{name}.scale"]) @ head[f"{name}.weight"].T
+
+    embeddings = reference(reference_folder).get_input_embeddings().weight[tokens]
+    asked = log_ref[tokens].clamp(min=head["log_ref.least"].item())[:, None]
+    first = part("hidden", hidden) + part("token", embeddings) + part("log_ref", asked) + head["bias"]
+    return torch.nn.functional.gelu(first) @ head["out.weight"].T + head["out.bias"]
+
+
+@torch.inference_mode()
+def reference_pass(folder: Path, tokens: list[int]) -> tuple[Tensor, Tensor]:
+    """Logits `[S, V]`, and what the language-model head reads, `[S, D]`."""
+    model, read = reference(folder), []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: read.append(given[0][0]))
+    logits = model(torch.tensor([tokens])).logits[0]
+    hook.remove()
+    return logits, read[0]
+
+
 def atoms(card: dict[str, Any]) -> Tensor:
     return torch.tensor(card["distribution"].get("atoms", [0.0, 1.0]), dtype=torch.float64)
 
@@ -124,7 +153,7 @@ def guided_policy(
 
     Args:
         logits: `[V]` float64, `-inf` where masked.
-        tilt_of: token ids -> their `A`.
+        tilt_of: token ids, and `ln ref` of the whole vocabulary -> their `A`.
     """
     log_ref = (logits / (temperature or 1.0)).log_softmax(-1)
     if eta is None:
@@ -138,7 +167,7 @@ def guided_policy(
     if len(chosen) <= 1:
         return log_ref, log_ref, 0.0, None, ambiguous
     a = torch.full_like(log_ref, float("nan"))
-    a[chosen] = tilt_of(chosen)
+    a[chosen] = tilt_of(chosen, log_ref)
     inside = torch.zeros_like(log_ref, dtype=torch.bool)
     inside[chosen] = True
     if tail == "floor":
@@ -170,20 +199,24 @@ def completion(
     bias: dict[int, float] | None = None,
 ) -> list[Expected]:
     """Every generated token's entry."""
-    logits = reference(reference_folder)(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+    logits, hidden = (t[len(prompt) - 1 : -1] for t in reference_pass(reference_folder, prompt + tokens))
     for token, amount in (bias or {}).items():
         logits[:, token] += amount
     r_min = json.loads((critic_folder / "critic.json").read_text())["reward_range"][0] if critic_folder else 0.0
     entries = []
-    walk = Walk(critic_folder) if critic_folder else None
+    native = critic_folder is not None and _critic(critic_folder)[1] is None
+    walk = Walk(critic_folder) if critic_folder and not native else None
     for t, token in enumerate(tokens):
         history = prompt + tokens[:t]
 
-        def tilt_of(chosen: list[int], history: list[int] = history) -> Tensor:
+        def tilt_of(chosen: list[int], log_ref: Tensor, t: int = t, history: list[int] = history) -> Tensor:
             assert critic_folder is not None
-            assert walk is not None
             assert eta is not None
-            return tilts(critic_folder, walk.outputs(history, chosen), eta, method)
+            if walk is not None:
+                outputs = walk.outputs(history, chosen)
+            else:
+                outputs = native_outputs(critic_folder, hidden[t], chosen, reference_folder, log_ref)
+            return tilts(critic_folder, outputs, eta, method)
 
         log_ref, log_pi, kl, value, ambiguous = guided_policy(
             logits[t], temperature, tilt_of, r_min, eta, candidates, min_prob, tail

@@ -4,6 +4,7 @@ import gc
 import random
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +41,13 @@ def processor(tmp_path: Path) -> Iterator[QSharpLogitsProcessor]:
 
 def loaded(folder: Path) -> LoadedCritic:
     card, critic = checkpoint.load(folder)
-    return LoadedCritic(card, folder, CriticEngine(critic, 400, 4))
+    return LoadedCritic(card, folder, CriticEngine(critic, 400, 4), max_length=400)
+
+
+def engine_of(processor: QSharpLogitsProcessor) -> CriticEngine:
+    (critic,) = processor.core.registry.critics.values()
+    assert critic.engine is not None
+    return critic.engine
 
 
 def begin(processor: QSharpLogitsProcessor, **ours: Any) -> list[int]:
@@ -55,21 +62,21 @@ def step(processor: QSharpLogitsProcessor) -> torch.Tensor:
     """What it did to the logits of row 0."""
     logits = torch.randn(1, models.VOCAB, generator=torch.Generator().manual_seed(0))
     processor.update_state(None)
-    processor._discarded = [False]
+    processor._discarded, processor._hidden = [False], partial(torch.empty, 1, 8)
     return processor.apply(logits.clone()).log_softmax(-1) - logits.log_softmax(-1)
 
 
 def asked(processor: QSharpLogitsProcessor, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
     """Every history that the critic is asked about."""
-    (critic,) = processor.core.registry.critics.values()
+    engine = engine_of(processor)
     histories: list[list[int]] = []
-    score = critic.engine.score
+    score = engine.score
 
     def spied(sequences: Any, given: list[list[int]], *rest: Any) -> torch.Tensor:
         histories.extend(map(list, given))
         return score(sequences, given, *rest)
 
-    monkeypatch.setattr(critic.engine, "score", spied)
+    monkeypatch.setattr(engine, "score", spied)
     return histories
 
 
@@ -95,18 +102,17 @@ def test_a_placeholder_token_never_reaches_the_critic(
 def test_a_row_that_fails_is_not_asked_for_again(
     processor: QSharpLogitsProcessor, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
-    output = begin(processor)
-    (critic,) = processor.core.registry.critics.values()
+    output, engine = begin(processor), engine_of(processor)
     step(processor)
     output.append(9)
     if reason == "too_long":
-        output.extend(random.Random(0).choices(range(100), k=critic.engine.capacity))
+        output.extend(random.Random(0).choices(range(100), k=engine.capacity))
     else:
 
         def fail(*_: Any) -> None:
             raise RuntimeError("broken")
 
-        monkeypatch.setattr(critic.engine, "score", fail)
+        monkeypatch.setattr(engine, "score", fail)
     assert step(processor).abs().max() == 0
     monkeypatch.undo()
     histories = asked(processor, monkeypatch)
@@ -124,10 +130,8 @@ def test_an_unloaded_critic_is_not_kept_by_what_is_on_its_way_to_the_host(
     monkeypatch.setattr(guidance._Check, "done", False)
     begin(processor)
     step(processor)
-    (critic,) = processor.core.registry.critics.values()
-    watch = weakref.ref(critic.engine.critic.backbone)
+    watch = weakref.ref(engine_of(processor).critic.backbone)
     processor.core.registry.unload("critic@1")
-    del critic
     processor.update_state(BatchUpdate(0, [0], [], []))
     assert processor.core._checks
     gc.collect()
@@ -136,11 +140,11 @@ def test_an_unloaded_critic_is_not_kept_by_what_is_on_its_way_to_the_host(
 
 def test_one_row_that_is_not_finite_costs_itself_alone(processor: QSharpLogitsProcessor) -> None:
     """Its keys and values lie in blocks that other rows get when it has ended."""
-    (critic,) = processor.core.registry.critics.values()
+    engine = engine_of(processor)
     with torch.inference_mode():
-        critic.engine.critic.backbone.get_input_embeddings().weight[7] = float("nan")
+        engine.critic.backbone.get_input_embeddings().weight[7] = float("nan")
     begin(processor)
     assert step(processor).abs().max() == 0
     ((request, _, _),) = processor._rows.values()
     assert request.failure == "not_finite"
-    assert all(tensor.isfinite().all() for tensor in critic.engine.pool.stacked)
+    assert all(tensor.isfinite().all() for tensor in engine.pool.stacked)

@@ -33,7 +33,9 @@ def requests(server: Server, rng: random.Random, count: int, longest: int, token
     """Every combination of critic, method and tail, with the other fields drawn; half of the rest for one critic."""
     shared = prompt_ids(rng, longest)
     kinds = [*itertools.product(server.critics, METHODS, TAILS)]
-    favourite = rng.choice(["plain", "wide", "deep"])  # V heads, whose candidates want memory
+    favourite = rng.choice(
+        [name for name in ("plain", "wide", "deep") if name in server.critics]
+    )  # V heads, whose candidates want memory
     while len(kinds) < count:
         critic = favourite if rng.random() < 0.5 else rng.choice([*server.critics])
         kinds.append((critic, rng.choice(METHODS), rng.choice(TAILS)))

@@ -6,12 +6,13 @@
 
 `"borrow": ["input_embeddings"]` in the card means that the backbone's token embeddings are not stored: they are the
 reference's, read from its folder. It must then be the reference the critic was made for.
+
+`"backbone": "reference"` in the card means that there is no `backbone/` at all: the critic is a head on the
+reference's own hidden states (`native_checkpoint`).
 """
 
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -23,7 +24,8 @@ from torch import Tensor, nn
 
 from qsharp_core.critic.model import Critic, Head, HeadShape
 from qsharp_core.critic.randomness import PrivateRandomness
-from qsharp_core.disk import fsync
+from qsharp_core.critic.reference import Reference, weight_files
+from qsharp_core.disk import whole_folder
 from qsharp_core.errors import CriticError
 from qsharp_core.returns import Bernoulli, Categorical, ReturnDistribution
 
@@ -54,7 +56,13 @@ class MLPCard(BaseModel):
 
 
 class CriticCard(BaseModel):
-    """`critic.json`. Fields it does not name are kept as they are: metrics, parent version, notes."""
+    """`critic.json`. Fields it does not name are kept as they are: metrics, parent version, notes.
+
+    Attributes:
+        backbone: `"reference"` where the critic reads the reference's hidden states; else it has a backbone of its own.
+        hidden: which hidden state such a critic reads: `"last"`, which the reference's language-model head reads.
+        made_for: the reference of such a critic.
+    """
 
     model_config = ConfigDict(extra="allow")
     format: Literal[1] = 1
@@ -63,6 +71,9 @@ class CriticCard(BaseModel):
     head: Literal["V", "Q"]
     distribution: Annotated[BernoulliCard | CategoricalCard, Field(discriminator="kind")]
     reward_range: tuple[float, float] = (0.0, 1.0)
+    backbone: Literal["reference"] | None = None
+    hidden: Literal["last"] | None = None
+    made_for: Reference | None = None
     mlp: MLPCard | None = None
     borrow: list[Literal["input_embeddings"]] = []
     tokenizer_fingerprint: str | None = None
@@ -82,6 +93,14 @@ class CriticCard(BaseModel):
                 raise ValueError("atoms must ascend")
             if atoms[0] < low or atoms[-1] > high:
                 raise ValueError(f"atoms must lie within reward_range [{low}, {high}]")
+        if self.backbone == "reference":
+            if self.head != "Q" or self.mlp is None or self.made_for is None or self.hidden is None or self.borrow:
+                raise ValueError(
+                    'a critic on the reference\'s hidden states has "head": "Q", "hidden": "last", "mlp", "made_for", '
+                    'and no "borrow"'
+                )
+        elif self.hidden is not None or self.made_for is not None:
+            raise ValueError('"hidden" and "made_for" belong to critics with "backbone": "reference"')
         return self
 
     @property
@@ -134,6 +153,8 @@ def load(
     from transformers import AutoModel  # heavy: only those who load a critic pay for it
 
     card = read_card(folder)
+    if card.backbone == "reference":
+        raise CriticError(f"{folder} has no backbone of its own: it is a head on its reference's hidden states")
     returns = card.returns()
     backbone_folder = folder / BACKBONE
     if not (backbone_folder / "config.json").is_file():
@@ -165,7 +186,7 @@ def load(
     )
     with PrivateRandomness():
         head = Head(shape)
-    _load_head(head, folder / HEAD)
+    load_head(head, folder / HEAD)
     critic = Critic(backbone, head, returns).to(device=device, dtype=dtype).eval()
     return card, critic.requires_grad_(False)
 
@@ -178,26 +199,21 @@ def save(folder: Path, card: CriticCard, critic: Critic) -> None:
     Raises:
         FileExistsError: versions are never overwritten.
     """
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists: versions are never overwritten")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    (temporary / BACKBONE).mkdir(parents=True)
     weights = {k: v.contiguous() for k, v in critic.backbone.state_dict().items()}
     if "input_embeddings" in card.borrow:
         embedding = critic.backbone.get_input_embeddings().weight
         weights = {k: v for k, v in weights.items() if v.data_ptr() != embedding.data_ptr()}
-    critic.backbone.config.save_pretrained(temporary / BACKBONE)
-    save_file(weights, temporary / BACKBONE / "model.safetensors", metadata={"format": "pt"})
-    save_file({k: v.contiguous() for k, v in critic.head.state_dict().items()}, temporary / HEAD)
-    (temporary / CARD).write_text(card.model_dump_json(indent=2, exclude_none=True) + "\n")
-    for path in temporary.rglob("*.safetensors"):
-        path.chmod(0o644)  # safetensors keeps files to their owner, but the server may be another user
-    for path in [*temporary.rglob("*"), temporary]:
-        fsync(path)
-    temporary.rename(folder)
-    fsync(folder.parent)
+    with whole_folder(folder) as temporary:
+        (temporary / BACKBONE).mkdir()
+        critic.backbone.config.save_pretrained(temporary / BACKBONE)
+        save_file(weights, temporary / BACKBONE / "model.safetensors", metadata={"format": "pt"})
+        write_card_and_head(temporary, card, critic.head)
+
+
+def write_card_and_head(folder: Path, card: CriticCard, head: nn.Module) -> None:
+    """`critic.json` and `head.safetensors`, which every kind of critic has."""
+    save_file({name: value.contiguous() for name, value in head.state_dict().items()}, folder / HEAD)
+    (folder / CARD).write_text(card.model_dump_json(indent=2, exclude_none=True) + "\n")
 
 
 def check_vocabulary(card: CriticCard, folder: Path, critic: Critic, reference_tokenizer: Any | None) -> None:
@@ -243,12 +259,12 @@ def input_embeddings(model_folder: Path) -> Tensor:
         CriticError: there are none to be found.
     """
     names = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
-    for path in sorted(Path(model_folder).glob("*.safetensors")):
+    for path in weight_files(model_folder):
         with safe_open(path, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - not a dict
                 if name.endswith(names):
                     return tensors.get_tensor(name)
-    raise CriticError(f"no token embeddings in {model_folder}/*.safetensors")
+    raise CriticError(f"no token embeddings in the safetensors of {model_folder}")
 
 
 def _borrow(embeddings: nn.Embedding, weight: Tensor, folder: Path) -> None:
@@ -261,7 +277,12 @@ def _borrow(embeddings: nn.Embedding, weight: Tensor, folder: Path) -> None:
         embeddings.weight.copy_(weight)
 
 
-def _load_head(head: Head, path: Path) -> None:
+def load_head(head: nn.Module, path: Path) -> None:
+    """Fills a head from its file.
+
+    Raises:
+        CriticError: the file cannot be read, or holds other tensors.
+    """
     try:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:

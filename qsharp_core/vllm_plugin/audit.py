@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from qsharp_core.critic.engine import CriticEngine
 from qsharp_core.vllm_plugin.registry import LoadedCritic
 from qsharp_core.vllm_plugin.telemetry import AuditResult
 
@@ -42,7 +43,8 @@ logger = logging.getLogger("vllm.qsharp")  # below vLLM's own logger, whose hand
 class _Case:
     """A row as it was scored, on the critic's device."""
 
-    critic: LoadedCritic
+    critic: str
+    engine: CriticEngine
     history: list[int] | Tensor
     ids_K: Tensor
     mask_K: Tensor
@@ -69,7 +71,9 @@ class Auditor:
     def watch(
         self, critic: LoadedCritic, rows: Sequence["Row"], ids_RK: Tensor, mask_RK: Tensor, outputs_RKN: Tensor
     ) -> None:
-        """Rows were scored: draws some of them. Does not wait for the device."""
+        """Rows were scored: draws some of them, where the critic has a cache. Does not wait for the device."""
+        if critic.engine is None:
+            return
         while self._until < len(rows):
             place = self._until
             self._until += 1 + self._draw()
@@ -80,7 +84,14 @@ class Auditor:
                 continue
             keep = rows[place].keep
             history = rows[place].read() if keep is None else keep()
-            case = _Case(critic, history, ids_RK[place].clone(), mask_RK[place].clone(), outputs_RKN[place].clone())
+            case = _Case(
+                critic.card.key,
+                critic.engine,
+                history,
+                ids_RK[place].clone(),
+                mask_RK[place].clone(),
+                outputs_RKN[place].clone(),
+            )
             if self._stream is not None:
                 case.scored = torch.cuda.Event()
                 case.scored.record()
@@ -120,12 +131,12 @@ class Auditor:
         cached_KN = case.outputs_KN[case.mask_K].double()
         if not candidates or not cached_KN.isfinite().all():
             return  # such a row has failed already
-        plain_KN = case.critic.engine.score_uncached(history, candidates).double()
+        plain_KN = case.engine.score_uncached(history, candidates).double()
         error = ((cached_KN - plain_KN).abs().max() / plain_KN.abs().max().clamp(min=1.0)).item()
-        tolerance = TOLERANCE[case.critic.engine.dtype]
-        result = AuditResult(case.critic.card.key, error if error < WORST else WORST, failed=not error <= tolerance)
+        tolerance = TOLERANCE[case.engine.dtype]
+        result = AuditResult(case.critic, error if error < WORST else WORST, failed=not error <= tolerance)
         if result.failed:
-            case.critic.engine.distrust()
+            case.engine.distrust()
             logger.error(
                 "audit of critic %s: cached scores differ from a plain forward pass by %.3g, more than %g; its cache "
                 "is forgotten. tokens=%s candidates=%s cached=%s plain=%s",

@@ -24,4 +24,4 @@ def register() -> None:
             told.unlink()
         return sound(self, sequences, *arguments)
 
-    CriticEngine.score = score
+    CriticEngine.score = score  # type: ignore[assignment, method-assign]

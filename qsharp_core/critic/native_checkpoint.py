@@ -1,0 +1,100 @@
+"""A native critic's folder on disk: read, checked and written.
+
+critic.json          `CriticCard` with `"backbone": "reference"`, `"head": "Q"`, `"hidden": "last"`,
+                     `"mlp": {"width": W}`, and `"made_for"`, the reference (`qsharp_core.critic.reference`)
+head.safetensors     the tensors of `NativeHead`
+"""
+
+from pathlib import Path
+
+import torch
+
+from qsharp_core.critic import checkpoint
+from qsharp_core.critic.checkpoint import HEAD, CriticCard
+from qsharp_core.critic.native import NativeCritic, NativeHead, NativeShape
+from qsharp_core.critic.randomness import PrivateRandomness
+from qsharp_core.critic.reference import identify
+from qsharp_core.disk import whole_folder
+from qsharp_core.errors import CriticError
+
+
+def save(folder: Path, card: CriticCard, head: NativeHead) -> None:
+    """Writes a critic's folder so that it is there whole or not at all.
+
+    Args:
+        folder: must not exist.
+        card: of the head's shape; `made_for` is `identify(reference_folder)`.
+        head: stored in the dtype it has.
+
+    Raises:
+        FileExistsError: versions are never overwritten.
+    """
+    assert card.backbone == "reference"
+    assert card.mlp is not None
+    assert (head.shape.width, head.shape.n_out) == (card.mlp.width, card.returns().n_out), (head.shape, card)
+    with whole_folder(folder) as temporary:
+        checkpoint.write_card_and_head(temporary, card, head)
+
+
+def load_head(folder: Path, reference: Path) -> tuple[CriticCard, NativeHead]:
+    """The head in float32, in evaluation mode, as it is trained further. Leaves the process's random state as it was.
+
+    Args:
+        folder: the critic's.
+        reference: the folder of the reference that it is to be used with.
+
+    Raises:
+        CriticError: with the file and the reason; also where the critic was made for another reference.
+    """
+    card, head, _ = _load(folder, reference)
+    return card, head
+
+
+def load(
+    folder: Path,
+    reference: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> tuple[CriticCard, NativeCritic]:
+    """The critic as it is served.
+
+    Args:
+        folder, reference: as in `load_head`.
+        dtype: of the table of tokens.
+        device: where it is to score.
+
+    Raises:
+        CriticError: as in `load_head`, and where the table finds no room.
+    """
+    card, head, embeddings = _load(folder, reference)
+    try:
+        return card, NativeCritic(head, card.returns(), embeddings, dtype, device)
+    except torch.OutOfMemoryError as error:
+        size = len(embeddings) * head.shape.width * dtype.itemsize / 2**20
+        raise CriticError(f"{card.key}: no room for its table of tokens, {size:.0f} MiB on {device}") from error
+
+
+def _load(folder: Path, reference: Path) -> tuple[CriticCard, NativeHead, torch.Tensor]:
+    card = checkpoint.read_card(folder)
+    if card.backbone != "reference":
+        raise CriticError(f"{folder} has a backbone of its own: it is no head on a reference's hidden states")
+    assert card.made_for is not None
+    assert card.mlp is not None
+    served = identify(reference)
+    if card.made_for != served:
+        raise CriticError(
+            f"{card.key} was made for another reference: for {card.made_for.described}; {reference} is "
+            f"{served.described}"
+        )
+    embeddings = checkpoint.input_embeddings(reference)
+    shape = NativeShape(served.hidden_size, embeddings.shape[1], card.mlp.width, card.returns().n_out)
+    with PrivateRandomness():
+        head = NativeHead(shape)
+    checkpoint.load_head(head, folder / HEAD)
+    for name, value in head.state_dict().items():
+        if name != "log_ref.least" and not value.isfinite().all():
+            raise CriticError(f"{folder / HEAD}: {name} is not finite")
+        if name.endswith(".scale") and not (value > 0).all():
+            raise CriticError(f"{folder / HEAD}: {name} is not positive")
+    return card, head.requires_grad_(False).eval(), embeddings
