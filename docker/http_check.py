@@ -7,11 +7,11 @@ learned, the server is asked.
 
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.error import HTTPError
@@ -148,7 +148,9 @@ def metrics(samples: Samples) -> None:
         check(found > 0, f"{what}: {found:.3f}")
     wanted = selectors()
     missing = [selector for selector in wanted if not samples(selector)]
-    check(not missing, f"all {len(wanted)} series that dashboards and alerts select are there {missing or ''}")
+    if missing:
+        fail(f"dashboards and alerts select what is not there: {missing}")
+    say(f"ok: all {len(wanted)} series that dashboards and alerts select are there")
 
 
 # -- what is checked, in order
@@ -168,7 +170,7 @@ def keys(url: str, user: str) -> None:
 
 def guided(api: Api) -> list[str]:
     """README's two examples: plain completions, and guided ones, which are stored and rewarded; ids of the latter."""
-    (shipped,) = [critic["id"] for critic in api("/v1/critics")["data"] if critic["default"]]
+    shipped = next((critic["id"] for critic in api("/v1/critics")["data"] if critic["default"]), None)
     plain, body = (json.loads((EXAMPLES / name).read_text()) for name in ("sums.json", "sums-guided.json"))
     for choice in api("/v1/completions", plain)["choices"]:
         if choice["guidance"]["tokens_guided"] != 0:
@@ -185,7 +187,7 @@ def guided(api: Api) -> list[str]:
     number = len(rewards)
     check(number == body["n"], f"{number} completions guided by {shipped}, {sum(kls) / number:.2f} nats of KL each")
     kept = {one: api(f"/v1/rollouts/{one}")["reward"] for one in rewards}
-    check(kept == rewards, f"all are stored, with their rewards: {sum(kept.values()):.0f} answered {right}")
+    check(kept == rewards, f"all are stored, with their rewards: {sum(rewards.values()):.0f} answered {right}")
     return list(rewards)
 
 
@@ -225,17 +227,18 @@ def drained(api: Api, stop: Callable[[], object]) -> float:
         api: the server.
         stop: tells it to stop and waits until it has ended.
     """
-    answers: list[tuple[int, Any]] = []
     body = api.completion(prompt="A long story:", max_tokens=128, store=True)
-    thread = threading.Thread(target=lambda: answers.append(api.send("/v1/completions", body)))
-    thread.start()
-    wait_for("a request that runs", 30, lambda: any(api.samples("vllm:num_requests_running")), pause=0.1)
-    begun = time.monotonic()
-    if answers:
-        fail("the request was answered before the server was told to stop")
-    stop()
-    took = time.monotonic() - begun
-    thread.join()
-    tokens = answers[0][1]["usage"]["completion_tokens"] if answers and answers[0][0] == 200 else 0
+    with ThreadPoolExecutor(1) as client:
+        request = client.submit(api, "/v1/completions", body)
+        wait_for("a request that runs", 60, lambda: any(api.samples("vllm:num_requests_running")), pause=0.1)
+        if request.done():
+            fail("the request ended before the server was told to stop")
+        begun = time.monotonic()
+        stop()
+        took = time.monotonic() - begun
+        try:
+            tokens = request.result()["usage"]["completion_tokens"]
+        except (OSError, HTTPException) as error:
+            fail(f"told to stop, the server leaves a request without its answer: {error}")
     check(tokens == body["max_tokens"], f"told to stop, the server ends a request of {tokens} tokens first")
     return took

@@ -11,7 +11,7 @@ import http_check
 from tests.compose import filled_in, load
 from trainer.serving import serve
 
-USER = "user-secret"
+USER, GRACE = "user-secret", 90.0
 SETTINGS = {**http_check.SETTINGS, "API_KEY": USER, "ADMIN_KEY": "admin-secret", "LOOK_SECONDS": 1}
 
 
@@ -48,7 +48,7 @@ def test_the_check_passes(tmp_path: Path) -> None:
     environment["QSHARP_ROLLOUTS"] = f"sqlite:///{tmp_path / 'rollouts.db'}"
     assert command == "serve"
     with ExitStack() as server:
-        url = server.enter_context(serve(flags, tmp_path / "server.log", environment))
+        url = server.enter_context(serve(flags, tmp_path / "server.log", environment, grace=GRACE))
         with training(url, tmp_path):
             api = http_check.Api(url, USER)
             http_check.keys(url, USER)
@@ -56,4 +56,4 @@ def test_the_check_passes(tmp_path: Path) -> None:
             http_check.learning(api)
             http_check.metrics(api.samples)
             took = http_check.drained(api, server.close)
-    assert took < 30  # it ended by itself: `serve` kills after so many seconds
+    assert took < GRACE  # it ended by itself: `serve` kills after so many seconds
