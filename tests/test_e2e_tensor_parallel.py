@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from tests import models
 from tests.conftest import ADMIN_KEY, Server, flags
-from tests.test_e2e_exact import check, preemptions, requests, run_all
+from tests.test_e2e_exact import check, metric, requests, run_all
 from trainer.serving import serve
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 PROMPT = list(range(20, 40))
 ROWS = 12
+PREEMPTED = "vllm:num_preemptions_total"
 # vLLM gives a rank a NUMA node of its own, unless it is told which cores are whose.
 BINDING = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
@@ -50,7 +51,7 @@ def http(server: Server) -> Iterator[httpx.Client]:
 def unseeded(server: Server, seed: int) -> list[dict[str, Any]]:
     """Requests of which half draw from the generator that the ranks must use in step."""
     rng = random.Random(seed)
-    bodies = requests(server, rng, longest=140, tokens=48)
+    bodies = requests(server, rng, count=32, longest=140, tokens=48)
     for body in bodies[::2]:
         del body["seed"]
     return bodies
@@ -63,9 +64,9 @@ def load(server: Server, http: httpx.Client, **options: Any) -> None:
 
 
 def test_every_token_is_exact(server: Server) -> None:
-    bodies, before = unseeded(server, 31), preemptions(server)
+    bodies, before = unseeded(server, 31), metric(server, PREEMPTED)
     answers = asyncio.run(run_all(server, bodies, at_once=ROWS))
-    assert preemptions(server) > before
+    assert metric(server, PREEMPTED) > before
     compared = sum(check(server, body, got) for body, choices in zip(bodies, answers, strict=True) for got in choices)
     assert compared > 250
 
