@@ -35,6 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     critics = {
         "plain": models.write_critic(root / "plain", name="plain", seed=1),
         "fast": models.write_critic(root / "fast", kind="qwen2", head="Q", name="fast", seed=3),
+        "native": models.write_native_critic(root / "native", reference, name="native", seed=6),
     }
     arguments = [*flags(reference, critics, rows=ROWS, blocks=18), "--tensor-parallel-size", "2"]
     with serve(arguments, root / "log", BINDING) as url:
@@ -119,8 +120,8 @@ def test_everything_is_given_back_and_counted_once(http: httpx.Client) -> None:
     while True:
         listed = http.get("/v1/critics").json()["data"]
         held = {one["id"]: (one["users"], one["kv_blocks_used"]) for one in listed}
-        if held == {"plain@1": (0, 0), "fast@1": (0, 0)}:
+        if held == {"plain@1": (0, 0), "fast@1": (0, 0), "native@1": (0, None)}:
             break
         assert time.monotonic() < deadline, listed
         time.sleep(0.2)
-    assert [one["kv_blocks"] for one in listed] == [ROWS * (512 + 16) // 16] * 2
+    assert [one["kv_blocks"] for one in listed] == [ROWS * (512 + 16) // 16] * 2 + [None]
