@@ -443,6 +443,8 @@ def refuse_unsupported(vllm_config: Any) -> None:
             "guidance does not work with pipeline or prefill context parallelism: use --tensor-parallel-size or "
             "--data-parallel-size instead"
         )
+    if parallel.enable_batch_sharded_sampling:  # each rank then has the logits of some requests alone
+        raise ConfigError("guidance does not work with --enable-batch-sharded-sampling: start without it")
 
 
 def _logger() -> Any:
