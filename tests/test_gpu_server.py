@@ -12,7 +12,7 @@ import pytest
 
 from tests import conftest, models
 from tests.conftest import ADMIN_KEY, Server
-from tests.test_e2e_exact import check, requests, run_all, send, unambiguous
+from tests.test_e2e_exact import check, metric, requests, run_all, send, unambiguous
 from tests.test_gpu_critic import ON_A_GPU, no_waiting
 from trainer.serving import serve
 
@@ -58,6 +58,13 @@ def test_every_field_of_every_token_in_float32(server_float32: Server) -> None:
         check(server_float32, body, got) for body, choices in zip(bodies, answers, strict=True) for got in choices
     )
     assert compared > 1000
+    assert audited(server_float32) > 0
+
+
+def audited(server: Server) -> float:
+    """Rows that the server has scored again itself; none of them was wrong."""
+    assert metric(server, "qsharp_audit_failures_total") == 0
+    return metric(server, "qsharp_audited_rows_total")
 
 
 def test_captured_steps_of_critics_in_bfloat16(server_bfloat16: Server) -> None:
@@ -70,6 +77,7 @@ def test_captured_steps_of_critics_in_bfloat16(server_bfloat16: Server) -> None:
     ]
     answers = asyncio.run(run_all(server_bfloat16, bodies, at_once=16))
     assert close(server_bfloat16, bodies, answers) > 300
+    assert audited(server_bfloat16) > 0
 
 
 def close(server: Server, bodies: list[dict[str, Any]], answers: list[list[dict[str, Any]]]) -> int:
