@@ -87,7 +87,7 @@ class FeatureStore:
         wanted = rows * self._width * BYTES + entries * 32
         ours = {shard.path.name for shard in self.shards}
         shards = sorted(self._all.glob(f"*/[!.]*{HIDDEN}"), key=lambda path: path.stat().st_mtime)
-        sizes = {path: path.stat().st_size + path.with_suffix(ENTRIES).stat().st_size for path in shards}
+        sizes = {path: _size(path) + _size(path.with_suffix(ENTRIES)) for path in shards}
         held = sum(sizes.values())
         for path in shards:
             if held + wanted <= self._limit:
@@ -137,3 +137,8 @@ class FeatureStore:
             entries["log_ref"],
             torch.from_numpy(raw).view(torch.bfloat16),
         )
+
+
+def _size(path: Path) -> int:
+    """0 where there is none: a kill may have come between the two files of a shard."""
+    return path.stat().st_size if path.exists() else 0
