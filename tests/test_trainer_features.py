@@ -61,7 +61,7 @@ def test_every_distinct_prefix_is_one_node() -> None:
 @pytest.mark.parametrize("size", [1, 7, 40, 1000])
 def test_passes_run_every_node_once_after_its_ancestors(size: int) -> None:
     tree = merge(world())
-    read = np.unique(tree.parents_N[np.unique(np.concatenate(tree.labelled))])
+    read = np.unique(tree.parents_N[np.unique(np.concatenate(tree.labelled))]).astype(np.int64)
     nodes = needed(tree, read)
     assert set(nodes) == {int(n) for r in read for n in [*ancestors(tree, int(r)), r]}
     chain = common_chain(tree, nodes)
