@@ -17,6 +17,7 @@ done. What was begun and not done may be in the store, so the store is asked for
 Without a journal, or after the machine was started anew, whatever the store has of the same work counts as done.
 """
 
+import asyncio
 import hashlib
 import json
 import random
@@ -242,7 +243,7 @@ class _Collector:
         self._journal = journal
         self._result = result
         self._failures = 0
-        self._parents: dict[str, _Parent] = {}
+        self._parents: dict[str, asyncio.Task[_Parent]] = {}
         self._endings: set[int] = set()
         # By key: the rollout, or None where a completion was too short to be cut.
         self._done: dict[str, str | None] = {}
@@ -338,31 +339,40 @@ class _Collector:
         about = {PARENT: parent_id, CUT: str(at + 1), FORCED: str(token)}
         await self._sampled(item, item.key, "/v1/completions", body, about)
 
-    async def _read(self, rollout_id: str) -> "_Parent":
-        """A rollout that may be left, with what else the reference might have drawn at each of its tokens."""
-        if rollout_id not in self._parents:
-            rollout = await self._client.get(f"/v1/rollouts/{rollout_id}")
-            prompt, completion = rollout["prompt_token_ids"], rollout["completion_token_ids"]
-            if rollout["finish_reason"] == "stop" and completion:
-                self._endings.add(completion[-1])
-            sampling = self._collection.sampling
-            asked = {
-                "model": self._collection.model,
-                "prompt": [*prompt, *completion],
-                "max_tokens": 1,
-                "prompt_logprobs": LISTED,
-                "temperature": 0.0,
-                "eta": None,
-            }
-            answer = await self._client.post("/v1/completions", asked)
-            places = places_of(
-                answer["choices"][0]["prompt_logprobs"], len(prompt), sampling.temperature or 1.0, sampling.stop
-            )
+    async def _read(self, rollout_id: str) -> _Parent:
+        """A rollout that may be left; asked for once, however many branches leave it at the same time."""
+        reading = self._parents.get(rollout_id)
+        if reading is None:
             if len(self._parents) >= PARENTS_KEPT:
-                self._parents.clear()
-            # After the last token that fits there is nothing to draw.
-            self._parents[rollout_id] = _Parent(prompt, completion, places[: sampling.max_tokens - 1])
-        return self._parents[rollout_id]
+                self._parents = {name: task for name, task in self._parents.items() if not task.done()}
+            reading = self._parents[rollout_id] = asyncio.ensure_future(self._ask(rollout_id))
+        try:
+            return await reading
+        except Exception:
+            self._parents.pop(rollout_id, None)  # the next one tries again
+            raise
+
+    async def _ask(self, rollout_id: str) -> _Parent:
+        """A rollout, with what else the reference might have drawn at each of its tokens."""
+        rollout = await self._client.get(f"/v1/rollouts/{rollout_id}")
+        prompt, completion = rollout["prompt_token_ids"], rollout["completion_token_ids"]
+        if rollout["finish_reason"] == "stop" and completion:
+            self._endings.add(completion[-1])
+        sampling = self._collection.sampling
+        asked = {
+            **sampling.fields(),
+            "model": self._collection.model,
+            "prompt": [*prompt, *completion],
+            "max_tokens": 1,
+            "prompt_logprobs": LISTED,
+            "seed": 0,
+            "eta": None,
+        }
+        answer = await self._client.post("/v1/completions", asked)
+        listed = answer["choices"][0]["prompt_logprobs"]
+        places = places_of(listed, len(prompt), sampling.temperature or 1.0, sampling.stop)
+        # After the last token that fits there is nothing to draw.
+        return _Parent(prompt, completion, places[: sampling.max_tokens - 1])
 
     async def _sampled(self, item: Item, key: str, route: str, body: dict[str, Any], metadata: dict[str, str]) -> str:
         """The rollout of one request: known, found in the store, or made now."""
