@@ -1,6 +1,6 @@
 """What guidance costs, and what it saves that critics run beside the reference (docs/decisions.md), step by step.
 
-    python -m benchmarks.by_turns [--pair tiny] [--measures step beside first]
+    python -m benchmarks.by_turns [--pair tiny] [--measures step native beside first]
 
 Of one engine, every other decoding step or wave of new prompts does without. Differences and ratios are between
 neighbours, so that what else the machine does matters little; `make bench` compares whole waves.
@@ -46,9 +46,9 @@ def switch(worker: Any, what: What, mode: Mode) -> list[float]:
         processor = upstream.processor_of(worker.model_runner, processors.processor_class(worker.vllm_config))
         assert processor is not None
         core = processor.core
-        engines = [critic.engine for critic in core.registry.critics.values()]
+        engines = [critic.engine for critic in core.registry.critics.values() if critic.engine is not None]
         threads = [engine._aside for engine in engines]
-        assert None not in threads, "vLLM leaves no core over"
+        assert what == "guided" or None not in threads, "vLLM leaves no core over"
         update_state, apply = processor.update_state, core.apply
 
         def begin(batch_update: Any) -> None:
@@ -95,6 +95,7 @@ class Measure:
 
     name: str
     what: What
+    heads: tuple[str, ...]
     run: Callable[[Any, Pair, Ask, int, What], list[Times]]
     prompts: Prompts
     rows: tuple[int, ...]
@@ -103,9 +104,10 @@ class Measure:
 
 
 MEASURES = {
-    "step": Measure("a step: guidance", "guided", decoding, "alike", (32,), (4, 8, 20), 6),
-    "beside": Measure("a step: beside", "beside", decoding, "alike", (1, 32), (8,), 6),
-    "first": Measure("a first token: beside", "beside", first_tokens, "apart", (1, 8), (8,), 24),
+    "step": Measure("a step: guidance", "guided", ("V", "Q"), decoding, "alike", (32,), (4, 8, 20), 6),
+    "native": Measure("a step: guidance", "guided", ("native",), decoding, "alike", (1, 8, 32), (20,), 6),
+    "beside": Measure("a step: beside", "beside", ("V", "Q"), decoding, "alike", (1, 32), (8,), 6),
+    "first": Measure("a first token: beside", "beside", ("V", "Q"), first_tokens, "apart", (1, 8), (8,), 24),
 }
 
 
@@ -122,10 +124,11 @@ def main() -> None:
         pair = pairs.PAIRS[given.pair](Path(folder))
         processors.settle_runner()
         with ours.engine(pair, 32, processors.settled(), beside=True) as llm:
-            llm.collective_rpc(switch, args=("guided", "with"))
+            beside = any(MEASURES[name].what == "beside" for name in given.measures)
+            llm.collective_rpc(switch, args=("beside" if beside else "guided", "with"))
             for name in given.measures:
                 measure = MEASURES[name]
-                for head, rows, candidates in itertools.product(("V", "Q"), measure.rows, measure.candidates):
+                for head, rows, candidates in itertools.product(measure.heads, measure.rows, measure.candidates):
                     ask = Ask(rows, TOKENS, pair.names[head], candidates, prompts=measure.prompts)
                     title = f"{measure.name}, {head}, {rows} at once, {candidates} candidates"
                     waves = tqdm(range(measure.waves + 1), desc=title, unit="wave")

@@ -284,7 +284,7 @@ async def wait_until_idle(http: httpx.AsyncClient, name: str) -> dict[str, float
                 left[family.name] = sum(sample.value for sample in family.samples)
         for entry in (await http.get(f"/v1/critics/{name}")).json()["versions"]:
             for what in ("users", "in_flight", "kv_blocks_used"):
-                left[f"{what} of {entry['id']}"] = entry[what]
+                left[f"{what} of {entry['id']}"] = entry[what] or 0  # null: of a critic without a cache
         if not any(left.values()) or time.monotonic() > deadline:
             return left
         await asyncio.sleep(0.5)

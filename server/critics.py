@@ -139,6 +139,12 @@ async def score(name: str, body: ScoreRequest, request: Request) -> dict[str, An
         info = state.registry.resolve(name)
     except (UnknownCriticError, NoCriticError) as error:
         raise NotFoundError(str(error)) from error
+    if info.is_native:
+        raise GuidanceError(
+            f"{info.key} reads the reference's hidden states, which are there only while the reference decodes: it "
+            "cannot score a text",
+            "name",
+        )
     pairs = sequences(body, state.tokenizer, state.vocabulary)
     for prompt, completion in pairs:
         if len(prompt) + len(completion) > info.max_length:

@@ -117,7 +117,7 @@ def _table(critics: list[dict[str, Any]]) -> Table:
             info["version"],
             state,
             str(info["users"]),
-            f"{info['kv_blocks_used']} / {info['kv_blocks']}",
+            "none" if info["kv_blocks"] is None else f"{info['kv_blocks_used']} / {info['kv_blocks']}",
             str(info["max_length"]),
             info["path"],
         )

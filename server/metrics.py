@@ -89,6 +89,8 @@ def observe_engine(engine: int, critics: Iterable[Mapping[str, Any]] | None) -> 
     """
     ENGINE_UP.labels(engine).set(critics is not None)
     for critic in critics or ():
+        if critic["kv_blocks_used"] is None:  # it has no cache
+            continue
         KV_BLOCKS.labels(critic["name"], critic["version"], engine).set(critic["kv_blocks_used"])
 
 

@@ -44,6 +44,11 @@ class CriticInfo:
         """The longest history, in tokens, that it can score."""
         return int(self.state["max_length"])
 
+    @property
+    def is_native(self) -> bool:
+        """Whether it reads the reference's hidden states and has no model of its own."""
+        return self.state["card"].get("backbone") == "reference"
+
     def lease(self, owner: object) -> Callable[[], Any]:
         """Counts a request in; the returned function counts it out, once, and so does the end of `owner`."""
         self.in_flight += 1

@@ -38,7 +38,8 @@ class Workers:
                 ours = merged.setdefault((theirs["name"], theirs["version"]), theirs)
                 if ours is not theirs:
                     for name in ("users", "kv_blocks", "kv_blocks_used"):
-                        ours[name] += theirs[name]
+                        if theirs[name] is not None:  # of a critic without a cache
+                            ours[name] += theirs[name]
         return list(merged.values())
 
     async def answering(self, timeout: float) -> list[list[dict[str, Any]] | None]:

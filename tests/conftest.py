@@ -1,7 +1,7 @@
 """One real server per model runner for the whole session, on tiny models written by hand.
 
 Its settings make everything hard at once: prompts longer than a step's token budget, a key/value cache so small that
-concurrent requests are preempted, prefix caching, five critics of different kinds.
+concurrent requests are preempted, prefix caching, seven critics of different kinds side by side.
 """
 
 import os
@@ -27,7 +27,8 @@ ADMIN_KEY = "admin-secret"
 BUDGET, BLOCK = 48, 32
 
 V2_ENVIRONMENT = {
-    "PYTHONPATH": str(Path(__file__).parent / "triton_cpu"),
+    # A worktree that borrows another's environment says by this variable where its code is: then servers use it, too.
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent / "triton_cpu"), os.getenv("PYTHONPATH")])),
     "TRITON_INTERPRET": "1",
     "TRITON_DEFAULT_BACKEND": "cpu",
     "VLLM_USE_V2_MODEL_RUNNER": "1",
@@ -46,8 +47,10 @@ class Server:
     log: Path
 
 
-def write_critics(root: Path) -> dict[str, Path]:
-    """Both heads, both distributions, four architectures, one with learned positions and one with a window."""
+def write_critics(root: Path, reference: Path) -> dict[str, Path]:
+    """Both heads, both distributions, four architectures, one with learned positions and one with a window; and two
+    on the reference's own hidden states.
+    """
     uneven = {"kind": "categorical", "atoms": [-1.0, 0.0, 0.5, 2.0]}
     return {
         "plain": models.write_critic(root / "plain", name="plain", seed=1),
@@ -59,6 +62,10 @@ def write_critics(root: Path) -> dict[str, Path]:
             root / "both", kind="opt", head="Q", distribution=uneven, reward_range=(-1.0, 2.0), name="both", seed=4
         ),
         "deep": models.write_critic(root / "deep", kind="mistral", mlp=32, name="deep", seed=5),
+        "native": models.write_native_critic(root / "native", reference, name="native", seed=6),
+        "uneven": models.write_native_critic(
+            root / "uneven", reference, distribution=uneven, reward_range=(-1.0, 2.0), width=80, name="uneven", seed=7
+        ),
     }
 
 
@@ -77,7 +84,8 @@ def flags(reference: Path, critics: dict[str, Path], rows: int, blocks: int) -> 
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The V1 model runner (vLLM's on CPU), a Llama reference."""
     root = tmp_path_factory.mktemp("v1")
-    reference, critics = models.write_reference(root / "reference"), write_critics(root)
+    reference = models.write_reference(root / "reference")
+    critics = write_critics(root, reference)
     store = ["--rollouts", f"sqlite:///{root / 'rollouts.db'}"]
     with serve([*flags(reference, critics, rows=16, blocks=24), *store], root / "log") as url:
         yield Server(url, reference, critics, root, root / "log")
@@ -87,6 +95,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def server_v2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The V2 model runner under Triton's interpreter, a Qwen reference."""
     root = tmp_path_factory.mktemp("v2")
-    reference, critics = models.write_reference(root / "reference", kind="qwen2", seed=9), write_critics(root)
+    reference = models.write_reference(root / "reference", kind="qwen2", seed=9)
+    critics = write_critics(root, reference)
     with serve(flags(reference, critics, rows=8, blocks=18), root / "log", V2_ENVIRONMENT) as url:
         yield Server(url, reference, critics, root, root / "log")

@@ -38,7 +38,8 @@ def reference(folder: Path) -> Any:
 @lru_cache(maxsize=16)
 def _critic(folder: Path) -> tuple[dict[str, Any], Any, dict[str, Tensor]]:
     card = json.loads((folder / "critic.json").read_text())
-    backbone = AutoModel.from_pretrained(folder / "backbone", dtype=torch.float64).eval()
+    native = card.get("backbone") == "reference"
+    backbone = None if native else AutoModel.from_pretrained(folder / "backbone", dtype=torch.float64).eval()
     head = {k: v.double() for k, v in load_file(folder / "head.safetensors").items()}
     return card, backbone, head
 
@@ -60,6 +61,30 @@ def critic_outputs(folder: Path, history: list[int], tokens: list[int]) -> Tenso
     return features(backbone(batch).last_hidden_state[:, -1]) @ head["weight"].T + head["bias"]
 
 
+def native_outputs(
+    folder: Path, history: list[int], tokens: list[int], reference_folder: Path, log_ref: Tensor
+) -> Tensor:
+    """The same of a critic on the reference's hidden states, by a forward pass of the reference.
+
+    Args:
+        log_ref: `ln ref` of the whole vocabulary after the history.
+    """
+    _, _, head = _critic(folder)
+    model = reference(reference_folder)
+    read: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    model(torch.tensor([history]))
+    hook.remove()
+
+    def part(name: str, values: Tensor) -> Tensor:
+        return ((values - head[f"{name}.mean"]) / head[f"{name}.scale"]) @ head[f"{name}.weight"].T
+
+    embeddings = model.get_input_embeddings().weight[tokens]
+    asked = log_ref[tokens].clamp(min=head["log_ref.least"].item())[:, None]
+    first = part("hidden", read[0][0, -1]) + part("token", embeddings) + part("log_ref", asked) + head["bias"]
+    return torch.nn.functional.gelu(first) @ head["out.weight"].T + head["out.bias"]
+
+
 def atoms(card: dict[str, Any]) -> Tensor:
     return torch.tensor(card["distribution"].get("atoms", [0.0, 1.0]), dtype=torch.float64)
 
@@ -72,10 +97,23 @@ def probabilities(card: dict[str, Any], outputs: Tensor) -> Tensor:
     return outputs.softmax(-1)
 
 
-def tilts(folder: Path, history: list[int], tokens: list[int], eta: float, method: str) -> Tensor:
+def tilts(
+    folder: Path,
+    history: list[int],
+    tokens: list[int],
+    eta: float,
+    method: str,
+    reference_folder: Path,
+    log_ref: Tensor,
+) -> Tensor:
     """`A(x, y)` of each token."""
-    card = _critic(folder)[0]
-    p, z = probabilities(card, critic_outputs(folder, history, tokens)), atoms(card)
+    card, backbone, _ = _critic(folder)
+    outputs = (
+        native_outputs(folder, history, tokens, reference_folder, log_ref)
+        if backbone is None
+        else critic_outputs(folder, history, tokens)
+    )
+    p, z = probabilities(card, outputs), atoms(card)
     return (p @ z) / eta if method == "cd" else (p.log() + z / eta).logsumexp(-1)
 
 
@@ -93,7 +131,7 @@ def guided_policy(
 
     Args:
         logits: `[V]` float64, `-inf` where masked.
-        tilt_of: token ids -> their `A`.
+        tilt_of: token ids, and `ln ref` of the whole vocabulary -> their `A`.
     """
     log_ref = (logits / (temperature or 1.0)).log_softmax(-1)
     if eta is None:
@@ -107,7 +145,7 @@ def guided_policy(
     if len(chosen) <= 1:
         return log_ref, log_ref, 0.0, None, ambiguous
     a = torch.full_like(log_ref, float("nan"))
-    a[chosen] = tilt_of(chosen)
+    a[chosen] = tilt_of(chosen, log_ref)
     inside = torch.zeros_like(log_ref, dtype=torch.bool)
     inside[chosen] = True
     if tail == "floor":
@@ -147,10 +185,10 @@ def completion(
     for t, token in enumerate(tokens):
         history = prompt + tokens[:t]
 
-        def tilt_of(chosen: list[int], history: list[int] = history) -> Tensor:
+        def tilt_of(chosen: list[int], log_ref: Tensor, history: list[int] = history) -> Tensor:
             assert critic_folder is not None
             assert eta is not None
-            return tilts(critic_folder, history, chosen, eta, method)
+            return tilts(critic_folder, history, chosen, eta, method, reference_folder, log_ref)
 
         log_ref, log_pi, kl, value, ambiguous = guided_policy(
             logits[t], temperature, tilt_of, r_min, eta, candidates, min_prob, tail

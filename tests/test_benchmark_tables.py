@@ -24,6 +24,7 @@ RESULT: dict[str, Any] = {
         wave("vllm", None, [0.9, 1.9, 3.3]),
         wave("ours", "V", [4.0, 2.5, 9.0]),
         wave("bare", "V", [1.0, 1.2, 1.1]),
+        wave("ours", "native", [1.25, 2.0, 4.0], candidates=20),
         # a slow peer's waves may be shorter: 4 tokens in 8 s are 16 tokens per second of 32 rows
         wave("generate", "V", [8.0, 7.0, 9.0], tokens=4, batch=8, threads=1),
         wave("dense", "V", [12.0, 12.0, 12.0]),
@@ -48,6 +49,12 @@ def test_efficiency() -> None:
     # of rounds: 1 and 1 of 4, 2 and 1.2 of 2.5, 3 and 1.1 of 9
     assert ratio == "0.33 (0.25 to 0.80)"
     assert efficiency == "0.50 (0.46 to 1.28)"
+
+
+def test_a_critic_without_passes_of_its_own_is_held_to_the_reference_alone() -> None:
+    *_, alone, ratio, efficiency = cells(tables.guided(RESULT), "tiny | native | 32 | 20")
+    assert alone == "–"
+    assert ratio == efficiency == "0.80 (0.75 to 1.00)"
 
 
 def test_prompts_that_share_nothing_have_a_line_of_their_own() -> None:

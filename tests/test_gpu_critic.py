@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qsharp_core.critic import checkpoint
+from qsharp_core.critic import checkpoint, native_checkpoint
 from qsharp_core.critic.decode import gathered
 from qsharp_core.critic.engine import CriticEngine
 from qsharp_core.vllm_plugin.flash import flash
@@ -121,3 +121,23 @@ def test_a_step_of_running_rows_does_not_wait_for_the_device(tmp_path: Path) -> 
             continue
         with no_waiting():
             engine.score_latest(sequences, lengths, last, ids, lambda _: pytest.fail("nothing is to be read"))
+
+
+def test_a_native_critic_does_not_wait_and_gives_what_its_head_gives(tmp_path: Path) -> None:
+    reference = models.write_reference(tmp_path / "reference")
+    folder = models.write_native_critic(tmp_path / "critic", reference)
+    _, head = native_checkpoint.load_head(folder, reference)
+    device = torch.device("cuda")
+    embeddings = checkpoint.input_embeddings(reference)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(9, head.shape.hidden, generator=generator).bfloat16()
+    ids = torch.randint(models.VOCAB, (9, 20), generator=generator)
+    log_ref = -8 * torch.rand(9, 20, generator=generator, dtype=torch.float64)
+    wanted = head.double()(hidden[:, None].double(), embeddings[ids].double(), log_ref)
+    given = hidden.to(device), ids.to(device), log_ref.to(device)
+    for dtype, close in ((torch.float32, 1e-4), (torch.bfloat16, NOISE)):
+        _, critic = native_checkpoint.load(folder, reference, dtype=dtype, device=device)
+        critic.score(*given)  # the first call sets up the libraries
+        with no_waiting():
+            got = critic.score(*given)
+        assert (got.double().cpu() - wanted).norm() / wanted.norm() < close

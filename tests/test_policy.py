@@ -76,7 +76,7 @@ def test_batch_agrees_with_the_definition(rows: list[dict[str, Any]]) -> None:
         log_ref, log_pi, kl, value, ambiguous = oracle.guided_policy(
             logits[r].double(),
             row["temperature"],
-            lambda ids, r=r, eta=eta: tilts[r, ids] + 1 / eta,
+            lambda ids, _, r=r, eta=eta: tilts[r, ids] + 1 / eta,
             row["r_min"],
             eta,
             row["candidates"],

@@ -66,6 +66,8 @@ def test_engines_do_not_overwrite_each_others_cache() -> None:
     name = "qsharp_critic_kv_blocks_used"
     assert [value(name, name="c", version="1", engine=engine) for engine in "01"] == [5, 7]
     metrics.observe_engine(1, [{"name": "c", "version": "1", "kv_blocks_used": 0}])
+    metrics.observe_engine(1, [{"name": "native", "version": "1", "kv_blocks_used": None}])
+    assert REGISTRY.get_sample_value(name, {"name": "native", "version": "1", "engine": "1"}) is None
     metrics.observe_engine(0, None)
     assert [value(name, name="c", version="1", engine=engine) for engine in "01"] == [5, 0]
     assert [value("qsharp_engine_up", engine=engine) for engine in "01"] == [0, 1]

@@ -24,6 +24,23 @@ def test_v1_samples_in_one_method_that_returns_the_tokens() -> None:
     assert "sampled_token_ids" in SamplerOutput.__dataclass_fields__
 
 
+def test_v1_keeps_what_the_logits_were_computed_from_until_it_samples() -> None:
+    from vllm.v1.worker.gpu_model_runner import ExecuteModelState
+
+    assert {"logits", "sample_hidden_states"} <= set(ExecuteModelState._fields)
+    run = source(GPUModelRunner.execute_model)
+    computed = "sample_hidden_states = hidden_states[logits_indices]\n"
+    assert computed + 16 * " " + "logits = self.model.compute_logits(sample_hidden_states)" in run
+    assert "self.execute_model_state = ExecuteModelState(\n            scheduler_output,\n            logits," in run
+    sampling = source(GPUModelRunner.sample_tokens)
+    assert 0 < sampling.index(") = self.execute_model_state") < sampling.index("self._sample(")
+    assert "self.execute_model_state = ExecuteModelState(" not in sampling
+    # Who else computes logits does not sample by `_sample`.
+    for other in (GPUModelRunner._dummy_sampler_run, GPUModelRunner._get_prompt_logprobs_dict):
+        assert "self.model.compute_logits(" in source(other)
+        assert "self._sample(" not in source(other)
+
+
 def test_v1_patches_placeholders_before_it_samples() -> None:
     # vLLM issue 52461; only where custom processors are loaded by name, not by entry point
     assert "update_async_output_token_ids()" in source(GPUModelRunner._sample)
@@ -59,6 +76,10 @@ def test_v2_samples_in_one_method_that_returns_the_tokens() -> None:
     text = (worker / "gpu" / "model_runner.py").read_text()
     assert "def sample(\n        self,\n        hidden_states: torch.Tensor,\n        input_batch: InputBatch," in text
     assert "sampler_output, num_sampled, num_rejected = self.sample(" in text
+    assert (
+        "sample_hidden_states = hidden_states[input_batch.logits_indices]\n"
+        "            logits = self.model.compute_logits(sample_hidden_states)"
+    ) in text
     assert "self.index_to_req_id.pop(req_idx, None)" in (worker / "gpu" / "states.py").read_text()
 
 
@@ -73,6 +94,34 @@ def test_every_tensor_parallel_rank_has_all_logits_and_samples() -> None:
     assert "use_all_gather" not in (platforms / "cuda.py").read_text()  # the interface's: True
     assert "group=self.device_group" in source(parallel_state.GroupCoordinator.broadcast)
     assert "self.rpc_broadcast_mq.enqueue" in source(MultiprocExecutor.collective_rpc)
+
+
+class Sampling:
+    """A runner whose `sample_tokens` takes over the state of `execute_model`, as V1's does."""
+
+    def __init__(self) -> None:
+        self.execute_model_state: Any = None
+        self.sampled_from: list[Any] = []
+
+    def sample_tokens(self, fails: bool = False) -> None:
+        self.execute_model_state = None
+        self.sampled_from.append(upstream.hidden_v1(self))
+        if fails:
+            raise RuntimeError
+
+
+def test_v1_hidden_states_are_there_while_it_samples_and_not_longer() -> None:
+    upstream._keep_hidden_v1(Sampling)
+    upstream._keep_hidden_v1(Sampling)  # harmless
+    runner, state = Sampling(), type("State", (), {"sample_hidden_states": torch.ones(2, 3)})()
+    runner.execute_model_state = state
+    runner.sample_tokens()
+    runner.sample_tokens()  # nothing was run before
+    runner.execute_model_state = state
+    with pytest.raises(RuntimeError):
+        runner.sample_tokens(fails=True)
+    assert [found is state.sample_hidden_states for found in runner.sampled_from] == [True, False, True]
+    assert upstream.hidden_v1(runner) is None
 
 
 class Mask:

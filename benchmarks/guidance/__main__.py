@@ -25,6 +25,7 @@ from benchmarks.guidance.pairs import PAIRS
 from qsharp_core.vllm_plugin import processors
 
 RESULTS = Path("benchmarks/results")
+HEADS = ("V", "Q", "native")
 PARTS = ("throughput", "http", "latency", "growth", "captured")
 # Requests come to vLLM one by one, so waves begin and end with steps of fewer rows: long enough for these to be few.
 TOKENS = {"default": 40, "tiny": 128, "large": 64}
@@ -90,7 +91,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--pairs", nargs="+", choices=list(PAIRS), default=pairs, help="large is for a GPU")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32], help="requests at once")
     parser.add_argument("--candidates", type=int, nargs="+", default=[4, 8, 20])
-    parser.add_argument("--heads", nargs="+", choices=["V", "Q"], default=["V", "Q"])
+    parser.add_argument("--heads", nargs="+", choices=HEADS, default=list(HEADS))
     parser.add_argument("--peer-rows", type=int, nargs="*", default=[1, 32], help="requests at once, of peers")
     parser.add_argument("--tokens", type=int, help=f"of each request of a wave; unless given, {TOKENS}")
     parser.add_argument("--rounds", type=int, default=5)

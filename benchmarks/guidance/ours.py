@@ -43,7 +43,7 @@ def engine(pair: Pair, rows: int, processor: str | None, beside: bool | None = N
     """A `vllm.LLM` of the pair; without a processor it is plain vLLM. `beside` is our setting of that name."""
     from vllm import LLM
 
-    critics = [str(path) for path in pair.critics.values()]
+    critics = [str(path) for path in (*pair.critics.values(), pair.native)]
     settings = {"critics": critics, "cache_gib": pair.critic_gib, "beside": beside}
     guided = {"logits_processors": [processor], "additional_config": {"qsharp": settings}}
     llm = LLM(

@@ -13,10 +13,14 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
+from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
-from qsharp_core.critic import checkpoint
+from qsharp_core.critic import checkpoint, native_checkpoint
+from qsharp_core.critic.checkpoint import BernoulliCard, CriticCard, MLPCard
 from qsharp_core.critic.model import Critic
+from qsharp_core.critic.native import NativeHead, NativeShape
+from qsharp_core.critic.reference import identify
 from qsharp_core.precision import fast_bfloat16
 from server import presets
 from trainer.tasks import sums
@@ -31,9 +35,11 @@ SURE = 30.0
 
 @dataclass(frozen=True)
 class Pair:
-    """A reference and critics for it, on disk; `critics` by head kind. Every side runs both in `dtype`.
+    """A reference and critics for it, on disk. Every side runs both in `dtype`.
 
     Attributes:
+        critics: those with a backbone of their own, by head kind.
+        native: one on the reference's hidden states, in random weights.
         cache_gib, critic_gib: keys and values of the reference, and of each critic.
         engine: more of `vllm.LLM`'s arguments.
         device: of the critic, where it runs outside an engine.
@@ -44,6 +50,7 @@ class Pair:
     name: str
     reference: Path
     critics: dict[str, Path]
+    native: Path
     vocabulary: int
     dtype: torch.dtype = torch.float32
     cache_gib: int = 1
@@ -60,11 +67,13 @@ class Pair:
 
     @property
     def names(self) -> dict[str, str]:
-        """The critics' names, by head kind."""
-        return {head: checkpoint.read_card(path).name for head, path in self.critics.items()}
+        """The critics' names, by head kind; `native` is one."""
+        return {
+            head: checkpoint.read_card(path).name for head, path in [*self.critics.items(), ("native", self.native)]
+        }
 
     def critic(self, head: str) -> Critic:
-        """A critic, loaded as the engine does."""
+        """A critic with a backbone, loaded as the engine does."""
         device = torch.device(self.device)
         return checkpoint.load(self.critics[head], dtype=self.dtype, device=device, reference=self.reference)[1]
 
@@ -83,7 +92,8 @@ def tiny(folder: Path) -> Pair:
     for head in ("V", "Q"):
         backbone = AutoModel.from_config(_llama(64)).float()
         critics[head] = _write(folder / head, head, backbone, 64, VOCABULARY, [])
-    return Pair("tiny", folder / "reference", critics, VOCABULARY)
+    native = _write_native(folder / "native", folder / "reference", 64)
+    return Pair("tiny", folder / "reference", critics, native, VOCABULARY)
 
 
 def default(folder: Path) -> Pair:
@@ -98,7 +108,8 @@ def default(folder: Path) -> Pair:
     backbone.set_input_embeddings(critic.backbone.get_input_embeddings())
     q_head = _write(folder / "Q", "Q", backbone, width, vocabulary, ["input_embeddings"])
     dtype = torch.bfloat16 if fast_bfloat16() else torch.float32  # as it is served
-    return Pair("default", reference, {"V": shipped, "Q": q_head}, vocabulary, dtype)
+    native = _write_native(folder / "native", reference, 512)
+    return Pair("default", reference, {"V": shipped, "Q": q_head}, native, vocabulary, dtype)
 
 
 def large(folder: Path) -> Pair:
@@ -111,6 +122,9 @@ def large(folder: Path) -> Pair:
         hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, architectures=["LlamaForCausalLM"], **same
     )
     reference.save_pretrained(folder / "reference")
+    # Of the reference's weights, which vLLM makes up, a native critic wants these.
+    embeddings = torch.randn(reference.vocab_size, reference.hidden_size, dtype=torch.bfloat16)
+    save_file({"model.embed_tokens.weight": embeddings}, folder / "reference" / "model.safetensors")
     config = LlamaConfig(
         hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, tie_word_embeddings=True, **same
     )
@@ -120,7 +134,8 @@ def large(folder: Path) -> Pair:
     # A share for each of two engines, ours and plain vLLM.
     engine = {"load_format": "dummy", "gpu_memory_utilization": 0.45}
     return Pair(
-        "large", folder / "reference", critics, config.vocab_size, torch.bfloat16, cache_gib=8, critic_gib=2.0,
+        "large", folder / "reference", critics, _write_native(folder / "native", folder / "reference", 1024),
+        config.vocab_size, torch.bfloat16, cache_gib=8, critic_gib=2.0,
         engine=engine, device="cuda", parts=("throughput", "captured"), peers=False,
     )  # fmt: skip
 
@@ -187,4 +202,16 @@ def _write(folder: Path, head: str, backbone: AutoModel, width: int, vocabulary:
         "reward_range": [0, 1], "borrow": borrow,
     }  # fmt: skip
     (folder / "critic.json").write_text(json.dumps(card))
+    return folder
+
+
+def _write_native(folder: Path, reference: Path, width: int) -> Path:
+    identity, embed = identify(reference), checkpoint.input_embeddings(reference).shape[1]
+    head = NativeHead(NativeShape(identity.hidden_size, embed, width, 1))
+    nn.init.normal_(head.out.weight, std=width**-0.5)
+    card = CriticCard(
+        name="native", version="1", backbone="reference", head="Q", hidden="last", made_for=identity,
+        distribution=BernoulliCard(kind="bernoulli"), mlp=MLPCard(width=width),
+    )  # fmt: skip
+    native_checkpoint.save(folder, card, head)
     return folder

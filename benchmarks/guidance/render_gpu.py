@@ -14,8 +14,9 @@ def page(result: dict[str, Any], made: str) -> str:
 {made}
 
 The pair, `large`: models of the shapes of Llama 3.1 8B (the reference) and Llama 3.2 1B (the critic, with a V and with
-a Q head), all in bfloat16 and in random weights: how long a step takes does not hang on them. Both critics are loaded
-in one engine, which runs as vLLM does by default: compiled, with CUDA graphs, scheduling ahead of the device.
+a Q head), all in bfloat16 and in random weights: how long a step takes does not depend on them.{_native(result)} All
+critics are loaded in one engine, which runs as vLLM does by default: compiled, with CUDA graphs, scheduling ahead of
+the device.
 
 A wave is that many requests at once, each of {tokens} tokens, after prompts of {PROMPT_TOKENS} tokens that are cached:
 what is timed is decoding. {PROMPT_TOKENS - OWN_TOKENS} of these tokens are the same in all prompts; *apart*: none are.
@@ -37,6 +38,13 @@ Lost = 1 − plain vLLM's time ÷ ours, per round: negative is in our favour, an
 {tables.without_eta(result)}
 
 {_captured(result)}"""
+
+
+def _native(result: dict[str, Any]) -> str:
+    """A sentence, where it was measured."""
+    if not any(case["head"] == "native" for case in result["throughput"]):
+        return ""
+    return " `native` is a head of width 1,024 on the reference's own hidden states, without a second model."
 
 
 def _stricter(result: dict[str, Any]) -> str:

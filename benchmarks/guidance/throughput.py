@@ -32,14 +32,14 @@ class Case:
     Attributes:
         side: `ours` (guided where there is a head), `bare` (the critic's forward passes alone), `vllm` (without our
             package), or a peer.
-        head: of the critic; None is not guided.
+        head: of the critic, `native` for one on the reference's hidden states; None is not guided.
         prompts: see `pairs.prompts`.
     """
 
     side: Side
     rows: int
     tokens: int
-    head: Literal["V", "Q"] | None = None
+    head: Literal["V", "Q", "native"] | None = None
     candidates: int = 0
     min_prob: float = 0.0
     prompts: Prompts = "alike"
@@ -84,7 +84,8 @@ def cases(
                 Case("ours", count, tokens, prompts="apart"),
             ]
         made += [Case("ours", count, tokens), Case("vllm", count, tokens)]
-        made += [Case("bare", count, tokens, head, most) for head, most in guided]
+        # A native critic has no forward pass of its own.
+        made += [Case("bare", count, tokens, head, most) for head, most in guided if head != "native"]
         made += [Case(side, count, tokens, head, most) for side in PEERS for head, most in peers]
         if task and count in peer_rows:
             as_served = [
@@ -162,7 +163,7 @@ def _generate(pair: Pair, found: list[Measured]) -> Runner:
     return lambda case, seed: peer.seconds(_ask(pair, case), seed, ways[replace(case, tokens=0)])
 
 
-def _head(case: Case) -> Literal["V", "Q"]:
+def _head(case: Case) -> str:
     assert case.head is not None, case
     return case.head
 

@@ -31,7 +31,9 @@ from qsharp_core.critic.cache import BlockPool, Sequence
 from qsharp_core.critic.cpu import pack_linears
 from qsharp_core.critic.decode import Decoder, PrefixAttention, to_device
 from qsharp_core.critic.model import Critic
+from qsharp_core.critic.scorer import Question
 from qsharp_core.errors import CriticError
+from qsharp_core.returns import ReturnDistribution
 
 # Tokens a prefill pass runs at once: enough to fill the matrix units, little enough to bound its workspace.
 PREFILL_TOKENS = 1024
@@ -124,6 +126,23 @@ class CriticEngine:
         self._check_against_plain_forward()
         self.decoder = self._make_decoder(prefix, graphs) if prefix else None
         self.blocks.wanted = self.blocks.found = 0  # of requests, not of these checks
+
+    @property
+    def distribution(self) -> ReturnDistribution:
+        """What the critic's outputs mean."""
+        return self.critic.distribution
+
+    @property
+    def vocab(self) -> int:
+        """Token ids that can be scored are below this."""
+        return self.critic.vocab
+
+    def answer(self, question: Question) -> Tensor:
+        """Outputs `[R, K, n_out]`; by the `decoder` where there is one and the last tokens are on the device."""
+        rows, asked = range(len(question.sequences)), question
+        if asked.last_R is None or self.decoder is None:
+            return self.score(asked.sequences, [asked.read(i) for i in rows], asked.ids_RK, asked.mask_RK)
+        return self.score_latest(asked.sequences, asked.lengths, asked.last_R, asked.ids_RK, asked.read)
 
     @cached_property
     def capacity(self) -> int:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qsharp_core.critic.scorer import Question
 from qsharp_core.returns import ReturnDistribution
 
 TABLED_AT_ONCE = 8192  # tokens whose part of the first layer is computed together
@@ -160,6 +161,10 @@ class NativeCritic:
     def table_bytes(self) -> int:
         """Memory that the table takes."""
         return self._table_VW.nbytes
+
+    def answer(self, question: Question) -> Tensor:
+        """Outputs for every candidate of every row, `[R, K, n_out]`, float32."""
+        return self.score(question.hidden(), question.ids_RK, question.log_ref_RK)
 
     @torch.inference_mode()
     def score(self, hidden_RD: Tensor, ids_RK: Tensor, log_ref_RK: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from torch import Tensor
 from qsharp_core import policy
 from qsharp_core.critic.cache import Sequence
 from qsharp_core.critic.decode import to_device
+from qsharp_core.critic.engine import CriticEngine
+from qsharp_core.critic.scorer import Question
 from qsharp_core.errors import ConfigError, GuidanceError
 from qsharp_core.policy import Candidates, GuidedStep, Method, Tail
 from qsharp_core.vllm_plugin import registry
@@ -38,7 +40,8 @@ class Request:
     Attributes:
         params: its guidance.
         temperature: as in its sampling parameters.
-        critic, sequence: the version it began with and its handle there; None where it is not guided.
+        critic: the version it began with; None where it is not guided.
+        sequence: its handle in that critic's cache; None where there is none.
         failure: why it can no longer be guided; it is then reported as failed and left to the reader to end.
     """
 
@@ -177,8 +180,9 @@ class GuidanceCore:
     def close(self, request: Request) -> None:
         """A request leaves the batch (finished, aborted or preempted)."""
         self._batch = None  # it holds the critic
-        if request.critic is not None and request.sequence is not None:
-            request.critic.close(request.sequence)
+        critic, request.critic = request.critic, None
+        if critic is not None:
+            critic.close(request.sequence)
             request.sequence = None
             self.registry.collect()
 
@@ -189,19 +193,22 @@ class GuidanceCore:
 
         For a runner that knows all tokens before it runs the reference.
         """
-        asking: dict[LoadedCritic, list[Row]] = {}
+        asking: dict[CriticEngine, list[Row]] = {}
         for row in rows:
-            critic = row.request.critic
-            if critic is not None and row.request.failure is None and row.length <= critic.engine.capacity:
-                asking.setdefault(critic, []).append(row)
-        for critic, own in asking.items():
+            engine = row.request.critic.engine if row.request.critic is not None else None
+            if engine is not None and row.request.failure is None and row.length <= engine.capacity:
+                asking.setdefault(engine, []).append(row)
+        for engine, own in asking.items():
             sequences: list[Sequence] = [row.request.sequence for row in own]  # type: ignore[misc]
-            critic.engine.catch_up(sequences, [row.length for row in own], [row.read for row in own])
+            engine.catch_up(sequences, [row.length for row in own], [row.read for row in own])
 
-    def apply(self, logits: Tensor, rows: list[Row], last_R: Tensor | None = None) -> None:
+    def apply(
+        self, logits: Tensor, rows: list[Row], hidden: Callable[[], Tensor], last_R: Tensor | None = None
+    ) -> None:
         """Tilts the logits of these rows in place: `[B, V]` float32, `rows` a subset of the B.
 
         Args:
+            hidden: the hidden states `[B, D]` that the logits were computed from.
             last_R: the last token of each of the rows, int64, on the device: then a critic with a decoder is asked
                 without waiting for the device.
         """
@@ -216,7 +223,7 @@ class GuidanceCore:
             logits_RV, batch.softmax_R, batch.count_R, batch.min_prob_R, max(1, batch.asked)
         )
         started = time.perf_counter()
-        tilt_RK, broken_R = self._tilts(batch, rows, candidates, last_R)
+        tilt_RK, broken_R = self._tilts(batch, rows, candidates, hidden, last_R)
         seconds = time.perf_counter() - started
         range_R2 = batch.range_R2
         if batch.asked:
@@ -245,9 +252,10 @@ class GuidanceCore:
         if len(observed) < len(step.rows):
             columns = columns[:, self._column(observed, torch.int64)]
         rows = [step.rows[i] for i in observed]
-        for critic in self.registry.critics.values():
-            critic.engine.wait()  # what it counts is read and set back here
-        pools = {key: critic.engine.blocks for key, critic in self.registry.critics.items()}
+        engines = {key: critic.engine for key, critic in self.registry.critics.items() if critic.engine is not None}
+        for engine in engines.values():
+            engine.wait()  # what it counts is read and set back here
+        pools = {key: engine.blocks for key, engine in engines.items()}
         report = StepReport(
             ids=[row.request.params.id or 0 for row in rows],
             positions=[row.length for row in rows],
@@ -279,7 +287,7 @@ class GuidanceCore:
         temperatures = [r.temperature for r in requests]
         # Of the parameters alone, and so the same on every rank; who is guided is known where the critics are.
         asked = [p.candidates for p in params if p.eta is not None]
-        counts = [r.params.candidates if r.sequence is not None and r.failure is None else 0 for r in requests]
+        counts = [r.params.candidates if r.critic is not None and r.failure is None else 0 for r in requests]
         members: dict[int, tuple[LoadedCritic, list[int]]] = {}
         for i, request in enumerate(requests):
             if request.critic is not None and request.failure is None:
@@ -305,7 +313,12 @@ class GuidanceCore:
         return self._batch
 
     def _tilts(
-        self, batch: _Batch, rows: list[Row], candidates: Candidates, last_R: Tensor | None
+        self,
+        batch: _Batch,
+        rows: list[Row],
+        candidates: Candidates,
+        hidden: Callable[[], Tensor],
+        last_R: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Relative tilts `[R, K]`, float64, and rows `[R]` whose critic's outputs are not finite.
 
@@ -317,17 +330,16 @@ class GuidanceCore:
         choice_R = candidates.mask_RK.any(-1).tolist() if last_R is None else [True] * len(rows)
         for critic, members in batch.members:
             asking = []
-            capacity = critic.engine.capacity
             for i in members:
-                if choice_R[i] and rows[i].length > capacity:
-                    self._fail(rows[i].request, "too_long", f"{rows[i].length} tokens, capacity {capacity}")
+                if choice_R[i] and rows[i].length > critic.max_length:
+                    self._fail(rows[i].request, "too_long", f"{rows[i].length} tokens, capacity {critic.max_length}")
                     candidates.mask_RK[i] = False
                 elif choice_R[i]:
                     asking.append(i)
             if asking:
                 # Of all rows, views do.
                 at = slice(None) if len(asking) == len(rows) else self._column(asking, torch.int64)
-                tilts, broken = self._tilts_of(critic, [rows[i] for i in asking], batch, candidates, at, last_R)
+                tilts, broken = self._tilts_of(critic, [rows[i] for i in asking], batch, candidates, at, hidden, last_R)
                 tilt_RK[at], broken_R[at] = tilts, broken
                 candidates.mask_RK[at] &= ~broken[:, None]
         if batch.members:
@@ -343,17 +355,23 @@ class GuidanceCore:
         batch: _Batch,
         candidates: Candidates,
         at: Tensor | slice,
+        hidden: Callable[[], Tensor],
         last_R: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The same of some rows, `at` these places of the batch, that one critic guides."""
         ids, mask = candidates.ids_RK[at], candidates.mask_RK[at]
-        sequences: list[Sequence] = [row.request.sequence for row in rows]  # type: ignore[misc]
+        question = Question(
+            ids_RK=ids,
+            log_ref_RK=candidates.log_ref_RK[at],
+            mask_RK=mask,
+            sequences=[row.request.sequence for row in rows if row.request.sequence is not None],
+            lengths=[row.length for row in rows],
+            read=lambda i: rows[i].read(),
+            last_R=None if last_R is None else last_R[at],
+            hidden=lambda: hidden()[batch.index_R[at]],
+        )
         try:
-            if last_R is None or critic.engine.decoder is None:
-                outputs = critic.engine.score(sequences, [row.read() for row in rows], ids, mask)
-            else:
-                lengths = [row.length for row in rows]
-                outputs = critic.engine.score_latest(sequences, lengths, last_R[at], ids, lambda i: rows[i].read())
+            outputs = critic.scorer.answer(question)
         except Exception as error:  # whatever a backbone does, other requests and the engine go on
             for row in rows:
                 self._fail(row.request, "exception", f"{type(error).__name__}: {error}")
@@ -362,7 +380,7 @@ class GuidanceCore:
         broken_R = ~(outputs.isfinite().all(-1) | ~mask).all(-1)
         outputs = outputs.double()
         eta = batch.eta_R[at][:, None]
-        distribution = critic.engine.critic.distribution
+        distribution = critic.scorer.distribution
         tilts = distribution.relative_tilt(outputs, eta)
         if batch.cd_R is not None:
             expected = (distribution.mean(outputs) - distribution.reward_range[1]) / eta

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from qsharp_core.critic import checkpoint
+from qsharp_core.critic import checkpoint, native_checkpoint
 from qsharp_core.critic.cache import Sequence
 from qsharp_core.critic.checkpoint import CriticCard
 from qsharp_core.critic.engine import CriticEngine
+from qsharp_core.critic.scorer import Scorer
 from qsharp_core.errors import CriticError, NoCriticError, UnknownCriticError
 from qsharp_core.vllm_plugin import cores, flash
 from qsharp_core.vllm_plugin.params import MAX_CANDIDATES
@@ -28,23 +29,34 @@ DEFAULT_CACHE_BYTES = 2 * 2**30
 
 @dataclass(eq=False)
 class LoadedCritic:
-    """A version in memory."""
+    """A version in memory.
+
+    Attributes:
+        max_length: the longest history, in tokens, that can be scored.
+    """
 
     card: CriticCard
     path: Path
-    engine: CriticEngine
+    scorer: Scorer
+    max_length: int
     users: int = 0
     leaving: bool = False
 
-    def open(self) -> Sequence:
-        """A handle for a request, which keeps this version alive."""
-        self.users += 1
-        return self.engine.open()
+    @property
+    def engine(self) -> CriticEngine | None:
+        """Runs the critic's own backbone; None for a critic on the reference's hidden states."""
+        return self.scorer if isinstance(self.scorer, CriticEngine) else None
 
-    def close(self, sequence: Sequence) -> None:
-        """Ends a request's use."""
+    def open(self) -> Sequence | None:
+        """A request begins to use this version, which keeps it alive; its handle, where the critic has a cache."""
+        self.users += 1
+        return self.engine.open() if self.engine else None
+
+    def close(self, sequence: Sequence | None) -> None:
+        """Ends a request's use; `sequence` is what `open` gave."""
         self.users -= 1
-        self.engine.close(sequence)
+        if self.engine is not None and sequence is not None:
+            self.engine.close(sequence)
 
 
 class Registry:
@@ -130,9 +142,9 @@ class Registry:
                 "active": self.active.get(critic.card.name) == key,
                 "leaving": critic.leaving,
                 "users": critic.users,
-                "max_length": critic.engine.capacity,
-                "kv_blocks": critic.engine.blocks.blocks,
-                "kv_blocks_used": critic.engine.blocks.used,
+                "max_length": critic.max_length,
+                "kv_blocks": critic.engine.blocks.blocks if critic.engine else None,
+                "kv_blocks_used": critic.engine.blocks.used if critic.engine else None,
                 "card": critic.card.model_dump(mode="json", exclude_none=True),
             }
             for key, critic in self.critics.items()
@@ -152,6 +164,18 @@ def loader(vllm_config: Any, device: torch.device) -> Callable[[Path, str | None
     aside = cores.beside(vllm_config) if device.type == "cpu" else None
 
     def read(path: Path, name: str | None) -> LoadedCritic:
+        native = checkpoint.read_card(path).backbone == "reference"
+        return read_native(path, name) if native else read_separate(path, name)
+
+    def read_native(path: Path, name: str | None) -> LoadedCritic:
+        card, critic = native_checkpoint.load(path, _folder(model.model), dtype=dtype, device=device)
+        if name is not None:
+            card = card.model_copy(update={"name": name})
+        if critic.vocab < (least := int(model.get_vocab_size())):
+            raise CriticError(f"{card.key}: the reference embeds {critic.vocab} token ids and emits {least}")
+        return LoadedCritic(card, path, critic, model.max_model_len)
+
+    def read_separate(path: Path, name: str | None) -> LoadedCritic:
         card, critic = checkpoint.load(path, dtype=dtype, device=device, reference=_folder(model.model))
         if name is not None:
             card = card.model_copy(update={"name": name})
@@ -175,7 +199,7 @@ def loader(vllm_config: Any, device: torch.device) -> Callable[[Path, str | None
         graphs = flash.graph_shapes(vllm_config, device)
         gains = cores.gains(critic) if settings.beside is None else settings.beside
         engine = CriticEngine(critic, tokens, BLOCK_SIZE, scratch, prefix, graphs, aside if gains else None)
-        return LoadedCritic(card, path, engine)
+        return LoadedCritic(card, path, engine, engine.capacity)
 
     def load(path: Path, name: str | None) -> LoadedCritic:
         # A new thread's current device is the first one, whichever this worker's is.
@@ -203,7 +227,7 @@ def empty() -> Registry:
     return Registry(load)
 
 
-def _folder(model: str) -> Path | None:
+def _folder(model: str) -> Path:
     """The reference's folder on disk; a hub id's is in the local hub cache."""
     if Path(model).is_dir():
         return Path(model)

@@ -8,8 +8,13 @@ each runner is wrapped:
     V2  vllm.v1.worker.gpu.model_runner.GPUModelRunner.sample(hidden_states, input_batch, grammar_output)
             -> (SamplerOutput, …)
 
-The wrapper calls `before_sample(runner)` and `after_sample(sampled_token_ids)` of the runner's own processor of ours,
-if it has one.
+The wrapper calls `before_sample(runner, hidden)` and `after_sample(sampled_token_ids)` of the runner's own processor of
+ours, if it has one.
+
+`hidden` gives the hidden states that the step's logits were computed from, row by row. V2 hands them to `sample`. V1
+has them in the `execute_model_state` that its `sample_tokens` takes over before it calls `_sample`, so that method is
+wrapped, too. Neither is ever that of a prompt's log-probabilities or of a dummy run, which compute logits elsewhere.
+They may be views of a buffer that the next step overwrites.
 
 `AsyncLLM.collective_rpc` hands on the first engine's answer alone; under data parallelism every engine's matters.
 
@@ -19,7 +24,8 @@ on its own, from logits that every rank has (`Platform.use_all_gather`).
 And a call that an engine gets while it ends is never answered: whoever waits must see that vLLM has begun to stop.
 """
 
-from functools import wraps
+from collections.abc import Callable
+from functools import cache, wraps
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -28,7 +34,7 @@ from torch import Tensor
 class SampleListener(Protocol):
     """A logits processor that is told of the sampling around its `apply`."""
 
-    def before_sample(self, runner: Any) -> None: ...
+    def before_sample(self, runner: Any, hidden: Callable[[], Tensor]) -> None: ...
 
     def after_sample(self, sampled_token_ids: Tensor) -> None: ...
 
@@ -37,14 +43,15 @@ def listen_v1(kind: type) -> None:
     """Has processors of this class told by the V1 runner. Harmless when repeated."""
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
-    _wrap(GPUModelRunner, "_sample", kind)
+    _keep_hidden_v1(GPUModelRunner)
+    _wrap(GPUModelRunner, "_sample", kind, hidden_v1)
 
 
 def listen_v2(kind: type) -> None:
     """Has processors of this class told by the V2 runner. Harmless when repeated."""
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
-    _wrap(GPUModelRunner, "sample", kind)
+    _wrap(GPUModelRunner, "sample", kind, hidden_v2)
 
 
 def processor_of(runner: Any, kind: type) -> Any | None:
@@ -54,6 +61,16 @@ def processor_of(runner: Any, kind: type) -> Any | None:
     else:
         processors = runner.input_batch.logitsprocs.all
     return next((p for p in processors if isinstance(p, kind)), None)
+
+
+def hidden_v1(runner: Any, *_: Any) -> Tensor:
+    """What the logits of the running step were computed from, `[rows, D]`."""
+    return runner._qsharp_hidden
+
+
+def hidden_v2(runner: Any, hidden_states: Tensor, input_batch: Any, *_: Any) -> Tensor:
+    """The same, of the arguments of the V2 runner's `sample`."""
+    return hidden_states[input_batch.logits_indices]
 
 
 def discarded_rows_v1(runner: Any) -> list[bool]:
@@ -112,7 +129,25 @@ def is_stopping(engine_client: Any) -> bool:
     return not engine_client.engine_core._finalizer.alive
 
 
-def _wrap(runner_class: type, name: str, kind: type) -> None:
+def _keep_hidden_v1(runner_class: type) -> None:
+    original = runner_class.sample_tokens  # type: ignore[attr-defined]
+    if getattr(original, "_qsharp", False):
+        return
+
+    @wraps(original)
+    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
+        state = self.execute_model_state
+        self._qsharp_hidden = None if state is None else state.sample_hidden_states
+        try:
+            return original(self, *args, **kwargs)
+        finally:
+            self._qsharp_hidden = None
+
+    sample_tokens._qsharp = True  # type: ignore[attr-defined]
+    runner_class.sample_tokens = sample_tokens  # type: ignore[attr-defined]
+
+
+def _wrap(runner_class: type, name: str, kind: type, hidden_of: Callable[..., Tensor]) -> None:
     original = getattr(runner_class, name)
     if getattr(original, "_qsharp", False):
         return
@@ -122,7 +157,7 @@ def _wrap(runner_class: type, name: str, kind: type) -> None:
         listener: SampleListener | None = processor_of(self, kind)
         if listener is None:
             return original(self, *args, **kwargs)
-        listener.before_sample(self)
+        listener.before_sample(self, cache(lambda: hidden_of(self, *args, **kwargs)))
         output = original(self, *args, **kwargs)
         sampler_output = output[0] if isinstance(output, tuple) else output
         listener.after_sample(sampler_output.sampled_token_ids)

@@ -3,6 +3,7 @@
 vllm serve MODEL --logits-processors qsharp_core.vllm_plugin.v1:QSharpLogitsProcessor …
 """
 
+from collections.abc import Callable
 from functools import partial
 from operator import add
 from typing import Any
@@ -28,6 +29,7 @@ class QSharpLogitsProcessor(LogitsProcessor):
         # Row -> request, its prompt, and vLLM's own, growing list of its output.
         self._rows: dict[int, tuple[Request, list[int], list[int]]] = {}
         self._discarded: list[bool] = []
+        self._hidden: Callable[[], Tensor] | None = None
         self._spared_generators: dict[str, Any] = {}
         upstream.listen_v1(QSharpLogitsProcessor)
 
@@ -66,7 +68,8 @@ class QSharpLogitsProcessor(LogitsProcessor):
     def release_ended(self, runner: Any) -> None:
         """Nothing to do: `update_state` is told of every request that ends."""
 
-    def before_sample(self, runner: Any) -> None:
+    def before_sample(self, runner: Any, hidden: Callable[[], Tensor]) -> None:
+        self._hidden = hidden
         self._discarded = upstream.discarded_rows_v1(runner)
         if self.core.device.type == "cpu":
             upstream.spare_cpu_generators_v1(runner, self._spared_generators)
@@ -79,7 +82,8 @@ class QSharpLogitsProcessor(LogitsProcessor):
             output = self._rows[row.index][2]
             if output and output[-1] < 0:
                 row.request.failure = "placeholder_token"
-        self.core.apply(logits, rows)
+        assert self._hidden is not None
+        self.core.apply(logits, rows, self._hidden)
         return logits
 
     def _rows_now(self) -> list[Row]:
@@ -89,4 +93,5 @@ class QSharpLogitsProcessor(LogitsProcessor):
         ]
 
     def after_sample(self, sampled_token_ids: Tensor) -> None:
+        self._hidden = None  # large, and another's from the next step on
         self.core.report(sampled_token_ids)

@@ -9,6 +9,7 @@ The critic is given the last token of each row as the device has it. The history
 for requests that are new alone, and at every step where the critic cannot be run in fixed shapes.
 """
 
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any
 
@@ -52,6 +53,7 @@ class QSharpLogitsProcessor(LogitsProcessor):
         self.core = GuidanceCore(vllm_config, req_states.device)
         self._states = req_states
         self._slots: dict[int, Request] = {}
+        self._hidden: Callable[[], Tensor] | None = None
         upstream.listen_v2(QSharpLogitsProcessor)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
@@ -66,7 +68,8 @@ class QSharpLogitsProcessor(LogitsProcessor):
         for slot in self._slots.keys() - upstream.occupied_slots_v2(runner):
             self._close(slot)
 
-    def before_sample(self, runner: Any) -> None:
+    def before_sample(self, runner: Any, hidden: Callable[[], Tensor]) -> None:
+        self._hidden = hidden
         self.release_ended(runner)
 
     def apply(self, logits: Tensor, ctx: LogitsContext) -> Tensor:
@@ -90,10 +93,12 @@ class QSharpLogitsProcessor(LogitsProcessor):
                 Row(index, self._slots[slot], length, partial(history.read, i, length))
                 for i, (index, slot, length) in enumerate(places)
             ]
-            self.core.apply(logits, rows, tokens[at[0], at[1]].long())
+            assert self._hidden is not None
+            self.core.apply(logits, rows, self._hidden, tokens[at[0], at[1]].long())
         return logits
 
     def after_sample(self, sampled_token_ids: Tensor) -> None:
+        self._hidden = None  # large, and another's from the next step on
         self.core.report(sampled_token_ids)
 
     def _close(self, slot: int) -> None:

@@ -15,7 +15,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
-from qsharp_core.errors import CriticError, QSharpError
+from qsharp_core.errors import CriticError, GuidanceError, QSharpError
 from qsharp_core.vllm_plugin import upstream
 from qsharp_core.vllm_plugin.core import GuidanceCore
 from qsharp_core.vllm_plugin.registry import LoadedCritic
@@ -92,16 +92,18 @@ class CriticWorker:
     ) -> list[list[float]]:
         """`E[Z]` after each completion token, by plain forward passes."""
         critic = self._qsharp_core().registry.resolve(name)
-        distribution = critic.engine.critic.distribution
+        engine = critic.engine
+        if engine is None:
+            raise GuidanceError(f"{critic.card.key} cannot score a text: it has no model of its own", "critic")
         values = []
         for prompt, completion in zip(prompts, completions, strict=True):
             tokens = prompt + completion
-            if len(tokens) > critic.engine.capacity:
-                raise CriticError(f"{len(tokens)} tokens, and {critic.card.key} takes {critic.engine.capacity}")
-            if not 0 <= min(tokens) <= max(tokens) < critic.engine.critic.vocab:
-                raise CriticError(f"token ids must be from 0 to {critic.engine.critic.vocab - 1}")
-            outputs = critic.engine.score_plain(tokens)
-            values.append(distribution.mean(outputs[len(prompt) :].double()).tolist())
+            if len(tokens) > engine.capacity:
+                raise CriticError(f"{len(tokens)} tokens, and {critic.card.key} takes {engine.capacity}")
+            if not 0 <= min(tokens) <= max(tokens) < engine.vocab:
+                raise CriticError(f"token ids must be from 0 to {engine.vocab - 1}")
+            outputs = engine.score_plain(tokens)
+            values.append(engine.distribution.mean(outputs[len(prompt) :].double()).tolist())
         return values
 
     def _qsharp_core(self) -> GuidanceCore:
