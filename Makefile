@@ -4,7 +4,7 @@
 #   make demo          the whole loop from nothing, report in runs/demo
 #   make star-graph    the paper's Star-Graph from nothing, report in runs/star-graph
 #   make test          the tests            make lint    ruff and mypy
-#   make compose-check the deployment in docker/, built, started and used as its users would: needs a Docker engine
+#   make compose-check the deployment in docker/, built, started and used as its users would: needs Docker and Compose 2
 #   make bench         what guidance costs, into docs/benchmarks.md: half an hour on two cores; ARGS=--quick: minutes
 #                      (on a GPU another pair of models, into docs/benchmarks-gpu.md)
 #   make soak          half an hour of mixed load on a server, which must end with nothing left behind

@@ -1,9 +1,13 @@
 """What guidance costs, and what it saves that critics run beside the reference (docs/decisions.md), step by step.
 
-    python -m benchmarks.by_turns [--pair tiny] [--measures step native beside first]
+    python -m benchmarks.by_turns [--pair tiny] [--measures step native beside first] [--clock cpu]
 
 Of one engine, every other decoding step or wave of new prompts does without. Differences and ratios are between
 neighbours, so that what else the machine does matters little; `make bench` compares whole waves.
+
+`--clock cpu` times decoding steps by the CPU time that the worker's thread takes from the beginning of a step until its
+tokens are drawn. It tells what a step computes where other processes take the cores away. What the critic does beside,
+in a thread of its own, and vLLM's other processes are not in it.
 """
 
 import argparse
@@ -14,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,13 +39,15 @@ from qsharp_core.vllm_plugin import processors, upstream
 TOKENS = 80
 What = Literal["beside", "guided"]
 Mode = Literal["with", "without", "by turns"]
+Clock = Literal["wall", "cpu"]
 Times = tuple[float, float]  # of neighbours, with and without, in milliseconds
 
 
-def switch(worker: Any, what: What, mode: Mode) -> list[float]:
-    """Which of this worker's steps are from now on guided, or run critics beside; returns when the last ones began.
+def switch(worker: Any, what: What, mode: Mode) -> tuple[list[float], list[float]]:
+    """Which of this worker's steps are from now on guided, or run critics beside.
 
-    A step that is not guided leaves its tokens to the next one that is.
+    A step that is not guided leaves its tokens to the next one that is. Returns of the last steps when they began, and
+    the CPU time that each took, in seconds.
     """
     if not hasattr(worker, "begun"):
         processor = upstream.processor_of(worker.model_runner, processors.processor_class(worker.vllm_config))
@@ -49,10 +56,11 @@ def switch(worker: Any, what: What, mode: Mode) -> list[float]:
         engines = [critic.engine for critic in core.registry.critics.values() if critic.engine is not None]
         threads = [engine._aside for engine in engines]
         assert what == "guided" or None not in threads, "vLLM leaves no core over"
-        update_state, apply = processor.update_state, core.apply
+        update_state, apply, after_sample = processor.update_state, core.apply, processor.after_sample
 
         def begin(batch_update: Any) -> None:
             worker.begun.append(time.perf_counter())
+            worker.spent.append(-time.thread_time())
             worker.on = worker.mode == "with" or (worker.mode == "by turns" and len(worker.begun) % 2 == 1)
             for engine, thread in zip(engines, threads, strict=True):
                 engine._aside = thread if worker.on else None
@@ -62,24 +70,30 @@ def switch(worker: Any, what: What, mode: Mode) -> list[float]:
             if worker.on or worker.what == "beside":
                 apply(*given)
 
-        processor.update_state, core.apply = begin, guide
-        worker.begun = []
-    begun, worker.begun, worker.what, worker.mode = worker.begun, [], what, mode
-    return begun
+        def end(sampled_token_ids: Any) -> None:
+            after_sample(sampled_token_ids)
+            worker.spent[-1] += time.thread_time()
+
+        processor.update_state, core.apply, processor.after_sample = begin, guide, end
+        worker.begun, worker.spent = [], []
+    begun, spent = worker.begun, worker.spent
+    worker.begun, worker.spent, worker.what, worker.mode = [], [], what, mode
+    return begun, spent
 
 
-def decoding(llm: Any, pair: Pair, ask: Ask, seed: int, what: What) -> list[Times]:
+def decoding(llm: Any, pair: Pair, ask: Ask, seed: int, what: What, clock: Clock) -> list[Times]:
     """Steps of one wave of prompts that have been seen."""
     ours.wave(llm, pair, ask, seed, 1)
     llm.collective_rpc(switch, args=(what, "by turns"))
     ours.wave(llm, pair, ask, seed, ask.tokens)
-    (begun,) = llm.collective_rpc(switch, args=(what, "with"))
-    taken = [1e3 * (after - before) for before, after in itertools.pairwise(begun)]
+    ((begun, spent),) = llm.collective_rpc(switch, args=(what, "with"))
+    between = [after - before for before, after in itertools.pairwise(begun)]
+    taken = [1e3 * seconds for seconds in (spent if clock == "cpu" else between)]
     # Without the first and last steps, where rows come and go.
     return [*zip(taken[2:-2:2], taken[3:-2:2], strict=False)]
 
 
-def first_tokens(llm: Any, pair: Pair, ask: Ask, seed: int, what: What) -> list[Times]:
+def first_tokens(llm: Any, pair: Pair, ask: Ask, seed: int, what: What, clock: Clock) -> list[Times]:
     """Two waves of prompts that share nothing and that nobody has seen, until they have a token each."""
     order: list[Mode] = ["with", "without"] if seed % 2 else ["without", "with"]
     taken = {}
@@ -96,7 +110,7 @@ class Measure:
     name: str
     what: What
     heads: tuple[str, ...]
-    run: Callable[[Any, Pair, Ask, int, What], list[Times]]
+    run: Callable[[Any, Pair, Ask, int, What, Clock], list[Times]]
     prompts: Prompts
     rows: tuple[int, ...]
     candidates: tuple[int, ...]
@@ -115,6 +129,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pair", choices=["default", "tiny"], default="default")
     parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES))
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="of decoding steps")
     given = parser.parse_args()
     table = Table(
         "of", "head", "requests", "candidates", "pairs", "without, ms", "with, ms", "with - without, ms",
@@ -132,7 +147,8 @@ def main() -> None:
                     ask = Ask(rows, TOKENS, pair.names[head], candidates, prompts=measure.prompts)
                     title = f"{measure.name}, {head}, {rows} at once, {candidates} candidates"
                     waves = tqdm(range(measure.waves + 1), desc=title, unit="wave")
-                    found = [t for seed in waves for t in measure.run(llm, pair, ask, seed, measure.what) if seed]
+                    run = partial(measure.run, llm, pair, ask)
+                    found = [t for seed in waves for t in run(seed, measure.what, given.clock) if seed]
                     table.add_row(measure.name, head, str(rows), str(candidates), str(len(found)), *summary(found))
     Console(width=160).print(table)
 

@@ -3,68 +3,48 @@
     python3 docker/compose_check.py [--keep]        needs a Docker engine with Compose 2, and nothing but Python
 
 It builds the images, starts everything under a project name, keys and ports of its own, and removes all of it at the
-end (`--keep` leaves it running). Where no registry can be reached, PostgreSQL and Prometheus are built from Debian's
-packages (`stand_ins/`) and Grafana is left out: its dashboards are then validated against Prometheus itself. The last
-lines say what was a stand-in, and so what the run does not prove.
+end (`--keep` leaves it running). What it asks over HTTP is in `http_check.py`, which `make test` runs, too. Where no
+registry can be reached, PostgreSQL and Prometheus are built from Debian's packages (`stand_ins/`) and Grafana is left
+out: its dashboards are then validated against Prometheus itself. The last lines say what was a stand-in, and so what
+the run does not prove.
 """
 
 import argparse
 import json
 import os
+import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
-from urllib.error import HTTPError, URLError
+from typing import Any
+from urllib.error import URLError
 from urllib.parse import urlencode
-from urllib.request import Request, urlopen
+
+import http_check
+from http_check import Api, check, fail, say, wait_for
 
 HERE = Path(__file__).parent
 PROJECT = "qsharp-check"
-BASE = "python:3.11-slim-bookworm"
 OURS = ("server", "trainer")
-MODEL = "SmolLM2-135M-Instruct"
-LEARNED = "learned@1"
-NEW = 64  # rollouts that the trainer waits for
-# Small and quick: what is tried here is the way of a version, not how good it is.
-TRAIN = "--layers 2 --mlp 64 --borrow-embeddings --lr 1e-3 --epochs 12 --batch-tokens 512 --held-out 0.25"
-STARTED = time.monotonic()
-
-
-def say(text: str) -> None:
-    """One line of progress, with the seconds since the start."""
-    print(f"[+{time.monotonic() - STARTED:4.0f}s] {text}", flush=True)
-
-
-def fail(text: str) -> NoReturn:
-    """Ends the check."""
-    raise SystemExit(f"compose-check FAILED: {text}")
-
-
-def check(good: bool, text: str) -> None:
-    """A claim of the check: said if it holds, the end if not."""
-    if not good:
-        fail(text)
-    say(f"ok: {text}")
-
-
-def wait_for(what: str, seconds: float, probe: Callable[[], Any]) -> Any:
-    """Polls until `probe` returns something that is true."""
-    deadline = time.monotonic() + seconds
-    while not (found := probe()):
-        if time.monotonic() > deadline:
-            fail(f"{what}: not within {seconds:.0f} s")
-        time.sleep(2)
-    return found
 
 
 # -- the engine
+
+
+def require_docker() -> None:
+    """Ends the check where it cannot run, and says what is missing."""
+    if shutil.which("docker") is None:
+        fail("there is no `docker` in PATH: install Docker Engine with Compose 2 (docs.docker.com/engine/install)")
+    if not succeeds("compose", "--progress", "quiet", "version"):  # early versions of Compose 2 do not know the flag
+        fail("`docker` has no recent Compose 2: install docker-compose-plugin (docs.docker.com/compose/install/linux)")
+    if not succeeds("version", timeout=60):
+        fail("the Docker engine does not answer: start it, and see that you may use it (`docker version` says more)")
 
 
 def docker(*arguments: str, quiet: bool = False) -> str:
@@ -90,11 +70,9 @@ class Stack:
 
     def __init__(self, folder: Path) -> None:
         self.keys = {name: secrets.token_hex(16) for name in ("API_KEY", "ADMIN_KEY", "POSTGRES_PASSWORD")}
-        self.ports = {name: free_port() for name in ("SERVER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")}
-        settings = {
-            **self.keys, **self.ports, "GRAFANA_PASSWORD": secrets.token_hex(16), "MIN_NEW_ROLLOUTS": NEW,
-            "LOOK_SECONDS": 5, "TRAIN_ARGS": TRAIN,
-        }  # fmt: skip
+        ports = {name: free_port() for name in ("SERVER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")}
+        self.url, self.prometheus = (f"http://127.0.0.1:{ports[name]}" for name in ("SERVER_PORT", "PROMETHEUS_PORT"))
+        settings = {**self.keys, **ports, "GRAFANA_PASSWORD": secrets.token_hex(16), **http_check.SETTINGS}
         for name in settings:
             os.environ.pop(name, None)  # the shell's would win over the file's
         env = folder / "env"
@@ -114,6 +92,11 @@ class Stack:
         """Asks the store's database itself."""
         return self.inside("postgres", "psql", "-U", "qsharp", "-d", "qsharp", "-tAc", query)
 
+    def stored(self, ids: list[str], also: str = "true") -> int:
+        """How many of these rollouts are in the database, of those that an SQL condition holds for."""
+        listed = ", ".join(f"'{one}'" for one in ids)
+        return int(self.sql(f"select count(*) from rollouts where {also} and id in ({listed})"))
+
     def container(self, service: str) -> dict[str, Any]:
         """What the engine says of a service's container."""
         found: list[dict[str, Any]] = json.loads(docker("inspect", self("ps", "-aq", service, quiet=True)))
@@ -130,62 +113,27 @@ def free_port() -> int:
 
 def images(stack: Stack) -> tuple[list[str], list[str]]:
     """Has the services' images at hand; which services there are then, and what is a stand-in."""
+    base = re.findall(r"^ARG CPU_BASE=(\S+)$", (HERE / "Dockerfile").read_text(), re.MULTILINE)[0]
     services, notes = list(OURS), []
-    for service in ("postgres", "prometheus", "grafana"):
+    for service in sorted(stack.services.keys() - set(OURS)):
         image, stand_in = stack.services[service]["image"], HERE / "stand_ins" / service
         if not succeeds("image", "inspect", image) and not succeeds("pull", "-q", image):
             if not stand_in.is_dir():
                 notes.append(f"{image}: cannot be had; {service} was left out")
                 continue
             say(f"{image} cannot be had: building a stand-in from Debian's package")
-            docker("build", "-q", "-t", image, str(stand_in), quiet=True)
+            docker("build", "-q", "-t", image, "--build-arg", f"BASE={base}", str(stand_in), quiet=True)
         services.append(service)
         if from_nowhere(image):
             notes.append(f"{image}: a stand-in, made here from Debian's package")
-    if succeeds("image", "inspect", BASE) and from_nowhere(BASE):
-        notes.append(f"{BASE}: a stand-in, made here from Debian's packages and the host's Python")
+    if succeeds("image", "inspect", base) and from_nowhere(base):
+        notes.append(f"{base}: a stand-in, made here from Debian's packages and the host's Python")
     return services, notes
 
 
 def from_nowhere(image: str) -> bool:
     """Whether an image was never in a registry."""
     return docker("image", "inspect", "-f", "{{len .RepoDigests}}", image) == "0"
-
-
-# -- HTTP
-
-
-class Api:
-    """A service's published port."""
-
-    def __init__(self, port: int, key: str | None = None) -> None:
-        self._url = f"http://127.0.0.1:{port}"
-        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-
-    def send(self, path: str, body: Any = None, timeout: float = 300) -> tuple[int, Any]:
-        """Status and answer of a POST of `body`, or of a GET without one."""
-        request = Request(self._url + path, None if body is None else json.dumps(body).encode(), self._headers)
-        try:
-            with urlopen(request, timeout=timeout) as answer:
-                return answer.status, json.load(answer)
-        except HTTPError as error:
-            return error.code, json.load(error)
-
-    def __call__(self, path: str, body: Any = None) -> Any:
-        status, answer = self.send(path, body)
-        if status != 200:
-            fail(f"{path} answered {status}: {answer}")
-        return answer
-
-    def query(self, expression: str) -> list[Any]:
-        """Of Prometheus: the samples of an instant query."""
-        result: list[Any] = self(f"/api/v1/query?{urlencode({'query': expression})}")["data"]["result"]
-        return result
-
-
-def completion(**fields: Any) -> dict[str, Any]:
-    """Body of a short completion."""
-    return {"model": MODEL, "max_tokens": 8, "ignore_eos": True, **fields}
 
 
 # -- what is checked, in order
@@ -204,10 +152,11 @@ def rules_and_files(stack: Stack) -> None:
 
 def offline(stack: Stack) -> None:
     """The default model is in the image: found with no network, on a read-only root, by another user than root."""
-    command = ("-m", "server.presets.smollm2")
+    code = "from server.presets.known import DEFAULT, PRESETS; print(PRESETS[DEFAULT].model())"
     image = stack.services["server"]["image"]
-    found = docker("run", "--rm", "--network", "none", "--read-only", "--entrypoint", "python", image, *command)
-    check(found.endswith("smollm2-135m-instruct"), f"without a network the default model is there: {found}")
+    closed = ("--network", "none", "--read-only", "--tmpfs", "/tmp")
+    found = docker("run", "--rm", *closed, "--entrypoint", "python", image, "-c", code)
+    check(bool(found), f"without a network the default model is there: {found}")
 
 
 def unprivileged(stack: Stack, services: list[str]) -> None:
@@ -222,88 +171,26 @@ def unprivileged(stack: Stack, services: list[str]) -> None:
         )
 
 
-def keys(stack: Stack) -> None:
-    """Who may do what."""
-    port = stack.ports["SERVER_PORT"]
-    for name, key, path, body, wanted in [
-        ("no key", None, "/v1/models", None, 401),
-        ("a wrong key", "wrong", "/v1/models", None, 401),
-        ("a user's key, loading a critic", stack.keys["API_KEY"], "/v1/critics", {"path": "/nowhere"}, 403),
-    ]:
-        status, _ = Api(port, key).send(path, body)
-        check(status == wanted, f"{name}: {status}")
-
-
-def guided(api: Api, stack: Stack) -> None:
-    """A guided completion, stored, rewarded, and found in the database."""
-    body = json.loads((HERE.parent / "examples" / "sums-guided.json").read_text())
-    answer = api("/v1/completions", {**body, "store": True})
-    for choice in answer["choices"]:
-        said = choice["guidance"]
-        if not (said["critic"] == "sums@1" and said["tokens_guided"] > 0 and said["kl"] > 0):
-            fail(f"not guided: {choice}")
-        reward = float(" 17" in choice["text"])  # 7 + 2 + 8
-        api(f"/v1/rollouts/{choice['rollout_id']}/reward", {"reward": reward, "source": "compose-check"})
-    number = len(answer["choices"])
-    mean = sum(choice["guidance"]["kl"] for choice in answer["choices"]) / number
-    check(True, f"{number} guided completions through the published port, {mean:.2f} nats of KL each")
-    ids = ", ".join(f"'{choice['rollout_id']}'" for choice in answer["choices"])
-    found = stack.sql(f"select count(*) from rollouts where reward is not null and id in ({ids})")
-    check(found == str(number), f"PostgreSQL has {found} of them, with their rewards")
-
-
-def learning(api: Api) -> None:
-    """The trainer makes a version from rewarded rollouts and has the server guide with it."""
-    rewards = []
-    for i in range(NEW // 2):  # prompts of two kinds, of which one pays: easily learned from few
-        for animal, reward in (("cat", 1.0), ("dog", 0.0)):
-            prompt = f"Here is story number {i}, which is about a {animal}:"
-            answer = api("/v1/completions", completion(prompt=prompt, store=True))
-            rewards.append({"id": answer["choices"][0]["rollout_id"], "reward": reward})
-    api("/v1/rollouts/rewards", {"items": rewards})
-    say(f"{len(rewards)} unguided rollouts have rewards; the trainer waits for as many")
-    wait_for("a version that the trainer publishes and activates", 480, lambda: active(api))
-    answer = api("/v1/completions", completion(prompt="A story:", eta=0.1, guidance={"critic": "learned"}))
-    said = answer["choices"][0]["guidance"]
-    check(said["critic"] == LEARNED and said["tokens_guided"] > 0, f"the trainer's {LEARNED} is active and guides")
-
-
-def active(api: Api) -> bool:
-    """Whether the trainer's version is."""
-    return any(critic["id"] == LEARNED and critic["active"] for critic in api("/v1/critics")["data"])
-
-
-def monitoring(prometheus: Api, api: Api) -> None:
+def monitoring(stack: Stack, api: Api) -> None:
     """Prometheus has what alerts and dashboards ask for."""
+    prometheus = Api(stack.prometheus)
+
+    def query(expression: str) -> list[float]:
+        found = prometheus(f"/api/v1/query?{urlencode({'query': expression})}")["data"]["result"]
+        return [float(sample["value"][1]) for sample in found]
+
     time.sleep(25)  # two scrapes of what has happened last
     api("/v1/models")
-    (up,) = prometheus.query('up{job="qsharp"}')
-    check(up["value"][1] == "1", "Prometheus scrapes the server")
-    names = prometheus("/api/v1/label/__name__/values")["data"]
-    ours = [name for name in names if name.startswith("qsharp_")]
-    for name, expression in {
-        "KL of a completion, median": "histogram_quantile(0.5, sum by (le) (qsharp_completion_kl_nats_bucket))",
-        "latency of a request, p95, seconds":
-            "histogram_quantile(0.95, sum by (le) (vllm:e2e_request_latency_seconds_bucket))",
-        "active since, seconds": 'time() - qsharp_critic_activated_timestamp_seconds{name="learned"}',
-    }.items():  # fmt: skip
-        (sample,) = prometheus.query(expression)
-        check(float(sample["value"][1]) > 0, f"{name}: {float(sample['value'][1]):.3f}")
+    check(query('up{job="qsharp"}') == [1], "Prometheus scrapes the server")
+    http_check.metrics(query)
     groups = prometheus("/api/v1/rules")["data"]["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     check(bool(rules) and all(rule["health"] == "ok" for rule in rules), f"{len(rules)} alert rules are evaluated")
-    empty = [expression for expression in queries() if not prometheus.query(expression)]
-    check(not empty, f"every query of the dashboards has data, among {len(ours)} qsharp_ metrics {empty or ''}")
-
-
-def queries() -> Iterator[str]:
-    """What the dashboards ask, with Grafana's variables filled in."""
-    for path in sorted((HERE / "grafana" / "dashboards").glob("*.json")):
-        dashboard = json.loads(path.read_text())
-        targets = [target for panel in dashboard["panels"] for target in panel.get("targets", [])]
-        for target in [*targets, *dashboard["annotations"]["list"]]:
-            if "expr" in target:
-                yield target["expr"].replace("$__rate_interval", "10m").replace("$__range", "1h")
+    asked = list(http_check.queries())
+    empty = [expression for expression in asked if not query(expression)]
+    if empty:
+        fail(f"dashboards ask what has no data: {empty}")
+    say(f"ok: all {len(asked)} queries of the dashboards have data")
 
 
 def grafana(stack: Stack) -> None:
@@ -322,7 +209,8 @@ def killed(api: Api, stack: Stack, services: list[str]) -> None:
     def client() -> None:
         while not stop.is_set():
             try:
-                _, answer = api.send("/v1/completions", completion(prompt="Once", store=True, n=2), timeout=60)
+                body = api.completion(prompt="Once", store=True, n=2)
+                _, answer = api.send("/v1/completions", body, timeout=60)
                 answered.extend(choice["rollout_id"] for choice in answer["choices"])
             except (URLError, OSError, KeyError, ValueError):
                 return
@@ -337,29 +225,18 @@ def killed(api: Api, stack: Stack, services: list[str]) -> None:
     for thread in clients:
         thread.join()
     stack("up", "-d", "--no-build", "--wait", "--wait-timeout", "600", *services, quiet=True)
-    ids = ", ".join(f"'{one}'" for one in answered)
-    found = stack.sql(f"select count(*) from rollouts where id in ({ids})")
-    check(found == str(len(answered)), f"after SIGKILL all {found} answered rollouts are in PostgreSQL")
+    found = stack.stored(answered)
+    check(found == len(answered), f"after SIGKILL all {found} answered rollouts are in PostgreSQL")
     check(int(stack.sql("select count(*) from rollouts")) >= before, "and all that were there before")
-    wait_for("the trainer to load its version again", 180, lambda: active(api))
-    say(f"ok: the server is up again, and the trainer has loaded {LEARNED} into it")
+    learned = wait_for("the trainer to load its version again", 180, lambda: http_check.active(api))
+    say(f"ok: the server is up again, and the trainer has loaded {learned} into it")
 
 
 def drained(api: Api, stack: Stack) -> None:
-    """A request on its way when the server is told to stop gets its answer."""
-    answers: list[tuple[int, Any]] = []
-    body = completion(prompt="A long story:", max_tokens=64, store=True)
-    thread = threading.Thread(target=lambda: answers.append(api.send("/v1/completions", body)))
-    thread.start()
-    time.sleep(3)
-    begun = time.monotonic()
-    stack("stop", "server", quiet=True)
-    took = time.monotonic() - begun
-    thread.join()
-    tokens = answers[0][1]["usage"]["completion_tokens"] if answers and answers[0][0] == 200 else 0
+    """Told to stop, the server ends what is on its way, and then itself."""
+    took = http_check.drained(api, lambda: stack("stop", "server", quiet=True))
     code = stack.container("server")["State"]["ExitCode"]
-    check(tokens == 64, f"told to stop, the server ends a request of {tokens} tokens first")
-    check(code == 0 and took < 90, f"and then ends by itself, after {took:.0f} s, with status {code}")
+    check(code == 0, f"and then ends by itself, after {took:.0f} s, with status {code}")
 
 
 def run(stack: Stack, keep: bool) -> None:
@@ -371,12 +248,13 @@ def run(stack: Stack, keep: bool) -> None:
     offline(stack)
     say(f"starting {', '.join(services)}")
     stack("up", "-d", "--no-build", "--wait", "--wait-timeout", "600", *services)
-    api = Api(stack.ports["SERVER_PORT"], stack.keys["API_KEY"])
-    keys(stack)
+    api = Api(stack.url, stack.keys["API_KEY"])
+    http_check.keys(stack.url, stack.keys["API_KEY"])
     unprivileged(stack, services)
-    guided(api, stack)
-    learning(api)
-    monitoring(Api(stack.ports["PROMETHEUS_PORT"]), api)
+    rewarded = http_check.guided(api)
+    check(stack.stored(rewarded, "reward is not null") == len(rewarded), "and in PostgreSQL, with their rewards")
+    http_check.learning(api)
+    monitoring(stack, api)
     if "grafana" in services:
         grafana(stack)
     killed(api, stack, services)
@@ -392,13 +270,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", action="store_true", help="leave everything running")
     keep = parser.parse_args().keep
+    require_docker()
     with tempfile.TemporaryDirectory(prefix="compose-check-") as folder:
         stack = Stack(Path(folder))
         try:
             run(stack, keep)
         except BaseException:
-            if succeeds("info"):
-                print(stack("logs", "--tail", "40", quiet=True), file=sys.stderr)
+            print(stack("logs", "--tail", "40", quiet=True), file=sys.stderr)
             raise
         finally:
             if not keep:

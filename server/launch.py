@@ -29,7 +29,7 @@ from qsharp_core.precision import fast_bfloat16
 from qsharp_core.rollouts.database import ACCEPTED, parse_url
 from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.params import ETA_RANGE
-from qsharp_core.vllm_plugin.settings import KEY, EngineSettings, parse_critic
+from qsharp_core.vllm_plugin.settings import DEFAULT_AUDIT_RATE, KEY, EngineSettings, parse_critic
 from server.plugin import WORKER_EXTENSION, QSharpEndpoints
 from server.presets.known import DEFAULT, PRESETS, Preset
 from server.settings import ARGUMENT, Settings
@@ -174,6 +174,15 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
         default=argparse.SUPPRESS,
         help="of critics' weights; auto is float32 beside a reference in float32, else bfloat16",
     )
+    ours.add_argument(
+        "--audit-rate",
+        type=float,
+        metavar="SHARE",
+        dest="qsharp_audit_rate",
+        default=argparse.SUPPRESS,
+        help=f"share of guided rows whose scores are checked by a plain forward pass ({DEFAULT_AUDIT_RATE:g} unless "
+        "given); 0 turns it off",
+    )
     make_arg_parser(serve)
     # A model's own sampling defaults (top-p, temperature) would change the reference policy behind the client's back.
     serve.set_defaults(generation_config="vllm")
@@ -220,6 +229,7 @@ def _add_our_parts(args: argparse.Namespace) -> None:
         "critics": critics,
         "cache_gib": getattr(args, "qsharp_cache_gib", None),
         "dtype": getattr(args, "qsharp_dtype", None),
+        "audit_rate": getattr(args, "qsharp_audit_rate", None),
     }
     config = dict(args.additional_config or {})
     config[KEY] = {**config.get(KEY, {}), **{name: value for name, value in ours.items() if value not in (None, [])}}

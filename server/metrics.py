@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge, Histogram, Summary
 
 from qsharp_core.rollouts.store import RewardResult
-from qsharp_core.vllm_plugin.telemetry import StepReport
+from qsharp_core.vllm_plugin.telemetry import StepFacts
 
 TOKEN_KL = Histogram(
     "qsharp_token_kl_nats",
@@ -38,6 +38,17 @@ KV_BLOCKS = Gauge(
 )
 PREFIX_TOKENS = Counter("qsharp_critic_prefix_tokens", "Tokens of histories that were new to a critic's cache")
 PREFIX_HITS = Counter("qsharp_critic_prefix_hit_tokens", "Those of them whose keys and values were there already")
+SPLITS = Counter(
+    "qsharp_critic_split_passes", "Passes that critics ran because a step's rows did not fit their memory together"
+)
+AUDITED = Counter("qsharp_audited_rows", "Guided rows that were scored again without the critic's cache")
+AUDIT_ERROR = Histogram(
+    "qsharp_audit_error",
+    "Largest difference of an audited row's scores from the plain pass, relative to their size",
+    # The tolerances are 1e-3 in float32 and 0.1 in 16 bits.
+    buckets=(1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1),
+)
+AUDIT_FAILURES = Counter("qsharp_audit_failures", "Audited rows whose scores were wrong, past the tolerance")
 CRITIC_INFO = Gauge(
     "qsharp_critic_info", "1 for every loaded critic", ["name", "version"], multiprocess_mode="mostrecent"
 )
@@ -67,11 +78,19 @@ ROLLOUT_WRITE = Histogram(
 ROLLOUT_FAILURES = Counter("qsharp_rollout_failures", "Responses whose rollouts could not be stored")
 ROLLOUT_LAG = Gauge("qsharp_rollout_lag_seconds", "How long the oldest write to the rollout store has waited; 0: none")
 FAILURES = Counter("qsharp_critic_failures", "Choices that failed because their critic did", ["reason"])
-for _reason in ("exception", "not_finite", "telemetry_timeout", "too_long", "unknown_critic"):
+for _reason in (
+    "exception",
+    "not_finite",
+    "placeholder_token",
+    "prompt_embeds",
+    "telemetry_timeout",
+    "too_long",
+    "unknown_critic",
+):
     FAILURES.labels(_reason)  # a counter that begins at its first failure hides it from increase()
 
 
-def observe_step(report: StepReport) -> None:
+def observe_step(report: StepFacts) -> None:
     """A step's cost."""
     if report.scored_candidates:
         CRITIC_STEP.observe(report.critic_seconds)
@@ -80,6 +99,11 @@ def observe_step(report: StepReport) -> None:
         KV_BLOCKS.labels(*key.split("@", 1), report.engine).set(used)
     PREFIX_TOKENS.inc(report.prefix_tokens)
     PREFIX_HITS.inc(report.prefix_hits)
+    SPLITS.inc(report.splits)
+    for audit in report.audits:
+        AUDITED.inc()
+        AUDIT_ERROR.observe(audit.error)
+        AUDIT_FAILURES.inc(audit.failed)
 
 
 def observe_engine(engine: int, critics: Iterable[Mapping[str, Any]] | None) -> None:

@@ -1,9 +1,11 @@
 """One real server per model runner for the whole session, on tiny models written by hand.
 
 Its settings make everything hard at once: prompts longer than a step's token budget, a key/value cache so small that
-concurrent requests are preempted, prefix caching, seven critics of different kinds side by side.
+concurrent requests are preempted, critics' caches so small that rows of one step do not fit together, prefix caching,
+seven critics of different kinds side by side. And the server audits every guided row that it finds the time for.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +27,9 @@ settings.load_profile("patient")
 
 ADMIN_KEY = "admin-secret"
 BUDGET, BLOCK = 48, 32
+# A cache holds little more than the longest sequence of the critic with the widest keys; scratch memory 64 candidates
+# of four rows.
+QSHARP = {"beside": True, "audit_rate": 1, "cache_gib": 0.00075, "scratch_tokens": 256}
 
 V2_ENVIRONMENT = {
     # A worktree that borrows another's environment says by this variable where its code is: then servers use it, too.
@@ -76,7 +81,7 @@ def flags(reference: Path, critics: dict[str, Path], rows: int, blocks: int) -> 
         str(reference), *named, "--admin-key", ADMIN_KEY, "--served-model-name", "tiny", "--dtype", "float32",
         "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", str(rows), "--max-num-batched-tokens",
         str(BUDGET), "--block-size", str(BLOCK), "--num-gpu-blocks-override", str(blocks), "--enable-prefix-caching",
-        "--kv-cache-memory-bytes", "50000000", "--additional-config", '{"qsharp": {"beside": true}}',
+        "--kv-cache-memory-bytes", "50000000", "--additional-config", json.dumps({"qsharp": QSHARP}),
     ]  # fmt: skip
 
 
@@ -87,7 +92,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     reference = models.write_reference(root / "reference")
     critics = write_critics(root, reference)
     store = ["--rollouts", f"sqlite:///{root / 'rollouts.db'}"]
-    with serve([*flags(reference, critics, rows=16, blocks=24), *store], root / "log") as url:
+    paths = [str(Path(__file__).parent / "faults"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    faults = {"PYTHONPATH": os.pathsep.join(paths), "QSHARP_FAULT": str(root / "fault")}
+    with serve([*flags(reference, critics, rows=16, blocks=24), *store], root / "log", faults) as url:
         yield Server(url, reference, critics, root, root / "log")
 
 

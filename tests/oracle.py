@@ -3,6 +3,7 @@
 Everything the server reports of a completion is computed here again from the model folders on disk.
 """
 
+import copy
 import json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 
 from qsharp_core.vllm_plugin.params import DEFAULT_MIN_PROB
 
@@ -47,42 +48,76 @@ def _critic(folder: Path) -> tuple[dict[str, Any], Any, dict[str, Tensor]]:
 @torch.inference_mode()
 def critic_outputs(folder: Path, history: list[int], tokens: list[int]) -> Tensor:
     """The head's outputs `[K, n_out]` for `history + [y]`, by a full forward pass per candidate."""
-    card, backbone, head = _critic(folder)
-
-    def features(hidden: Tensor) -> Tensor:
-        if "hidden.weight" not in head:
-            return hidden
-        return torch.nn.functional.gelu(hidden @ head["hidden.weight"].T + head["hidden.bias"])
-
+    card, backbone, _ = _critic(folder)
     if card["head"] == "Q":
-        hidden = features(backbone(torch.tensor([history])).last_hidden_state[0, -1])
-        return torch.stack([head["weight"][y] @ hidden + head["bias"][y] for y in tokens])
+        return _read(folder, backbone(torch.tensor([history])).last_hidden_state[0, -1:], tokens)
     batch = torch.tensor([[*history, y] for y in tokens])
-    return features(backbone(batch).last_hidden_state[:, -1]) @ head["weight"].T + head["bias"]
+    return _read(folder, backbone(batch).last_hidden_state[:, -1], tokens)
 
 
-def native_outputs(
-    folder: Path, history: list[int], tokens: list[int], reference_folder: Path, log_ref: Tensor
-) -> Tensor:
-    """The same of a critic on the reference's hidden states, by a forward pass of the reference.
+def _read(folder: Path, hidden: Tensor, tokens: list[int]) -> Tensor:
+    """The head on the last hidden states, `[K, D]` of a V head, `[1, D]` of a Q head: `[K, n_out]`."""
+    card, _, head = _critic(folder)
+    if "hidden.weight" in head:
+        hidden = torch.nn.functional.gelu(hidden @ head["hidden.weight"].T + head["hidden.bias"])
+    if card["head"] == "Q":
+        return torch.stack([head["weight"][y] @ hidden[0] + head["bias"][y] for y in tokens])
+    return hidden @ head["weight"].T + head["bias"]
+
+
+class Walk:
+    """`critic_outputs` along one completion, by transformers' own cache: long completions take seconds, not minutes."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.card, self.backbone, _ = _critic(folder)
+        self.cache = DynamicCache(config=self.backbone.config)
+        self.length = 0
+        self.last = torch.empty(0)
+
+    @torch.inference_mode()
+    def outputs(self, history: list[int], tokens: list[int]) -> Tensor:
+        """As `critic_outputs`; `history` goes on from that of the last call."""
+        if self.length < len(history):
+            more = torch.tensor([history[self.length :]])
+            self.last = self._run(more, self.cache)
+            self.length = len(history)
+        if self.card["head"] == "Q":
+            return _read(self.folder, self.last, tokens)
+        branches = copy.deepcopy(self.cache)
+        branches.batch_repeat_interleave(len(tokens))
+        return _read(self.folder, self._run(torch.tensor(tokens)[:, None], branches), tokens)
+
+    def _run(self, ids: Tensor, cache: DynamicCache) -> Tensor:
+        return self.backbone(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+
+
+def native_outputs(folder: Path, hidden: Tensor, tokens: list[int], reference_folder: Path, log_ref: Tensor) -> Tensor:
+    """`critic_outputs` of a critic on the reference's hidden states.
 
     Args:
-        log_ref: `ln ref` of the whole vocabulary after the history.
+        hidden: what the reference's language-model head reads after the history, `[D]`.
+        log_ref: `ln ref` of the whole vocabulary there.
     """
     _, _, head = _critic(folder)
-    model = reference(reference_folder)
-    read: list[Tensor] = []
-    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: read.append(given[0]))
-    model(torch.tensor([history]))
-    hook.remove()
 
     def part(name: str, values: Tensor) -> Tensor:
         return ((values - head[f"{name}.mean"]) / head[f"{name}.scale"]) @ head[f"{name}.weight"].T
 
-    embeddings = model.get_input_embeddings().weight[tokens]
+    embeddings = reference(reference_folder).get_input_embeddings().weight[tokens]
     asked = log_ref[tokens].clamp(min=head["log_ref.least"].item())[:, None]
-    first = part("hidden", read[0][0, -1]) + part("token", embeddings) + part("log_ref", asked) + head["bias"]
+    first = part("hidden", hidden) + part("token", embeddings) + part("log_ref", asked) + head["bias"]
     return torch.nn.functional.gelu(first) @ head["out.weight"].T + head["out.bias"]
+
+
+@torch.inference_mode()
+def reference_pass(folder: Path, tokens: list[int]) -> tuple[Tensor, Tensor]:
+    """Logits `[S, V]`, and what the language-model head reads, `[S, D]`."""
+    model, read = reference(folder), []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: read.append(given[0][0]))
+    logits = model(torch.tensor([tokens])).logits[0]
+    hook.remove()
+    return logits, read[0]
 
 
 def atoms(card: dict[str, Any]) -> Tensor:
@@ -97,22 +132,9 @@ def probabilities(card: dict[str, Any], outputs: Tensor) -> Tensor:
     return outputs.softmax(-1)
 
 
-def tilts(
-    folder: Path,
-    history: list[int],
-    tokens: list[int],
-    eta: float,
-    method: str,
-    reference_folder: Path,
-    log_ref: Tensor,
-) -> Tensor:
-    """`A(x, y)` of each token."""
-    card, backbone, _ = _critic(folder)
-    outputs = (
-        native_outputs(folder, history, tokens, reference_folder, log_ref)
-        if backbone is None
-        else critic_outputs(folder, history, tokens)
-    )
+def tilts(folder: Path, outputs: Tensor, eta: float, method: str) -> Tensor:
+    """`A(x, y)` of each token, from its outputs `[K, n_out]`."""
+    card = _critic(folder)[0]
     p, z = probabilities(card, outputs), atoms(card)
     return (p @ z) / eta if method == "cd" else (p.log() + z / eta).logsumexp(-1)
 
@@ -177,18 +199,24 @@ def completion(
     bias: dict[int, float] | None = None,
 ) -> list[Expected]:
     """Every generated token's entry."""
-    logits = reference(reference_folder)(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+    logits, hidden = (t[len(prompt) - 1 : -1] for t in reference_pass(reference_folder, prompt + tokens))
     for token, amount in (bias or {}).items():
         logits[:, token] += amount
     r_min = json.loads((critic_folder / "critic.json").read_text())["reward_range"][0] if critic_folder else 0.0
     entries = []
+    native = critic_folder is not None and _critic(critic_folder)[1] is None
+    walk = Walk(critic_folder) if critic_folder and not native else None
     for t, token in enumerate(tokens):
         history = prompt + tokens[:t]
 
-        def tilt_of(chosen: list[int], log_ref: Tensor, history: list[int] = history) -> Tensor:
+        def tilt_of(chosen: list[int], log_ref: Tensor, t: int = t, history: list[int] = history) -> Tensor:
             assert critic_folder is not None
             assert eta is not None
-            return tilts(critic_folder, history, chosen, eta, method, reference_folder, log_ref)
+            if walk is not None:
+                outputs = walk.outputs(history, chosen)
+            else:
+                outputs = native_outputs(critic_folder, hidden[t], chosen, reference_folder, log_ref)
+            return tilts(critic_folder, outputs, eta, method)
 
         log_ref, log_pi, kl, value, ambiguous = guided_policy(
             logits[t], temperature, tilt_of, r_min, eta, candidates, min_prob, tail

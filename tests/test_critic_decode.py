@@ -4,6 +4,7 @@ import gc
 import random
 import weakref
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qsharp_core.critic import checkpoint
+from qsharp_core.critic import engine as scoring
 from qsharp_core.critic.decode import Decoder, gathered
 from qsharp_core.critic.engine import CriticEngine
 from tests import models, oracle
@@ -25,24 +27,38 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", [name for name in CRITICS if name != "mistral-V-mlp"])
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
-@given(seed=st.integers(0, 2**32), tokens=st.sampled_from([64, 600]))
-def test_scores_equal_full_forward_passes(folders: dict[str, Path], name: str, seed: int, tokens: int) -> None:
-    rng = random.Random(seed)
+@given(
+    seed=st.integers(0, 2**32),
+    tokens=st.sampled_from([64, 600]),
+    count=st.sampled_from([1, 4, 9]),
+    prefill=st.sampled_from([3, 1024]),
+)
+def test_scores_equal_full_forward_passes(
+    folders: dict[str, Path], name: str, seed: int, tokens: int, count: int, prefill: int
+) -> None:
+    with mock.patch.object(scoring, "PREFILL_TOKENS", prefill):
+        drive(folders, name, random.Random(seed), tokens, count)
+
+
+def drive(folders: dict[str, Path], name: str, rng: random.Random, tokens: int, count: int) -> None:
+    """Rows that grow, pause and are preempted; nine of them do not fit a pool of 64 tokens together."""
     folder = folders[name]
     engine = CriticEngine(checkpoint.load(folder)[1], tokens, 4, prefix=gathered)
     assert engine.decoder is not None
     shared = [rng.randrange(models.VOCAB) for _ in range(12)]
     rows = [
-        (engine.open(), [*shared, *(rng.randrange(models.VOCAB) for _ in range(rng.randrange(5)))]) for _ in range(4)
+        (engine.open(), [*shared, *(rng.randrange(models.VOCAB) for _ in range(rng.randrange(5)))])
+        for _ in range(count)
     ]
-    reads = 0
+    reads = splits = 0
     for step in range(12):
         if step % 5 == 3:  # preempted: comes back as a new row with the tokens it had
             sequence, history = rows.pop(0)
             engine.close(sequence)
             rows.append((engine.open(), history))
         running = [row for row in rows if rng.random() < 0.9] or rows[:1]
-        ids = torch.stack([torch.tensor(rng.sample(range(models.VOCAB), 5)) for _ in running])
+        most = rng.choice([1, 5, 12])
+        ids = torch.stack([torch.tensor(rng.sample(range(models.VOCAB), most)) for _ in running])
         last = torch.tensor([history[-1] for _, history in running])
 
         def read(i: int, running: list = running) -> list[int]:
@@ -51,12 +67,16 @@ def test_scores_equal_full_forward_passes(folders: dict[str, Path], name: str, s
             return list(running[i][1])
 
         outputs = engine.score_latest([s for s, _ in running], [len(h) for _, h in running], last, ids, read)
+        splits += engine.take_counts().splits
         for r, (_, history) in enumerate(running):
             wanted = oracle.critic_outputs(folder, history, ids[r].tolist())
             torch.testing.assert_close(outputs[r].double(), wanted.double(), atol=TOLERANCE, rtol=TOLERANCE)
             history.append(rng.randrange(models.VOCAB))  # candidate or not: the engine is not told
     if tokens == 600:  # room for all: histories are read for new rows alone, first or preempted
         assert reads <= len(rows) + 2
+        assert splits == 0
+    elif count == 9:
+        assert splits > 0
     for sequence, _ in rows:
         engine.close(sequence)
     assert engine.blocks.free == engine.blocks.blocks

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qsharp_core.critic import attention, checkpoint, cpu
+from qsharp_core.critic import engine as scoring
 from qsharp_core.critic.attention import Pool, _with_shared
 from qsharp_core.critic.cache import Sequence
 from qsharp_core.critic.engine import CriticEngine
@@ -53,8 +55,10 @@ def aside() -> Iterator[Executor]:
         yield pool
 
 
-def engine(folder: Path, tokens: int, block_size: int = 4, aside: Executor | None = None) -> CriticEngine:
-    return CriticEngine(checkpoint.load(folder)[1], tokens, block_size, aside=aside)
+def engine(
+    folder: Path, tokens: int, block_size: int = 4, scratch: int = 1024, aside: Executor | None = None
+) -> CriticEngine:
+    return CriticEngine(checkpoint.load(folder)[1], tokens, block_size, scratch, aside=aside)
 
 
 class Driver:
@@ -104,8 +108,11 @@ class Driver:
             rows = [row for row in scheduled if row[1] is critic]
             if not rows:
                 continue
-            ids = torch.stack([torch.tensor(self.rng.sample(range(models.VOCAB), 5)) for _ in rows])
-            mask = torch.tensor([[self.rng.random() < 0.8 for _ in range(5)] for _ in rows])
+            most = self.rng.choice([2, 5, 5, 12])
+            ids = torch.stack([torch.tensor(self.rng.sample(range(models.VOCAB), most)) for _ in rows])
+            ranks = torch.arange(most)
+            mask = torch.stack([ranks < self.rng.randrange(most + 1) for _ in rows])  # rows ask for many and for few
+            mask &= torch.tensor([[self.rng.random() < 0.9 for _ in range(most)] for _ in rows])
             outputs = critic.score([row[2] for row in rows], [list(row[3]) for row in rows], ids, mask)
             for r, (_, _, _, history) in enumerate(rows):
                 asked = mask[r].nonzero()[:, 0]
@@ -114,26 +121,42 @@ class Driver:
                 )
                 torch.testing.assert_close(outputs[r][asked].double(), wanted.double(), atol=TOLERANCE, rtol=TOLERANCE)
                 assert (outputs[r][~mask[r]] == 0).all()
-                winner = int(ids[r, self.rng.randrange(5)])
+                winner = int(ids[r, self.rng.randrange(most)])
                 history.append(winner if self.rng.random() < 0.8 else self.rng.randrange(models.VOCAB))
 
 
 @pytest.mark.parametrize("name", CRITICS)
 @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
-@given(seed=st.integers(0, 2**32), tokens=st.sampled_from([64, 120, 600]), ahead=st.booleans())
+@given(
+    seed=st.integers(0, 2**32),
+    tokens=st.sampled_from([64, 120, 600]),
+    scratch=st.sampled_from([12, 20, 48, 1024]),
+    prefill=st.sampled_from([3, 20, 1024]),
+    patch=st.sampled_from([0, 3, 16]),
+    ahead=st.booleans(),
+)
 def test_cached_scores_equal_full_forward_passes(
-    folders: dict[str, Path], aside: Executor, name: str, seed: int, tokens: int, ahead: bool
+    folders: dict[str, Path],
+    aside: Executor,
+    name: str,
+    seed: int,
+    tokens: int,
+    scratch: int,
+    prefill: int,
+    patch: int,
+    ahead: bool,
 ) -> None:
+    """Whatever the limits: most of those that are drawn are passed all the time."""
     rng = random.Random(seed)
     other = rng.choice(sorted(folders))
     names = {name, other}
-    driver = Driver(
-        [(folders[n], engine(folders[n], tokens, aside=aside if ahead else None)) for n in sorted(names)], rng
-    )
+    engines = [(folders[n], engine(folders[n], tokens, 4, scratch, aside if ahead else None)) for n in sorted(names)]
+    driver = Driver(engines, rng)
     moves = [driver.begin, driver.begin, driver.end, driver.preempt, driver.roll_back, *[driver.step] * 6]
     moves += [driver.catch_up] * 5
-    for _ in range(25):
-        rng.choice(moves)()
+    with mock.patch.multiple(scoring, PREFILL_TOKENS=prefill, PATCH_TOKENS=patch):
+        for _ in range(25):
+            rng.choice(moves)()
     while driver.rows:
         driver.end()
     for _, critic in driver.engines:
@@ -147,7 +170,7 @@ def test_samples_of_one_prompt_share_its_blocks(folders: dict[str, Path]) -> Non
     ids = torch.arange(5).repeat(8, 1)
     critic.score(rows, [[*prompt, i] for i in range(8)], ids, torch.ones_like(ids, dtype=torch.bool))
     assert critic.blocks.used == 10 + 8  # ten full blocks once, one of its own for each
-    assert (critic.blocks.wanted, critic.blocks.found) == (8 * 41, 7 * 40)
+    assert critic.take_counts() == (8 * 41, 7 * 40, 0)
     for row in rows:
         critic.close(row)
     assert critic.blocks.used == 0
@@ -191,6 +214,103 @@ def test_rows_with_one_beginning_attend_to_it_together(
     wanted = oracle.critic_outputs(folders[name], histories[-1], ids[-1][mask[-1]].tolist())
     torch.testing.assert_close(outputs[-1][mask[-1]].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
     assert not together
+
+
+@pytest.mark.parametrize("rows", [1, 2, 6, 9])
+def test_rows_that_do_not_fit_together_keep_nothing_that_another_row_overwrote(
+    folders: dict[str, Path], rows: int
+) -> None:
+    """Rows by rows, so that a step's candidates take the scratch memory several times; every row goes on by one."""
+    critic = engine(folders["llama-V"], 4096, block_size=16, scratch=64)
+    rng = random.Random(rows)
+    sequences = [critic.open() for _ in range(rows)]
+    histories = [[rng.randrange(models.VOCAB) for _ in range(rng.randrange(3, 40))] for _ in range(rows)]
+    mask = torch.ones(rows, 4, dtype=torch.bool)
+    for _ in range(6):
+        ids = torch.stack([torch.tensor(rng.sample(range(models.VOCAB), 4)) for _ in range(rows)])
+        outputs = critic.score(sequences, histories, ids, mask)
+        for r, history in enumerate(histories):
+            wanted = oracle.critic_outputs(folders["llama-V"], history, ids[r].tolist())
+            torch.testing.assert_close(outputs[r].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
+            history.append(int(ids[r, rng.randrange(4)]))
+    assert critic.take_counts().splits == 6 * (-(-rows // 4) - 1)  # 64 slots are four blocks, and a row takes one
+
+
+def test_a_row_takes_the_memory_that_it_asks_for(folders: dict[str, Path]) -> None:
+    """One that asks for 64 candidates does not make the others, which ask for two, run apart."""
+    critic = engine(folders["llama-V"], 4096, block_size=4, scratch=64 + 7 * 4)
+    sequences, histories = [critic.open() for _ in range(8)], [[i, i + 1] for i in range(8)]
+    ids = torch.arange(64).repeat(8, 1)
+    mask = torch.zeros(8, 64, dtype=torch.bool)
+    mask[:, :2], mask[5] = True, True
+    outputs = critic.score(sequences, histories, ids, mask)
+    assert critic.take_counts().splits == 0
+    for r, history in enumerate(histories):
+        wanted = oracle.critic_outputs(folders["llama-V"], history, ids[r][mask[r]].tolist())
+        torch.testing.assert_close(outputs[r][mask[r]].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
+    mask[4] = True
+    critic.score(sequences, histories, ids, mask)
+    assert critic.take_counts().splits == 1
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_the_oracles_walk_is_its_full_forward_passes(folders: dict[str, Path], name: str) -> None:
+    """Past the window's edge, too."""
+    walk, history = oracle.Walk(folders[name]), list(range(30, 50))
+    for step in range(20):
+        candidates = [step, 100 + step, 5]
+        wanted = oracle.critic_outputs(folders[name], history, candidates)
+        torch.testing.assert_close(walk.outputs(history, candidates), wanted, atol=1e-9, rtol=1e-9)
+        history += [candidates[step % 3]] * (1 + step % 2)
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_the_uncached_pass_is_the_definition(folders: dict[str, Path], name: str) -> None:
+    critic = engine(folders[name], 200)
+    history, candidates = list(range(30, 70)), [5, 6, 90]
+    wanted = oracle.critic_outputs(folders[name], history, candidates)
+    torch.testing.assert_close(
+        critic.score_uncached(history, candidates).double(), wanted, atol=TOLERANCE, rtol=TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("name", CRITICS)
+def test_a_row_that_is_not_finite_spoils_no_other_row(folders: dict[str, Path], name: str) -> None:
+    critic = engine(folders[name], 64)
+    bad = 7
+    with torch.inference_mode():
+        critic.critic.backbone.get_input_embeddings().weight[bad] = float("nan")
+    ids, mask = torch.tensor([[5, 6], [5, 6]]), torch.ones(2, 2, dtype=torch.bool)
+    spoilt, fine = critic.open(), critic.open()
+    histories = [[bad, *range(30)], [40, 41]]
+    for _ in range(2):
+        outputs = critic.score([spoilt, fine], histories, ids, mask)
+        assert not outputs[0].isfinite().any()
+        wanted = oracle.critic_outputs(folders[name], histories[1], [5, 6])
+        torch.testing.assert_close(outputs[1].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
+        histories = [[*history, 5] for history in histories]
+    critic.discard(spoilt)
+    critic.close(spoilt)
+    rows = [critic.open() for _ in range(15)]  # they get every block that it had
+    histories = [[40 + i, 41, 42] for i in range(15)]
+    outputs = critic.score(rows, histories, ids[:1].repeat(15, 1), mask[:1].repeat(15, 1))
+    for r, history in enumerate(histories):
+        wanted = oracle.critic_outputs(folders[name], history, [5, 6])
+        torch.testing.assert_close(outputs[r].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+def test_a_cache_that_is_distrusted_is_made_again(folders: dict[str, Path]) -> None:
+    critic = engine(folders["llama-V"], 200)
+    row, history = critic.open(), list(range(30, 50))
+    ids, mask = torch.tensor([[5, 6]]), torch.ones(1, 2, dtype=torch.bool)
+    critic.score([row], [history], ids, mask)
+    critic.pool.values[0][row.blocks[0] * 4 + 2] += 1.0  # of the third token, in a block that is published
+    wanted = oracle.critic_outputs(folders["llama-V"], history, [5, 6])
+    assert (critic.score([row], [history], ids, mask)[0].double() - wanted).abs().max() > 10 * TOLERANCE
+    critic.distrust()
+    for sequence in (row, critic.open()):
+        outputs = critic.score([sequence], [history], ids, mask)
+        torch.testing.assert_close(outputs[0].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
 
 
 def test_a_candidate_of_other_tokens_is_not_taken_for_the_chosen_one(folders: dict[str, Path]) -> None:

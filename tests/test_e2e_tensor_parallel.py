@@ -17,12 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from tests import models
 from tests.conftest import ADMIN_KEY, Server, flags
-from tests.test_e2e_exact import check, preemptions, requests, run_all
+from tests.test_e2e_exact import check, metric, requests, run_all
 from trainer.serving import serve
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 PROMPT = list(range(20, 40))
 ROWS = 12
+PREEMPTED = "vllm:num_preemptions_total"
 # vLLM gives a rank a NUMA node of its own, unless it is told which cores are whose.
 BINDING = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
@@ -34,6 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     critics = {
         "plain": models.write_critic(root / "plain", name="plain", seed=1),
         "fast": models.write_critic(root / "fast", kind="qwen2", head="Q", name="fast", seed=3),
+        "native": models.write_native_critic(root / "native", reference, name="native", seed=6),
     }
     arguments = [*flags(reference, critics, rows=ROWS, blocks=18), "--tensor-parallel-size", "2"]
     with serve(arguments, root / "log", BINDING) as url:
@@ -49,7 +51,7 @@ def http(server: Server) -> Iterator[httpx.Client]:
 def unseeded(server: Server, seed: int) -> list[dict[str, Any]]:
     """Requests of which half draw from the generator that the ranks must use in step."""
     rng = random.Random(seed)
-    bodies = requests(server, rng, longest=140, tokens=48)
+    bodies = requests(server, rng, count=32, longest=140, tokens=48)
     for body in bodies[::2]:
         del body["seed"]
     return bodies
@@ -62,9 +64,9 @@ def load(server: Server, http: httpx.Client, **options: Any) -> None:
 
 
 def test_every_token_is_exact(server: Server) -> None:
-    bodies, before = unseeded(server, 31), preemptions(server)
+    bodies, before = unseeded(server, 31), metric(server, PREEMPTED)
     answers = asyncio.run(run_all(server, bodies, at_once=ROWS))
-    assert preemptions(server) > before
+    assert metric(server, PREEMPTED) > before
     compared = sum(check(server, body, got) for body, choices in zip(bodies, answers, strict=True) for got in choices)
     assert compared > 250
 
@@ -118,8 +120,8 @@ def test_everything_is_given_back_and_counted_once(http: httpx.Client) -> None:
     while True:
         listed = http.get("/v1/critics").json()["data"]
         held = {one["id"]: (one["users"], one["kv_blocks_used"]) for one in listed}
-        if held == {"plain@1": (0, 0), "fast@1": (0, 0)}:
+        if held == {"plain@1": (0, 0), "fast@1": (0, 0), "native@1": (0, None)}:
             break
         assert time.monotonic() < deadline, listed
         time.sleep(0.2)
-    assert [one["kv_blocks"] for one in listed] == [ROWS * (512 + 16) // 16] * 2
+    assert [one["kv_blocks"] for one in listed] == [ROWS * (512 + 16) // 16] * 2 + [None]

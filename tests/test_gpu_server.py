@@ -52,7 +52,7 @@ def server_bfloat16(tmp_path_factory: pytest.TempPathFactory, reference: Path) -
 
 
 def test_every_field_of_every_token_in_float32(server_float32: Server) -> None:
-    bodies = requests(server_float32, random.Random(8), longest=120, tokens=48)
+    bodies = requests(server_float32, random.Random(8), count=60, longest=120, tokens=48)
     answers = asyncio.run(run_all(server_float32, bodies, at_once=16))
     compared = sum(
         check(server_float32, body, got) for body, choices in zip(bodies, answers, strict=True) for got in choices
@@ -65,7 +65,9 @@ def test_captured_steps_of_critics_in_bfloat16(server_bfloat16: Server) -> None:
     log = server_bfloat16.log.read_text()
     assert log.count("critic without") == log.count("critic without fixed shapes") == 1, log
     # At the smallest eta log-probabilities magnify the critic's noise fifty times.
-    bodies = [b for b in requests(server_bfloat16, random.Random(9), longest=120, tokens=48) if b["eta"] != 0.02]
+    bodies = [
+        b for b in requests(server_bfloat16, random.Random(9), count=60, longest=120, tokens=48) if b["eta"] != 0.02
+    ]
     answers = asyncio.run(run_all(server_bfloat16, bodies, at_once=16))
     assert close(server_bfloat16, bodies, answers) > 300
 

@@ -27,32 +27,42 @@ def greedy(reference: Path, critic: Path, eta: float, tokens: int) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """A reference; a critic with a backbone, and one on the reference's hidden states."""
     root = tmp_path_factory.mktemp("plain")
-    return models.write_reference(root / "reference", seed=31), models.write_critic(root / "critic", seed=32)
+    reference = models.write_reference(root / "reference", seed=31)
+    return (
+        reference,
+        models.write_critic(root / "critic", seed=32),
+        models.write_native_critic(root / "native", reference, seed=33),
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Unclosed context:ResourceWarning")  # vLLM leaves its own to the collector
-def test_offline(folders: tuple[Path, Path]) -> None:
+def test_offline(folders: tuple[Path, Path, Path]) -> None:
     from vllm import LLM, SamplingParams
     from vllm.exceptions import VLLMValidationError
 
-    reference, critic = folders
+    reference, critic, native = folders
     llm = LLM(
         str(reference), dtype="float32", enforce_eager=True, max_model_len=128, max_num_seqs=4,
         kv_cache_memory_bytes=20_000_000, logits_processors=[processors.V1],
-        additional_config={"qsharp": {"critics": [str(critic)]}},
+        additional_config={"qsharp": {"critics": [str(critic), str(native)]}},
     )  # fmt: skip
     try:
         params = [
             SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, extra_args=extra)
-            for extra in (None, {"qsharp_eta": 0.1}, {"qsharp_eta": 0.02})
-        ]
-        made = llm.generate([{"prompt_token_ids": PROMPT}] * 3, params, use_tqdm=False)
-        plain, guided, strong = (list(output.outputs[0].token_ids) for output in made)
+            for extra in (
+                None, {"qsharp_eta": 0.1}, {"qsharp_eta": 0.02}, {"qsharp_eta": 0.1, "qsharp_critic": "native"}
+            )
+        ]  # fmt: skip
+        made = llm.generate([{"prompt_token_ids": PROMPT}] * 4, params, use_tqdm=False)
+        plain, guided, strong, natively = (list(output.outputs[0].token_ids) for output in made)
         assert guided == greedy(reference, critic, 0.1, 12)
         assert strong == greedy(reference, critic, 0.02, 12)
+        assert natively == greedy(reference, native, 0.1, 12)
         assert plain != guided
+        assert plain != natively
         with pytest.raises(VLLMValidationError, match="eta must be a number"):
             llm.generate("x", SamplingParams(extra_args={"qsharp_eta": 0}), use_tqdm=False)
     finally:
@@ -61,8 +71,8 @@ def test_offline(folders: tuple[Path, Path]) -> None:
         gc.collect()
 
 
-def test_vllm_serve(folders: tuple[Path, Path], tmp_path: Path) -> None:
-    reference, critic = folders
+def test_vllm_serve(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    reference, critic, native = folders
     flags = [
         "--model",
         str(reference), "--served-model-name", "tiny", "--dtype", "float32", "--enforce-eager", "--max-model-len",
@@ -79,11 +89,11 @@ def test_vllm_serve(folders: tuple[Path, Path], tmp_path: Path) -> None:
         assert refused.status_code == 409, refused.text
         assert refused.json()["error"]["param"] == "eta"
         assert http.post("/v1/completions", json=asked).status_code == 200
-        assert http.post("/v1/critics", json={"path": str(critic)}, headers=ADMIN).status_code == 200
-
-        body = {**asked, "eta": 0.1, "guidance": {"detail": "tokens"}}
-        choice = http.post("/v1/completions", json=body).json()["choices"][0]
-        assert [entry["token_id"] for entry in choice["guidance"]["tokens"]] == greedy(reference, critic, 0.1, 12)
+        for name, folder in (("critic", critic), ("native", native)):
+            assert http.post("/v1/critics", json={"path": str(folder)}, headers=ADMIN).status_code == 200
+            body = {**asked, "eta": 0.1, "guidance": {"critic": name, "detail": "tokens"}}
+            choice = http.post("/v1/completions", json=body).json()["choices"][0]
+            assert [entry["token_id"] for entry in choice["guidance"]["tokens"]] == greedy(reference, folder, 0.1, 12)
         # vLLM's own field for plugins would guide without a report: with our routes it is refused
         by_xargs = http.post("/v1/completions", json={**asked, "vllm_xargs": {"qsharp_eta": 0.1}})
         assert by_xargs.status_code == 400

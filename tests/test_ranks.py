@@ -34,15 +34,16 @@ ROWS: list[tuple[dict[str, Any], list[int]]] = [
     ({"qsharp_eta": 0.1, "qsharp_id": 4}, HISTORY * 200),
     ({"qsharp_eta": 0.1, "qsharp_critic": "deep", "qsharp_id": 5}, [models.VOCAB + 1]),
     ({"qsharp_eta": 0.1, "qsharp_critic": "deep", "qsharp_id": 6}, HISTORY),
+    ({"qsharp_eta": 0.1, "qsharp_critic": "native", "qsharp_id": 7}, HISTORY),
 ]
-FAILURES = [None, None, None, "unknown_critic", "too_long", "exception", "exception"]
+FAILURES = [None, None, None, "unknown_critic", "too_long", "exception", "exception", None]
 
 
 def vllm_config(folders: list[Path], ranks: int) -> Any:
     """What `GuidanceCore` reads of vLLM's configuration."""
     return SimpleNamespace(
         model_config=SimpleNamespace(
-            model=str(folders[0]),
+            model=str(folders[0].parent / "reference"),
             max_model_len=LENGTH,
             skip_tokenizer_init=True,
             get_vocab_size=lambda: models.VOCAB,
@@ -68,8 +69,8 @@ def logits() -> Tensor:
 
 
 def hidden() -> Tensor:
-    """Of no interest to the critics of this test."""
-    raise AssertionError
+    """What the logits would have been computed from, on every rank."""
+    return torch.randn(len(ROWS) + 1, 64, generator=torch.Generator().manual_seed(4))
 
 
 def row(index: int, request: Request, history: list[int]) -> Row:
@@ -134,6 +135,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         models.write_critic(root / "plain", name="plain", seed=1),
         models.write_critic(root / "wide", name="wide", distribution=uneven, reward_range=(-1.5, 2.0), seed=2),
         models.write_critic(root / "deep", name="deep", mlp=32, seed=5),
+        models.write_native_critic(root / "native", models.write_reference(root / "reference")),
     ]
 
 
@@ -143,12 +145,12 @@ def test_both_ranks_tilt_by_the_same_bits(folders: list[Path], tmp_path: Path) -
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(300)
         assert process.exitcode == 0
     first, second = (torch.load(tmp_path / f"rank{rank}") for rank in (0, 1))
 
     assert first["failures"] == FAILURES
-    assert first["critics"] == ["plain@1", "wide@1", "deep@1"]
+    assert first["critics"] == ["plain@1", "wide@1", "deep@1", "native@1"]
     assert first["blocks"] == [0, 0, 0]
     assert second["critics"] == []
     for ours, theirs, one in zip(first["logits"], second["logits"], first["alone"], strict=True):
@@ -156,7 +158,7 @@ def test_both_ranks_tilt_by_the_same_bits(folders: list[Path], tmp_path: Path) -
         assert torch.equal(ours, one)
         untouched = [0] + [i + 1 for i, (args, _) in enumerate(ROWS) if FAILURES[i] or "qsharp_eta" not in args]
         assert torch.equal(ours[untouched], logits()[untouched])
-        assert not torch.isclose(ours[[1, 2]], logits()[[1, 2]]).all(-1).any()
+        assert not torch.isclose(ours[[1, 2, 8]], logits()[[1, 2, 8]]).all(-1).any()
 
 
 @pytest.mark.parametrize("sizes", [{"pipeline_parallel_size": 2}, {"prefill_context_parallel_size": 2}])

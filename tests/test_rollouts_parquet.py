@@ -88,6 +88,15 @@ def test_what_is_written_is_read(batches: list[list[Rollout]]) -> None:
     assert back(written(*batches)) == [rollout for batch in batches for rollout in batch]
 
 
+@pytest.mark.parametrize("count", [0, 1, 4, 5, 13])
+def test_files_are_read_in_batches_whatever_their_length(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "BATCH", 4)
+    several = [made() for _ in range(count)]
+    batches = [*parquet.read(written(several))]
+    assert [rollout for batch in batches for rollout in batch] == several
+    assert max(map(len, batches), default=0) <= 4
+
+
 def test_bytes_come_batch_by_batch() -> None:
     batches = ([made(completion_text=str(i) * 1000) for _ in range(10)] for i in range(5))
     pieces = [len(piece) for piece in parquet.write(batches)]

@@ -21,7 +21,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy import NullPool, create_engine, text
 
 from qsharp_core.errors import ConfigError, RolloutError, StoreError
-from qsharp_core.rollouts import schema
+from qsharp_core.rollouts import schema, writer
+from qsharp_core.rollouts import store as rollout_store
 from qsharp_core.rollouts.database import parse_url
 from qsharp_core.rollouts.records import Rollout, Sampling, new_id
 from qsharp_core.rollouts.store import Filters, GivenReward, Imported, Prediction, RewardResult, RolloutStore
@@ -421,6 +422,30 @@ def test_more_writes_than_the_queue_holds_wait(store: RolloutStore) -> None:
     run(add())
     assert most <= 4
     assert len(store.page(Filters(), limit=1000).data) == 100
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 13])
+def test_sizes_about_the_limits_of_a_statement_and_a_transaction(
+    store: RolloutStore, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(rollout_store, "_IN", 4)
+    monkeypatch.setattr(writer, "GROUP", 3)
+    several = [made(request_id=f"cmpl-{i}") for i in range(count)]
+
+    async def add() -> None:
+        await asyncio.gather(*(store.add([one]) for one in several))
+
+    run(add())
+    results = run(store.add_rewards([GivenReward(one.id, float(i)) for i, one in enumerate(several)]))
+    assert [result.reward for result in results if result is not None] == list(map(float, range(count)))
+    found = [rollout for batch in store.batches(Filters(), 4) for rollout in batch]
+    assert {rollout.id: rollout.reward for rollout in found} == {one.id: i for i, one in enumerate(several)}
+    assert all(len(rollout.rewards) == 1 for rollout in found)
+    pages, after = [], None
+    while (page := store.page(Filters(), after=after, limit=4)).data:
+        pages.append(len(page.data))
+        after = page.data[-1].id
+    assert (sum(pages), max(pages)) == (count, min(count, 4))
 
 
 WRITER = """

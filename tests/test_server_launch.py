@@ -129,7 +129,7 @@ def test_the_embedded_model_without_its_critic(tmp_path: Path, monkeypatch: pyte
     assert "critics" not in args.additional_config["qsharp"]
     assert not hasattr(args, "qsharp_hint")
     named = launch.parse([]).additional_config["qsharp"]["critics"]
-    assert named == [f"sums={PRESETS[DEFAULT].critic_folder}"]
+    assert named == [f"{PRESETS[DEFAULT].critic}={PRESETS[DEFAULT].critic_folder}"]
 
 
 def test_star_graph_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from qsharp_core.rollouts.store import Prediction, RewardResult
-from qsharp_core.vllm_plugin.telemetry import StepReport
+from qsharp_core.vllm_plugin.telemetry import AuditResult, StepFacts
 from server import metrics
 
 
@@ -61,7 +61,8 @@ def test_an_activation_is_marked_once_and_ends_with_the_next() -> None:
 
 def test_engines_do_not_overwrite_each_others_cache() -> None:
     for engine, used in [(0, 5), (1, 7)]:
-        metrics.observe_step(StepReport([], [], [], [], [], [], [], [], {}, 0.1, 3, {"c@1": used}, 0, 0, engine))
+        facts = StepFacts(critic_seconds=0.1, scored_candidates=3, blocks_used={"c@1": used}, engine=engine)
+        metrics.observe_step(facts)
     metrics.show_critics(["c@1"], gone=(), active=())
     name = "qsharp_critic_kv_blocks_used"
     assert [value(name, name="c", version="1", engine=engine) for engine in "01"] == [5, 7]
@@ -73,3 +74,10 @@ def test_engines_do_not_overwrite_each_others_cache() -> None:
     assert [value("qsharp_engine_up", engine=engine) for engine in "01"] == [0, 1]
     metrics.show_critics((), gone=["c@1"], active=())
     assert [REGISTRY.get_sample_value(name, {"name": "c", "version": "1", "engine": e}) for e in "01"] == [None, None]
+
+
+def test_audits_are_counted() -> None:
+    names = ["qsharp_audited_rows_total", "qsharp_audit_failures_total", "qsharp_audit_error_sum"]
+    before = [value(name) for name in names]
+    metrics.observe_step(StepFacts(audits=[AuditResult("c@1", 2e-6, False), AuditResult("c@1", 0.5, True)]))
+    assert [value(name) - b for name, b in zip(names, before, strict=True)] == pytest.approx([2, 1, 0.500002])

@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from qsharp_core.errors import GuidanceError
-from server.scoring import ScoreRequest, sequences
+from server.scoring import MAX_SEQUENCES, ScoreRequest, sequences
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -45,3 +45,9 @@ def test_what_does_not_fit_together_is_refused(prompt: object, completion: objec
     with pytest.raises(GuidanceError) as raised:
         tokens_of(prompt, completion)
     assert raised.value.param == param
+
+
+def test_the_most_completions_of_a_request() -> None:
+    assert len(tokens_of("a", ["c"] * MAX_SEQUENCES)) == MAX_SEQUENCES
+    with pytest.raises(GuidanceError, match="at most 1024"):
+        tokens_of("a", ["c"] * (MAX_SEQUENCES + 1))

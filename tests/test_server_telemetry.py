@@ -7,16 +7,11 @@ import pytest
 import torch
 
 from qsharp_core.errors import CriticFailure
-from qsharp_core.vllm_plugin.telemetry import Sender, Status, StepReport
+from qsharp_core.vllm_plugin.telemetry import Columns, Sender, Status, StepFacts, StepReport
 from server.telemetry import TelemetryReceiver
 
 Send = Callable[..., None]
 PROMPT = 4
-
-
-def report(sample_id: int, position: int, status: Status = Status.GUIDED) -> StepReport:
-    failures = {sample_id: "not_finite"} if status == Status.FAILED else {}
-    return StepReport([sample_id], [position], [], [], [], [], [], [], failures, 0.0, 0, {}, 0, 0, 0)
 
 
 def with_receiver(test: Callable[[TelemetryReceiver, Send], Awaitable[None]]) -> list[StepReport]:
@@ -29,8 +24,9 @@ def with_receiver(test: Callable[[TelemetryReceiver, Send], Awaitable[None]]) ->
         sender.connect(receiver.address)
 
         def send(sample_id: int, i: int, token: int, kl: float = 0.5, status: Status = Status.GUIDED) -> None:
-            columns = torch.tensor([[token], [kl], [-1.0], [-0.5], [0.25], [status]], dtype=torch.float64)
-            sender.send(report(sample_id, PROMPT + i, status), columns)
+            columns = Columns(*torch.tensor([[token], [status], [kl], [-1.0], [-0.5], [0.25]], dtype=torch.float64))
+            failures = {sample_id: "not_finite"} if status == Status.FAILED else {}
+            sender.send(StepFacts(ids=[sample_id], positions=[PROMPT + i], failures=failures), columns)
 
         try:
             async with asyncio.timeout(20):

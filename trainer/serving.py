@@ -28,6 +28,7 @@ def serve(
     command: Sequence[str] = ("qsharp", "serve"),
     patience: float = 300.0,
     stop: threading.Event | None = None,
+    grace: float = 30.0,
 ) -> Iterator[str]:
     """Runs `qsharp serve ARGUMENTS` on a free loopback port; yields its base URL and stops it at the end.
 
@@ -38,6 +39,7 @@ def serve(
         command: what to run instead, for servers started in other ways.
         patience: seconds to wait for an answer of /health.
         stop: once set, it is not waited for any longer.
+        grace: seconds that it has to end by itself.
 
     Raises:
         ServingError: it ended or did not answer; with the end of its output.
@@ -63,7 +65,7 @@ def serve(
         finally:
             process.terminate()
             try:
-                process.wait(30)
+                process.wait(grace)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, 9)
                 process.wait()

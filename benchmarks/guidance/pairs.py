@@ -22,7 +22,7 @@ from qsharp_core.critic.model import Critic
 from qsharp_core.critic.native import NativeHead, NativeShape
 from qsharp_core.critic.reference import identify
 from qsharp_core.precision import fast_bfloat16
-from server import presets
+from server.presets.known import DEFAULT, PRESETS
 from trainer.tasks import sums
 
 # One more than a multiple of BLOCK: of a prompt seen before, vLLM runs the last token alone again, and a wave of such
@@ -98,10 +98,8 @@ def tiny(folder: Path) -> Pair:
 
 def default(folder: Path) -> Pair:
     """The embedded model; its critic, and the same backbone with a Q head."""
-    from server.presets.smollm2 import ensure_smollm2
-
-    reference = ensure_smollm2()
-    shipped = Path(presets.__file__).parent / "sums" / "critic"
+    preset = PRESETS[DEFAULT]
+    reference, shipped = preset.model(), preset.critic_folder
     _, critic = checkpoint.load(shipped, reference=reference)
     backbone = AutoModel.from_pretrained(shipped / "backbone")
     width, vocabulary = backbone.config.hidden_size, critic.vocab

@@ -49,6 +49,11 @@ class Pool:
         for tensor in self.stacked:
             tensor.index_copy_(1, to_N, tensor.index_select(1, source_N))
 
+    def wipe(self, slots_N: Tensor) -> None:
+        """Sets slots to zero, in every layer."""
+        for tensor in self.stacked:
+            tensor.index_fill_(1, slots_N, 0)
+
 
 class Pass(Protocol):
     """One forward pass over packed tokens."""
@@ -106,6 +111,32 @@ class ProbePass:
         self.shapes[layer] = (key_NGD.shape[1:], value_NGD.shape[1:])
         self.windowed |= window is not None
         return value_NGD.repeat_interleave(query_NHD.shape[1] // key_NGD.shape[1], dim=1)
+
+
+@dataclass
+class PlainPass:
+    """One row without a cache: a history, and behind all of it candidates, each of which sees itself besides.
+
+    Args:
+        history: how many of the tokens are the history's.
+    """
+
+    history: int
+
+    def attend(
+        self, layer: int, query_NHD: Tensor, key_NGD: Tensor, value_NGD: Tensor, scaling: float, window: int | None
+    ) -> Tensor:
+        index_N = torch.arange(len(query_NHD), device=query_NHD.device)
+        position_N = index_N.clamp(max=self.history)
+        behind_NN = position_N[:, None] - position_N
+        seen_NN = (behind_NN >= 0) & (index_N < self.history)
+        if window is not None:
+            seen_NN &= behind_NN < window
+        seen_NN |= index_N[:, None] == index_N
+        per_group = query_NHD.shape[1] // key_NGD.shape[1]
+        key, value = (t.repeat_interleave(per_group, dim=1).transpose(0, 1) for t in (key_NGD, value_NGD))
+        output = F.scaled_dot_product_attention(query_NHD.transpose(0, 1), key, value, attn_mask=seen_NN, scale=scaling)
+        return output.transpose(0, 1)
 
 
 @dataclass

@@ -11,6 +11,7 @@ that are gone, until their blocks are reused (least recently used first).
 import hashlib
 from array import array
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 Digest = bytes
@@ -81,7 +82,11 @@ class BlockPool:
 
     def forget_all(self) -> None:
         """Shares nothing any more: the contents cannot be trusted."""
-        for block in range(self.blocks):
+        self.forget(range(self.blocks))
+
+    def forget(self, blocks: Iterable[int]) -> None:
+        """Shares these blocks no more."""
+        for block in blocks:
             self._forget(block)
 
     def _forget(self, block: int) -> None:

@@ -12,6 +12,7 @@ Shapes: R rows, K most candidates of a row, N packed tokens.
 """
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, Future
@@ -26,12 +27,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qsharp_core.critic import cache
-from qsharp_core.critic.attention import PAGED, Layout, PagedPass, Pool, ProbePass
+from qsharp_core.critic.attention import PAGED, Layout, PagedPass, Pass, PlainPass, Pool, ProbePass
 from qsharp_core.critic.cache import BlockPool, Sequence
 from qsharp_core.critic.cpu import pack_linears
 from qsharp_core.critic.decode import Decoder, PrefixAttention, to_device
 from qsharp_core.critic.model import Critic
 from qsharp_core.critic.scorer import Question
+from qsharp_core.critic.scratch import Choice, Scratch
 from qsharp_core.errors import CriticError
 from qsharp_core.returns import ReturnDistribution
 
@@ -60,21 +62,22 @@ class _Piece(NamedTuple):
     stop: int
 
 
-@dataclass
-class _Choice:
-    """A sequence's candidates of the last step: whichever was chosen has its keys and values at `slot + its index`.
+class Counts(NamedTuple):
+    """What an engine counts.
 
-    Valid as long as the sequence has that length and was not cut: after a cut it may have the length of other tokens.
+    Attributes:
+        prefix_tokens: of histories that were new to the cache.
+        prefix_hits: those of them whose keys and values were there already.
+        splits: how often rows of one call had to be run in one pass more, for want of memory.
     """
 
-    length: int
-    cuts: int
-    ids: list[int]
-    slot: int
+    prefix_tokens: int
+    prefix_hits: int
+    splits: int
 
 
 class _Last(NamedTuple):
-    """The last hidden state `[D]` of a sequence of that length; valid as a `_Choice` is."""
+    """The last hidden state `[D]` of a sequence, valid as long as it has that length and was not cut."""
 
     length: int
     cuts: int
@@ -89,7 +92,8 @@ class CriticEngine:
             linear layers get packed copies of their weights.
         cache_tokens: token positions the pool holds (rounded up to blocks); the longest history must fit.
         block_size: positions per block.
-        scratch_tokens: candidates that are run together at the most; those of one row must fit.
+        scratch_tokens: room for the candidates of one pass, in tokens; rows whose candidates do not fit together are
+            run in several. Those of one row must fit.
         prefix: an attention kernel, with which `score_latest` runs steps in fixed shapes. Where the backbone cannot be
             run so, a warning says it and `decoder` is None.
         graphs: rows and candidates for which such steps are captured as CUDA graphs.
@@ -116,16 +120,19 @@ class CriticEngine:
         parameter = next(critic.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         self._open: OrderedDict[int, Sequence] = OrderedDict()  # by id(), least recently used first
-        self._choices: dict[int, _Choice] = {}
+        self._choices: dict[int, Choice] = {}
         self._last: dict[int, _Last] = {}
         self._moves: list[tuple[int, int]] = []  # from one slot of the pool to another, before the next pass
-        self._scratch = -(-scratch_tokens // block_size)  # blocks behind the pool's own, for candidates
+        self._scratch = Scratch(self.blocks.blocks, -(-scratch_tokens // block_size), block_size)
+        self._plain = threading.Lock()  # held where the attention is not the paged one, and by who relies on it
+        self._distrusted = False
+        self._splits = 0
         critic.backbone.set_attn_implementation(PAGED)
         pack_linears(critic.backbone)
         self.pool = self._allocate()
         self._check_against_plain_forward()
         self.decoder = self._make_decoder(prefix, graphs) if prefix else None
-        self.blocks.wanted = self.blocks.found = 0  # of requests, not of these checks
+        self.take_counts()  # of requests, not of these checks
 
     @property
     def distribution(self) -> ReturnDistribution:
@@ -191,10 +198,40 @@ class CriticEngine:
             self._running = self._aside.submit(self._catch_up, rows)
 
     def wait(self) -> None:
-        """Returns when nothing runs `aside` any more."""
+        """Returns when nothing runs `aside` any more, and the cache can be trusted."""
         running, self._running = self._running, None
         if running is not None:
             running.result()
+        if self._distrusted:
+            self._distrusted = False
+            self._forget()
+
+    def distrust(self) -> None:
+        """Has the cache forgotten before it is used again. Any thread may say so, at any time."""
+        self._distrusted = True
+
+    def discard(self, sequence: Sequence) -> None:
+        """Wipes what the cache holds of a sequence whose scores were not finite.
+
+        Slots are read masked, and a masked number that is not finite still spoils the sum: whoever gets these blocks
+        next, or shares them, would have no finite scores either.
+        """
+        self.wait()
+        spoilt = {*sequence.blocks}
+        for other in self._open.values():
+            if not spoilt.isdisjoint(other.blocks):
+                cache.truncate(self.blocks, other, 0)
+        self.blocks.forget(spoilt)
+        self._choices.clear()
+        blocks = [*spoilt, *range(self._scratch.first, self._scratch.first + self._scratch.blocks)]
+        size = self.blocks.block_size
+        self.pool.wipe((self._tensor(np.array(blocks))[:, None] * size + self._tensor(np.arange(size))).flatten())
+
+    def take_counts(self) -> Counts:
+        """What was counted since the last time."""
+        counts = Counts(self.blocks.wanted, self.blocks.found, self._splits)
+        self.blocks.wanted = self.blocks.found = self._splits = 0
+        return counts
 
     @torch.inference_mode()
     def score(self, sequences: list[Sequence], histories: list[list[int]], ids_RK: Tensor, mask_RK: Tensor) -> Tensor:
@@ -211,21 +248,24 @@ class CriticEngine:
         """
         self.wait()
         outputs = torch.zeros(*ids_RK.shape, self.critic.distribution.n_out, dtype=self.dtype, device=self.device)
-        before, self._choices = self._choices, {}
         group: list[_Row] = []
-        most = max(1, self._scratch // self._scratch_blocks(ids_RK.shape[1]))
+        wanted_R = [0] * len(sequences)  # blocks of the scratch memory; a Q head runs no candidates
+        if self.critic.head.shape.kind == "V":
+            wanted_R = [self._scratch.wanted(asked) for asked in mask_RK.sum(-1).tolist()]
+        free = self._scratch.blocks
         try:
             for index, (sequence, history) in enumerate(zip(sequences, histories, strict=True)):
                 assert 0 < len(history) <= self.capacity, (len(history), self.capacity)
                 self._open.move_to_end(id(sequence))
-                row = self._reserve(index, sequence, history, before, group) if len(group) < most else None
-                if row is None:  # the pool is full of this call's own rows: finish them first
+                row = self._reserve(index, sequence, history, group) if wanted_R[index] <= free else None
+                if row is None:  # what there is of memory is full of this call's own rows: finish them first
                     self._run(group, ids_RK, mask_RK, outputs)
-                    group = []
-                    before = {}  # what they kept is overwritten
-                    row = self._reserve(index, sequence, history, before, group)
+                    group, free = [], self._scratch.blocks
+                    self._splits += 1
+                    row = self._reserve(index, sequence, history, group)
                     assert row is not None
                 group.append(row)
+                free -= wanted_R[index]
             self._run(group, ids_RK, mask_RK, outputs)
         except BaseException:
             self._forget()  # blocks may be published that were never computed
@@ -250,8 +290,10 @@ class CriticEngine:
             ids_RK: candidates; all of them are scored.
             read: a row's history, from the device: asked for rows that are new, or that lost their blocks.
         """
+        self.wait()
         decoder = self.decoder
         assert decoder is not None
+        self._scratch.spoil_last()  # by rows that pad a captured step
         ids_RK = ids_RK.clamp(max=self.critic.vocab - 1)  # see `_run`
         outputs = torch.zeros(*ids_RK.shape, self.critic.distribution.n_out, dtype=self.dtype, device=self.device)
         group: list[_Row] = []
@@ -277,6 +319,7 @@ class CriticEngine:
                 if row is None:  # the pool is full of this call's own rows: finish them first
                     run()
                     group.clear()
+                    self._splits += 1
                     row = self._continue(index, sequence, lengths[index], read, group)
                     assert row is not None
                 group.append(row)
@@ -293,6 +336,23 @@ class CriticEngine:
         with self._plain_attention():
             return self.critic(torch.tensor([tokens], device=self.device))[0]
 
+    @torch.inference_mode()
+    def score_uncached(self, history: list[int], candidates: list[int]) -> Tensor:
+        """`score` of one row by its definition: `[K, n_out]` by one forward pass that shares nothing with the cache.
+
+        May be called in any thread, beside the other methods.
+        """
+        tokens = torch.tensor(history + candidates, device=self.device).clamp_(max=self.critic.vocab - 1)
+        length = len(history)
+        with self._plain:
+            if self.critic.head.shape.kind == "Q":
+                last_1D = self._hidden(tokens[:length], torch.arange(length, device=self.device), PlainPass(length))[
+                    -1:
+                ]
+                return self.critic.head.of_tokens(last_1D, tokens[None, length:])[0]
+            position = torch.arange(len(tokens), device=self.device).clamp_(max=length)
+            return self.critic.head.at_tokens(self._hidden(tokens, position, PlainPass(length))[length:])
+
     # -- bookkeeping
 
     @torch.inference_mode()
@@ -303,7 +363,7 @@ class CriticEngine:
                 # What would take other rows' blocks is left to `score`, which knows all that run.
                 if cache.blocks_wanted(self.blocks, sequence, len(history)) > self.blocks.free:
                     break
-                row = self._reserve(index, sequence, history, {}, group)
+                row = self._reserve(index, sequence, history, group)
                 if row is None:
                     break
                 group.append(row)
@@ -320,9 +380,7 @@ class CriticEngine:
         self._moves.clear()
         self.blocks.forget_all()
 
-    def _reserve(
-        self, index: int, sequence: Sequence, history: list[int], before: dict[int, _Choice], group: list[_Row]
-    ) -> _Row | None:
+    def _reserve(self, index: int, sequence: Sequence, history: list[int], group: list[_Row]) -> _Row | None:
         """Blocks for the whole history; None if the rows already in `group` leave too little room."""
         if self._was_run(sequence, history):
             return _Row(index, sequence, history, len(history))
@@ -331,7 +389,7 @@ class CriticEngine:
         cache.adopt(self.blocks, sequence, history, reuse)
         if not self._make_room(sequence, len(history), group):
             return None
-        self._take_choice(sequence, history, before.get(id(sequence)))
+        self._take_choice(sequence, history)
         start = len(sequence.tokens)
         if start < len(history):
             cache.extend(self.blocks, sequence, history[start:])
@@ -374,9 +432,10 @@ class CriticEngine:
             cache.truncate(self.blocks, victim, 0)
         return True
 
-    def _take_choice(self, sequence: Sequence, history: list[int], choice: _Choice | None) -> None:
-        """Has the chosen candidate's keys and values moved to the sequence's end, where they were kept."""
-        if choice is None or choice.cuts != sequence.cuts:
+    def _take_choice(self, sequence: Sequence, history: list[int]) -> None:
+        """Has the chosen candidate's keys and values moved to the sequence's end, where they are still there."""
+        choice = self._choices.get(id(sequence))
+        if choice is None or choice.cuts != sequence.cuts or not self._scratch.holds(choice):
             return
         if not choice.length == len(sequence.tokens) == len(history) - 1 or history[-1] not in choice.ids:
             return
@@ -392,16 +451,11 @@ class CriticEngine:
         self.pool.move(*torch.tensor(self._moves, device=self.device).unbind(1))
         self._moves.clear()
 
-    def _scratch_blocks(self, candidates: int) -> int:
-        """Blocks behind the pool's own that a row's candidates take."""
-        return -(-candidates // self.blocks.block_size)
-
     # -- forward passes
 
     def _run(self, group: list[_Row], ids_RK: Tensor, mask_RK: Tensor, outputs: Tensor) -> None:
         if not group:
             return
-        self._move_choices()
         at: Tensor | slice = slice(None)  # all rows: views do
         if len(group) < len(outputs):
             at = torch.tensor([row.index for row in group], device=self.device)
@@ -453,8 +507,7 @@ class CriticEngine:
         counts = missing + asked
         if not counts.any():
             return torch.empty(0, self.critic.head.shape.hidden, dtype=self.dtype, device=self.device)
-        blocks = self._scratch_blocks(max(1, int(asked.max())))
-        scratch = self.blocks.blocks + np.arange(len(group) * blocks).reshape(-1, blocks)
+        written, scratch = self._scratch.lay(asked)
         prefix = self._table([row.sequence for row in group], int(lengths.max()))
         rank = np.arange(counts.max()) - missing[:, None]  # of the candidates; negative before them
         slots = scratch[:, :1] * size + rank
@@ -474,7 +527,7 @@ class CriticEngine:
         )  # fmt: skip
         first = (scratch[:, 0] * size).tolist()
         for row, own, slot in zip(group, chosen, first, strict=True):
-            self._choices[id(row.sequence)] = _Choice(len(row.history), row.sequence.cuts, own, slot)
+            self._choices[id(row.sequence)] = Choice(len(row.history), row.sequence.cuts, own, slot, written)
         hidden = self._forward(torch.tensor(tokens, device=self.device), layout)
         return hidden[self._tensor((rank >= 0)[valid])] if missing.any() else hidden
 
@@ -485,11 +538,12 @@ class CriticEngine:
         return np.take_along_axis(table, block, axis=1) * size + position % size
 
     def _table(self, sequences: list[Sequence], longest: int) -> NDArray[np.int64]:
-        """Block tables for that many positions, padded with block 0."""
-        table = np.zeros((len(sequences), -(-longest // self.blocks.block_size)), dtype=np.int64)
+        """Block tables for that many positions, padded with a row's own first block: it reads nobody else's."""
+        table = np.empty((len(sequences), -(-longest // self.blocks.block_size)), dtype=np.int64)
         for row, sequence in zip(table, sequences, strict=True):
             blocks = sequence.blocks[: len(row)]
             row[: len(blocks)] = blocks
+            row[len(blocks) :] = blocks[0]
         return table
 
     def _layout(
@@ -530,13 +584,14 @@ class CriticEngine:
         return torch.tensor(array, device=self.device)
 
     def _forward(self, tokens_N: Tensor, layout: Layout) -> Tensor:
-        """Last hidden states `[N, D]` of packed tokens."""
+        """Last hidden states `[N, D]` of packed tokens, in the cache."""
+        self._move_choices()
         position = layout.position_RM if layout.valid_RM is None else layout.position_RM[layout.valid_RM]
+        return self._hidden(tokens_N, position.flatten(), PagedPass(self.pool, self.blocks.block_size, layout))
+
+    def _hidden(self, tokens_N: Tensor, position_N: Tensor, critic_pass: Pass) -> Tensor:
         return self.critic.backbone(
-            input_ids=tokens_N[None],
-            position_ids=position.reshape(1, -1),
-            use_cache=False,
-            critic_pass=PagedPass(self.pool, self.blocks.block_size, layout),
+            input_ids=tokens_N[None], position_ids=position_N[None], use_cache=False, critic_pass=critic_pass
         ).last_hidden_state[0]
 
     # -- set-up
@@ -553,7 +608,7 @@ class CriticEngine:
                 f"{type(self.critic.backbone).__name__} cannot serve as a critic's backbone: "
                 "its attention does not go through transformers' AttentionInterface"
             )
-        slots = (self.blocks.blocks + self._scratch) * self.blocks.block_size
+        slots = (self.blocks.blocks + self._scratch.blocks) * self.blocks.block_size
         return Pool.zeros(slots, layers, next(self.critic.parameters()))
 
     def _make_decoder(self, prefix: PrefixAttention, graphs: tuple[Collection[int], Collection[int]]) -> Decoder | None:
@@ -581,11 +636,12 @@ class CriticEngine:
 
     @contextmanager
     def _plain_attention(self) -> Iterator[None]:
-        self.critic.backbone.set_attn_implementation("sdpa")
-        try:
-            yield
-        finally:
-            self.critic.backbone.set_attn_implementation(PAGED)
+        with self._plain:
+            self.critic.backbone.set_attn_implementation("sdpa")
+            try:
+                yield
+            finally:
+                self.critic.backbone.set_attn_implementation(PAGED)
 
     @torch.inference_mode()
     def _plain_hidden(self) -> tuple[list[int], Tensor]:
@@ -602,7 +658,7 @@ class CriticEngine:
         """Refuses a backbone whose attention the paged functions do not reproduce."""
         tokens, plain = self._plain_hidden()
         sequence, history = self.open(), tokens[:-1]
-        row = self._reserve(0, sequence, history, {}, [])
+        row = self._reserve(0, sequence, history, [])
         assert row is not None
         self._prefill([row])
         got = [self._last[id(sequence)].hidden]

@@ -175,11 +175,12 @@ class NativeCritic:
             ids_RK: candidates, int64.
             log_ref_RK: their `ln ref(y|x)`.
         """
-        row_RW = torch.addmm(self._bias_W, hidden_RD.float(), self._hidden_WD.T)
+        row_RW = F.linear(hidden_RD.float(), self._hidden_WD, self._bias_W)
         features_RKW = F.embedding(ids_RK, self._table_VW).float()
         features_RKW += row_RW[:, None]
         features_RKW.addcmul_(log_ref_RK.clamp(min=self._least).float()[..., None], self._log_ref_W)
-        return F.linear(F.gelu(features_RKW), self._out_OW, self._out_O)
+        # In place: what is read and written here are megabytes, and a cache holds them.
+        return F.linear(torch.ops.aten.gelu_(features_RKW), self._out_OW, self._out_O)
 
 
 def _table(embeddings: Tensor, weight_WE: Tensor, dtype: torch.dtype) -> Tensor:

@@ -22,12 +22,14 @@ from qsharp_core.critic.engine import CriticEngine
 from qsharp_core.critic.scorer import Question
 from qsharp_core.errors import ConfigError, GuidanceError
 from qsharp_core.policy import Candidates, GuidedStep, Method, Tail
-from qsharp_core.vllm_plugin import registry
+from qsharp_core.vllm_plugin import cores, registry
+from qsharp_core.vllm_plugin.audit import Auditor
 from qsharp_core.vllm_plugin.memory import keep_freed_memory
 from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.vllm_plugin.ranks import Ranks
 from qsharp_core.vllm_plugin.registry import LoadedCritic
-from qsharp_core.vllm_plugin.telemetry import Sender, Status, StepReport
+from qsharp_core.vllm_plugin.settings import EngineSettings
+from qsharp_core.vllm_plugin.telemetry import Columns, Sender, Status, StepFacts
 
 TAILS = {"floor": Tail.FLOOR, "keep": Tail.KEEP, "drop": Tail.DROP}
 METHODS = {"qsharp": Method.QSHARP, "cd": Method.CD}
@@ -59,12 +61,14 @@ class Row:
     Attributes:
         length: tokens before it.
         read: these tokens; where they are on an accelerator this waits for it.
+        keep: a copy of them on the accelerator, `[length]`, which does not wait; None where they are on the host.
     """
 
     index: int
     request: Request
     length: int
     read: Callable[[], list[int]]
+    keep: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,10 +119,13 @@ class _Step:
 
 
 class _Check:
-    """Which rows of a step broke, on its way to the host."""
+    """Which rows of a step broke, on its way to the host.
 
-    def __init__(self, rows: list[Row], broken_R: Tensor) -> None:
-        self.rows = rows
+    It may be on its way until the next guided step: it holds requests, which let go of their critics at their end.
+    """
+
+    def __init__(self, requests: list[Request], broken_R: Tensor) -> None:
+        self.requests = requests
         self.broken_R = broken_R.to("cpu", non_blocking=True)
         self._event = None
         if broken_R.device.type != "cpu":
@@ -153,6 +160,8 @@ class GuidanceCore:
         self.registry = registry.build(vllm_config, device) if self.ranks.leads else registry.empty()
         self.engine: int = vllm_config.parallel_config.data_parallel_index
         self.sender = Sender(device)
+        rate = EngineSettings.of(vllm_config).audit_rate
+        self.auditor = Auditor(rate, device, cores.spare(vllm_config, device))
         self._batch: _Batch | None = None
         self._step: _Step | None = None
         self._checks: deque[_Check] = deque()
@@ -174,17 +183,24 @@ class GuidanceCore:
                 request.critic = self.registry.resolve(params.critic)
                 request.sequence = request.critic.open()
             except GuidanceError as error:
-                self._fail(request, "unknown_critic", str(error))
+                self.fail(request, "unknown_critic", str(error))
         return request
 
     def close(self, request: Request) -> None:
         """A request leaves the batch (finished, aborted or preempted)."""
         self._batch = None  # it holds the critic
-        critic, request.critic = request.critic, None
+        critic, sequence = request.critic, request.sequence
+        request.critic = request.sequence = None
         if critic is not None:
-            critic.close(request.sequence)
-            request.sequence = None
+            critic.close(sequence)
             self.registry.collect()
+
+    def fail(self, request: Request, reason: str, detail: str) -> None:
+        """Guides a request no more, and has it reported as failed."""
+        request.failure = reason
+        self._batch = None
+        # A front end that listens ends the request with an error; without one the log is all there is.
+        _logger().error("guidance failed (%s): %s; the request goes on unguided", reason, detail)
 
     # -- the step
 
@@ -245,37 +261,40 @@ class GuidanceCore:
         tokens_R = sampled.reshape(-1).index_select(0, step.index_R).long()
         log_ref_R, log_pi_R = policy.token_logprobs(step.candidates, step.guided, tokens_R)
         failed_R = step.broken_R | self._column([row.request.failure is not None for row in step.rows], torch.bool)
-        status_R = step.candidates.mask_RK.any(-1).double() * Status.GUIDED
+        status_R = step.candidates.mask_RK.any(-1).long() * Status.GUIDED
         status_R.masked_fill_(failed_R, Status.FAILED)
-        columns = torch.stack([tokens_R.double(), step.guided.kl_R, log_ref_R, log_pi_R, step.guided.value_R, status_R])
+        columns = Columns(tokens_R, status_R, step.guided.kl_R, log_ref_R, log_pi_R, step.guided.value_R)
         observed = [i for i, row in enumerate(step.rows) if row.request.params.id is not None]
         if len(observed) < len(step.rows):
-            columns = columns[:, self._column(observed, torch.int64)]
-        rows = [step.rows[i] for i in observed]
+            at = self._column(observed, torch.int64)
+            columns = Columns(*(column[at] for column in columns))
+        self.sender.send(self._facts([step.rows[i] for i in observed], step), columns)
+
+    def report_audits(self) -> None:
+        """Reports what audits have found, though there is no step to report."""
+        if self.sender.connected and (audits := self.auditor.take_results()):
+            none = torch.empty(0, device=self.device)
+            columns = Columns(none, none, none, none, none, none)
+            self.sender.send(StepFacts(audits=audits, engine=self.engine), columns)
+
+    def _facts(self, rows: list[Row], step: _Step) -> StepFacts:
         engines = {key: critic.engine for key, critic in self.registry.critics.items() if critic.engine is not None}
         for engine in engines.values():
-            engine.wait()  # what it counts is read and set back here
-        pools = {key: engine.blocks for key, engine in engines.items()}
-        report = StepReport(
+            engine.wait()  # what it counts is read here
+        counts = [engine.take_counts() for engine in engines.values()]
+        return StepFacts(
             ids=[row.request.params.id or 0 for row in rows],
             positions=[row.length for row in rows],
-            tokens=[],
-            status=[],
-            kl=[],
-            ref_logprob=[],
-            logprob=[],
-            value=[],
             failures=step.failures,
             critic_seconds=step.seconds,
             scored_candidates=step.scored,
-            blocks_used={key: blocks.used for key, blocks in pools.items()},
-            prefix_tokens=sum(blocks.wanted for blocks in pools.values()),
-            prefix_hits=sum(blocks.found for blocks in pools.values()),
+            blocks_used={key: engine.blocks.used for key, engine in engines.items()},
+            prefix_tokens=sum(count.prefix_tokens for count in counts),
+            prefix_hits=sum(count.prefix_hits for count in counts),
+            splits=sum(count.splits for count in counts),
+            audits=self.auditor.take_results(),
             engine=self.engine,
         )
-        for blocks in pools.values():
-            blocks.wanted = blocks.found = 0
-        self.sender.send(report, columns)
 
     def _batch_of(self, rows: list[Row]) -> _Batch:
         """The last step's, if the requests are the same and none has failed since."""
@@ -332,7 +351,7 @@ class GuidanceCore:
             asking = []
             for i in members:
                 if choice_R[i] and rows[i].length > critic.max_length:
-                    self._fail(rows[i].request, "too_long", f"{rows[i].length} tokens, capacity {critic.max_length}")
+                    self.fail(rows[i].request, "too_long", f"{rows[i].length} tokens, capacity {critic.max_length}")
                     candidates.mask_RK[i] = False
                 elif choice_R[i]:
                     asking.append(i)
@@ -343,7 +362,7 @@ class GuidanceCore:
                 tilt_RK[at], broken_R[at] = tilts, broken
                 candidates.mask_RK[at] &= ~broken[:, None]
         if batch.members:
-            self._checks.append(_Check(rows, broken_R))
+            self._checks.append(_Check(batch.requests, broken_R))
         if self.device.type == "cpu":
             self._note_broken()
         return tilt_RK, broken_R
@@ -374,9 +393,10 @@ class GuidanceCore:
             outputs = critic.scorer.answer(question)
         except Exception as error:  # whatever a backbone does, other requests and the engine go on
             for row in rows:
-                self._fail(row.request, "exception", f"{type(error).__name__}: {error}")
+                self.fail(row.request, "exception", f"{type(error).__name__}: {error}")
             candidates.mask_RK[at] = False
             return torch.zeros_like(ids, dtype=torch.float64), torch.zeros_like(mask[:, 0])
+        self.auditor.watch(critic, rows, ids, mask, outputs)
         broken_R = ~(outputs.isfinite().all(-1) | ~mask).all(-1)
         outputs = outputs.double()
         eta = batch.eta_R[at][:, None]
@@ -391,15 +411,12 @@ class GuidanceCore:
         """Marks the requests whose critic's outputs were not finite, as far as the device has got."""
         while self._checks and self._checks[0].done:
             check = self._checks.popleft()
-            for row, broken in zip(check.rows, check.broken_R.tolist(), strict=True):
-                if broken and row.request.failure is None:
-                    self._fail(row.request, "not_finite", "the critic's outputs are not finite")
-
-    def _fail(self, request: Request, reason: str, detail: str) -> None:
-        request.failure = reason
-        self._batch = None
-        # A front end that listens ends the request with an error; without one the log is all there is.
-        _logger().error("guidance failed (%s): %s; the request goes on unguided", reason, detail)
+            for request, broken in zip(check.requests, check.broken_R.tolist(), strict=True):
+                if broken and request.failure is None:
+                    self.fail(request, "not_finite", "the critic's outputs are not finite")
+                    engine = request.critic.engine if request.critic is not None else None
+                    if engine is not None and request.sequence is not None:
+                        engine.discard(request.sequence)
 
     def _column(self, values: list[Any], dtype: torch.dtype = torch.float64) -> Tensor:
         return to_device(torch.tensor(values, dtype=dtype), self.device)

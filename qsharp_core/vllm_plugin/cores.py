@@ -24,15 +24,33 @@ def beside(vllm_config: Any) -> Executor | None:
     Nor is there one where this worker has several threads: torch has one number of threads for a whole process, and
     what runs beside would take as many.
     """
+    left = _left_over(vllm_config)
+    return ThreadPoolExecutor(1, "critic", initializer=os.sched_setaffinity, initargs=(0, left)) if left else None
+
+
+def spare(vllm_config: Any, device: torch.device) -> Executor:
+    """A thread for what can wait: on the cores left over where there are some, and after all that runs on its cores."""
+    left = _left_over(vllm_config) if device.type == "cpu" else set()
+    return ThreadPoolExecutor(1, "audit", initializer=_give_way, initargs=(left,))
+
+
+def _give_way(left: set[int]) -> None:
+    if sys.platform == "linux":  # elsewhere this would be said of the whole process
+        os.setpriority(os.PRIO_PROCESS, 0, 19)
+    if left:
+        os.sched_setaffinity(0, left)
+
+
+def _left_over(vllm_config: Any) -> set[int]:
+    """Cores that neither this worker nor another one has."""
     if sys.platform != "linux":
-        return None  # elsewhere threads cannot be bound
+        return set()  # elsewhere threads cannot be bound
     parallel = vllm_config.parallel_config
     workers = parallel.tensor_parallel_size * parallel.data_parallel_size
     if workers > 1 or torch.get_num_threads() > 1:
-        return None  # of several workers, the others' cores would count as left over
+        return set()  # of several workers, the others' cores would count as left over
     # The scheduler, whose child every worker on CPUs is, is not bound.
-    left = os.sched_getaffinity(os.getppid()) - os.sched_getaffinity(0)
-    return ThreadPoolExecutor(1, "critic", initializer=os.sched_setaffinity, initargs=(0, left)) if left else None
+    return os.sched_getaffinity(os.getppid()) - os.sched_getaffinity(0)
 
 
 def gains(critic: Critic) -> bool:

@@ -195,7 +195,8 @@ def loader(vllm_config: Any, device: torch.device) -> Callable[[Path, str | None
                     f"{longest}: give at least {longest * token_bytes / 2**30:.3g} or a smaller max_model_len"
                 )
         prefix = flash.prefix_attention(vllm_config, device, dtype)
-        scratch = max(MAX_CANDIDATES, vllm_config.scheduler_config.max_num_seqs * 2 * BLOCK_SIZE)
+        usual = max(MAX_CANDIDATES, vllm_config.scheduler_config.max_num_seqs * 2 * BLOCK_SIZE)
+        scratch = settings.scratch_tokens or usual
         graphs = flash.graph_shapes(vllm_config, device)
         gains = cores.gains(critic) if settings.beside is None else settings.beside
         engine = CriticEngine(critic, tokens, BLOCK_SIZE, scratch, prefix, graphs, aside if gains else None)

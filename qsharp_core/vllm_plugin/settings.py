@@ -10,8 +10,10 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qsharp_core.errors import ConfigError
+from qsharp_core.vllm_plugin.params import MAX_CANDIDATES
 
 KEY = "qsharp"
+DEFAULT_AUDIT_RATE = 5e-4  # docs/decisions.md has what it costs
 
 
 class EngineSettings(BaseModel):
@@ -34,6 +36,18 @@ class EngineSettings(BaseModel):
         default=None,
         description="whether critics run beside the reference, on a core that vLLM leaves over, where there is one; "
         "default: those that gain by it",
+    )
+
+    audit_rate: float = Field(
+        default=DEFAULT_AUDIT_RATE,
+        ge=0,
+        le=1,
+        description="the share of guided rows that are scored again without the critic's cache, and compared",
+    )
+    scratch_tokens: int | None = Field(
+        default=None,
+        ge=MAX_CANDIDATES,
+        description="candidates of one critic that are run together; default: 32 for each of max_num_seqs",
     )
 
     @classmethod

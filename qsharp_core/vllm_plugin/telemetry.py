@@ -7,6 +7,7 @@ last word on each.
 
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -22,24 +23,82 @@ class Status(IntEnum):
     FAILED = 2
 
 
-class StepReport(msgspec.Struct, array_like=True):
-    """A step's rows, in columns of equal length; `failures` maps ids to reasons, where there is one to give."""
+class AuditResult(msgspec.Struct, array_like=True, frozen=True):
+    """A row that was scored again without the cache.
 
-    ids: list[int]
-    positions: list[int]
+    Attributes:
+        critic: the version's key.
+        error: the largest difference of an output, relative to the largest output of the plain pass, or to 1 where all
+            are smaller.
+        failed: whether it is past the tolerance.
+    """
+
+    critic: str
+    error: float
+    failed: bool
+
+
+class StepFacts(msgspec.Struct, array_like=True, kw_only=True):
+    """What is known of a step on the host; of no step by default.
+
+    Attributes:
+        ids, positions: of each row.
+        failures: maps ids to reasons, where there is one to give.
+        prefix_tokens: of histories that were new to a critic's cache, since the last report.
+        prefix_hits: those of them whose keys and values were there already.
+        splits: how often a critic had to run the rows of a step in one pass more, since the last report.
+        audits: what was found since the last report.
+        engine: which of the data-parallel engines: 0 where there is one.
+    """
+
+    ids: list[int] = []
+    positions: list[int] = []
+    failures: dict[int, str] = {}
+    critic_seconds: float = 0.0
+    scored_candidates: int = 0
+    blocks_used: dict[str, int] = {}
+    prefix_tokens: int = 0
+    prefix_hits: int = 0
+    splits: int = 0
+    audits: list[AuditResult] = []
+    engine: int = 0
+
+
+class Columns(NamedTuple):
+    """What is known of each row of a step on the device: `[rows]` each, token ids and `Status` codes among them.
+
+    KL in nats, log-probabilities of the sampled token under the reference and the guided policy, value in units of
+    reward and NaN for rows that were not guided.
+    """
+
+    tokens: Tensor
+    status: Tensor
+    kl: Tensor
+    ref_logprob: Tensor
+    logprob: Tensor
+    value: Tensor
+
+    def packed(self) -> Tensor:
+        """`[columns, rows]` as one tensor, which is one copy to the host: float64, in which token ids are exact."""
+        return torch.stack([column.double() for column in self])
+
+
+class StepReport(StepFacts, array_like=True, kw_only=True):
+    """A step's rows, in columns of equal length: `StepFacts`, and `Columns` as lists."""
+
     tokens: list[int]
     status: list[int]
     kl: list[float]
     ref_logprob: list[float]
     logprob: list[float]
-    value: list[float]  # NaN for rows that were not guided
-    failures: dict[int, str]
-    critic_seconds: float
-    scored_candidates: int
-    blocks_used: dict[str, int]
-    prefix_tokens: int  # of histories that were new to a critic's cache, since the last report
-    prefix_hits: int  # those of them whose keys and values were there already
-    engine: int  # which of the data-parallel engines: 0 where there is one
+    value: list[float]
+
+    @classmethod
+    def of(cls, facts: StepFacts, packed: Tensor) -> "StepReport":
+        """From `Columns.packed`, on the host."""
+        columns: dict[str, Any] = dict(zip(Columns._fields, packed.tolist(), strict=True))
+        columns |= {name: [int(number) for number in columns[name]] for name in ("tokens", "status")}
+        return cls(**msgspec.structs.asdict(facts), **columns)
 
 
 encoder = msgspec.msgpack.Encoder()
@@ -73,27 +132,21 @@ class Sender:
         socket.connect(address)
         self._sockets[address] = socket
 
-    def send(self, report: StepReport, columns: Tensor) -> None:
-        """Completes `report` with `columns` and sends it.
-
-        Args:
-            report: with its host-side fields filled in.
-            columns: `[6, rows]` float64: token, kl, ref_logprob, logprob, value, status.
-        """
+    def send(self, facts: StepFacts, columns: Columns) -> None:
+        """Sends a report of these."""
+        packed = columns.packed()
         if self._thread is None:
-            self._finish(report, columns)
+            self._finish(facts, packed)
         else:
-            copied = columns.to("cpu", non_blocking=True)
+            copied = packed.to("cpu", non_blocking=True)
             event = torch.cuda.Event()
             event.record()
-            self._thread.submit(self._finish, report, copied, event)
+            self._thread.submit(self._finish, facts, copied, event)
 
-    def _finish(self, report: StepReport, columns: Tensor, event: torch.cuda.Event | None = None) -> None:
+    def _finish(self, facts: StepFacts, packed: Tensor, event: torch.cuda.Event | None = None) -> None:
         if event is not None:
             event.synchronize()
-        tokens, report.kl, report.ref_logprob, report.logprob, report.value, status = columns.tolist()
-        report.tokens = [int(token) for token in tokens]
-        report.status = [int(code) for code in status]
+        report = StepReport.of(facts, packed)
         for key, code in zip(report.ids, report.status, strict=True):
             if code == Status.FAILED:
                 report.failures.setdefault(key, "not_finite")  # every other reason is known before the step runs

@@ -52,7 +52,7 @@ class QSharpLogitsProcessor(LogitsProcessor):
             request = self.core.open(params)
             if request is not None:
                 if prompt is None:
-                    request.failure = "prompt_embeds"
+                    self.core.fail(request, "prompt_embeds", "the critic reads token ids, and the prompt has none")
                 self._rows[index] = (request, prompt or [], output)
         for source, target, direction in batch_update.moved:
             moved, other = self._rows.pop(source, None), self._rows.pop(target, None)
@@ -81,7 +81,7 @@ class QSharpLogitsProcessor(LogitsProcessor):
             # (its issue 52461) would guide by a token that was never sampled.
             output = self._rows[row.index][2]
             if output and output[-1] < 0:
-                row.request.failure = "placeholder_token"
+                self.core.fail(row.request, "placeholder_token", "vLLM does not know which token was sampled last")
         assert self._hidden is not None
         self.core.apply(logits, rows, self._hidden)
         return logits

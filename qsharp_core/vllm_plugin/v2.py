@@ -90,7 +90,7 @@ class QSharpLogitsProcessor(LogitsProcessor):
             at = to_device(torch.tensor([(slot, length - 1) for _, slot, length in places]).T, tokens.device)
             history = _History(tokens, [slot for _, slot, _ in places], max(length for _, _, length in places))
             rows = [
-                Row(index, self._slots[slot], length, partial(history.read, i, length))
+                Row(index, self._slots[slot], length, partial(history.read, i, length), tokens[slot, :length].clone)
                 for i, (index, slot, length) in enumerate(places)
             ]
             assert self._hidden is not None

@@ -51,6 +51,7 @@ class CriticWorker:
         """The critics in this worker; also the sign that it is alive and has our processor."""
         core = self._qsharp_core()
         core.registry.collect()
+        core.report_audits()
         return core.registry.describe()
 
     @answer
