@@ -1,6 +1,7 @@
 """The flags of `qsharp train`, and the settings they make."""
 
 import argparse
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,11 @@ from pydantic import ValidationError
 from qsharp_core.critic.checkpoint import read_card
 from trainer.training.settings import HEAD_ALONE, TrainingError, TrainSettings
 
-HEADS_DEFAULTS = "Defaults with --backbone reference: " + ", ".join(
-    f"--{'lr' if name == 'learning_rate' else name.replace('_', '-')} {value}" for name, value in HEAD_ALONE.items()
+HEADS_DEFAULTS = textwrap.fill(
+    "Defaults with --backbone reference: "
+    + ", ".join(
+        f"--{'lr' if name == 'learning_rate' else name.replace('_', '-')} {value}" for name, value in HEAD_ALONE.items()
+    )
 )
 
 
