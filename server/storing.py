@@ -23,7 +23,7 @@ from server.schema import ChoiceGuidance, GuidedFields
 
 logger = logging.getLogger("vllm.qsharp")
 
-PARENT, CUT = "qsharp_parent", "qsharp_cut"
+PARENT, CUT, FORCED = "qsharp_parent", "qsharp_cut", "qsharp_forced"
 # Fields of `SamplingParams` beside temperature and its like that shape the law, or end the completion.
 OTHER_SAMPLING = (
     "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "allowed_token_ids", "bad_words",
@@ -56,6 +56,7 @@ class Recording:
     Attributes:
         body: the request as the client sent it.
         parent, cut: of a roll-out, the rollout that it goes on from and after how many tokens.
+        beginning: these tokens: the parent's, or the parent's but for the last one, which a branch has forced.
         drafts: by the response's choice index.
     """
 
@@ -67,6 +68,7 @@ class Recording:
     metadata: Mapping[str, str]
     parent: Rollout | None = None
     cut: int | None = None
+    beginning: Sequence[int] = ()
     created: float = field(default_factory=time.time)
     drafts: dict[int, Draft] = field(default_factory=dict)
 
@@ -80,10 +82,11 @@ class Recording:
             raise GuidanceError("store must be false with prompts that are not text or token ids", "store")
         if self.parent is None:
             return
-        wanted = [*self.parent.prompt_token_ids, *self.parent.completion_token_ids[: self.cut]]
+        wanted = [*self.parent.prompt_token_ids, *self.beginning]
         if list(prompt["prompt_token_ids"]) != wanted:
             raise _inconsistent(
                 f"prompt must be the prompt of {self.parent.id} and the first {self.cut} tokens of its completion"
+                + (f", the last of them as {FORCED} says" if FORCED in self.metadata else "")
             )
 
     async def watch(
@@ -143,7 +146,7 @@ class Recording:
         if self.parent is not None:
             assert self.cut is not None
             prompt, text, messages = self.parent.prompt_token_ids, self.parent.prompt_text, self.parent.messages
-            tokens = [*self.parent.completion_token_ids[: self.cut], *tokens]
+            tokens = [*self.beginning, *tokens]
             completion = joined_text(self.tokenizer, prompt, tokens, self.cut, draft)
         guidance = self.guidance
         return Rollout(
@@ -200,10 +203,10 @@ async def begin(
     """
     metadata = request.metadata or {}
     recording = Recording(store, tokenizer, "chat" if "messages" in body else "completion", guidance, body, metadata)
-    if PARENT not in metadata and CUT not in metadata:
+    if not {PARENT, CUT, FORCED} & metadata.keys():
         return recording
     if PARENT not in metadata or CUT not in metadata:
-        raise _inconsistent(f"{PARENT} and {CUT} must be given together")
+        raise _inconsistent(f"{PARENT} and {CUT} must be given together, with {FORCED} or without")
     if guidance is not None:
         raise _inconsistent(f"{PARENT} needs an unguided request: send eta: null")
     if recording.route != "completion" or not _is_token_ids(body.get("prompt")):
@@ -212,13 +215,23 @@ async def begin(
     if parent is None:
         raise _inconsistent(f"{PARENT} must be the id of a stored rollout; got {metadata[PARENT]!r:.100}")
     length = len(parent.completion_token_ids)
-    digits = metadata[CUT]
-    if not (digits.isascii() and digits.isdigit() and 1 <= int(digits[:10]) <= length and len(digits) <= 10):
+    cut = _number(metadata[CUT])
+    if cut is None or not 1 <= cut <= length:
         raise _inconsistent(
-            f"{CUT} must be a whole number from 1 to {length}, its completion's length; got {digits!r:.50}"
+            f"{CUT} must be a whole number from 1 to {length}, its completion's length; got {metadata[CUT]!r:.50}"
         )
-    recording.parent, recording.cut = parent, int(digits)
+    beginning = list(parent.completion_token_ids[:cut])
+    if FORCED in metadata:
+        forced = _number(metadata[FORCED])
+        if forced is None:
+            raise _inconsistent(f"{FORCED} must be a token id; got {metadata[FORCED]!r:.50}")
+        beginning[-1] = forced
+    recording.parent, recording.cut, recording.beginning = parent, cut, beginning
     return recording
+
+
+def _number(digits: str) -> int | None:
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 10 else None
 
 
 def joined_text(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int], cut: int, draft: Draft) -> str:

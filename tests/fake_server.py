@@ -6,6 +6,7 @@ other with random letters.
 
 import asyncio
 import json
+import math
 import random
 import re
 import socket
@@ -103,8 +104,11 @@ def respond(fake: FakeServer, body: dict[str, Any], chat: bool) -> tuple[list[Ro
     eta, method = body["eta"], guidance.get("method", "qsharp")
     parent = fake.store.get(metadata["qsharp_parent"]) if "qsharp_parent" in metadata else None
     cut = int(metadata["qsharp_cut"]) if parent else None
+    beginning = list(parent.completion_token_ids[:cut]) if parent else []
     if parent:
-        assert given == [*parent.prompt_token_ids, *parent.completion_token_ids[:cut]]
+        if "qsharp_forced" in metadata:
+            beginning[-1] = int(metadata["qsharp_forced"])
+        assert given == [*parent.prompt_token_ids, *beginning]
         assert eta is None
     made, choices = [], []
     for index in range(body.get("n") or 1):
@@ -116,7 +120,7 @@ def respond(fake: FakeServer, body: dict[str, Any], chat: bool) -> tuple[list[Ro
         if len(tokens) < len(text):
             finish, text = "length", text[: body["max_tokens"]]
         kl = 0.0 if eta is None else (0.02 + 0.01 * rng.random()) * len(tokens) / (eta + 0.1)
-        whole = [*parent.completion_token_ids[:cut], *tokens] if parent else tokens
+        whole = [*beginning, *tokens]
         first = first_valid_position(guided=eta is not None, length=len(whole), cut=cut, finish_reason=finish)
         rollout = Rollout(
             id=fake.ids(metadata), request_id=f"cmpl-{body['seed']}", choice=index,
@@ -135,10 +139,24 @@ def respond(fake: FakeServer, body: dict[str, Any], chat: bool) -> tuple[list[Ro
             {"index": index, "finish_reason": finish, "token_ids": tokens, "prompt_token_ids": [ord(c) for c in prompt]}
             | ({"message": {"role": "assistant", "content": text}} if chat else {"text": text})
             | ({"rollout_id": rollout.id} if body.get("store") else {})
+            | ({"prompt_logprobs": alternatives(prompt)} if body.get("prompt_logprobs") else {})
             | ({"guidance": {"kl": kl, "tokens_total": len(tokens)}} if eta is not None else {})
         )
     tokens_made = sum(len(rollout.completion_token_ids) for rollout in made)
     return made, {"id": made[0].request_id, "choices": choices, "usage": {"completion_tokens": tokens_made}}
+
+
+def alternatives(prompt: str) -> list[dict[str, Any] | None]:
+    """Log-probabilities of a prompt's tokens, as vLLM lists them: it is unsure of digits alone."""
+
+    def listed(character: str) -> dict[str, Any]:
+        able = "0123456789" if character.isdigit() else character
+        return {
+            str(ord(c)): {"logprob": -math.log(len(able)), "rank": rank, "decoded_token": c}
+            for rank, c in enumerate(able, start=1)
+        }
+
+    return [None, *map(listed, prompt[1:])]
 
 
 def scored(prompt: list[int], completion: list[int]) -> list[float]:

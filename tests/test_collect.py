@@ -142,6 +142,66 @@ def test_chat_problems_roll_in_on_the_chat_route(fake: FakeServer, tmp_path: Pat
     assert {(one.route, one.eta) for one in fake.stored()} == {("chat", 0.1), ("completion", None)}
 
 
+BRANCHING = Collection(**{**{name: getattr(UNGUIDED, name) for name in UNGUIDED.__dataclass_fields__}, "branches": 3})
+
+
+def test_branches_leave_rollouts_where_the_model_is_unsure(fake: FakeServer, tmp_path: Path) -> None:
+    result = run(fake, tmp_path / "state", BRANCHING)
+    assert (result.wanted, result.made, result.failed) == (50, 50, {})
+    stored = {one.id: one for one in fake.stored()}
+    branches = [one for one in stored.values() if one.parent_id is not None]
+    assert Counter(one.metadata["qsharp_problem"] for one in branches) == Counter(
+        {problem.id: 3 for problem in SUMS.of_split("train")[:10]}
+    )
+    changed = 0
+    for one in branches:
+        assert one.parent_id is not None
+        assert one.cut is not None
+        parent, at = stored[one.parent_id], one.cut - 1
+        assert parent.parent_id is None
+        assert parent.metadata["qsharp_problem"] == one.metadata["qsharp_problem"]
+        assert one.completion_token_ids[:at] == parent.completion_token_ids[:at]
+        assert chr(parent.completion_token_ids[at]).isdigit()  # it is sure of all else
+        assert chr(one.completion_token_ids[at]) in "01234567"  # the eight likeliest
+        assert one.first_valid_position == at
+        assert len(one.completion_token_ids) <= 48
+        changed += one.completion_token_ids[at] != parent.completion_token_ids[at]
+    assert changed > len(branches) / 2
+    # Each parent is looked at once, and nothing of that is stored.
+    looked = [body for body in fake.seen if body.get("prompt_logprobs")]
+    assert len(looked) == len({one.parent_id for one in branches})
+    assert len(by_item(fake)) == 50
+
+
+def test_more_branches_go_on_from_what_there_is_and_faults_change_nothing(fake: FakeServer, tmp_path: Path) -> None:
+    run(fake, tmp_path / "state")
+    rng = random.Random(0)
+    fake.faults.extend(rng.choice([None, None, 429, 503, "lost", "dropped"]) for _ in range(60))
+    result = run(fake, tmp_path / "state", BRANCHING)
+    assert (result.before, result.made + result.found) == (20, 30)
+    with fake_server.running(f"sqlite:///{tmp_path / 'other.db'}") as other:
+        run(other, tmp_path / "other-state", BRANCHING)
+        assert by_item(fake) == by_item(other)
+
+
+def test_where_the_model_is_sure_of_everything_nothing_branches(fake: FakeServer, tmp_path: Path) -> None:
+    task = Task(name="letters", splits=("all",), problems=lambda _: [Problem(id="a", prompt="say")])
+    fields = {name: getattr(BRANCHING, name) for name in BRANCHING.__dataclass_fields__}
+    letters = Collection(**{**fields, "task": "letters", "split": "all", "limit": None})
+    result = run(fake, tmp_path / "state", letters, task)
+    assert (result.made, result.no_way_out) == (2, 3)
+    assert run(fake, tmp_path / "state", letters, task).before == 5
+
+
+def test_a_branch_whose_parent_failed_is_tried_again(fake: FakeServer, tmp_path: Path) -> None:
+    fake.refuse = lambda body: str(body["prompt"]).endswith("What is 1 + 1 + 2?\nAnswer:")
+    result = run(fake, tmp_path / "state", BRANCHING)
+    assert len(result.failed) == 5
+    fake.refuse = lambda body: False
+    result = run(fake, tmp_path / "state", BRANCHING)
+    assert (result.before, result.made, result.failed) == (45, 5, {})
+
+
 def test_more_samples_and_problems_go_on_from_what_there_is(fake: FakeServer, tmp_path: Path) -> None:
     run(fake, tmp_path / "state")
     fields = {name: getattr(UNGUIDED, name) for name in UNGUIDED.__dataclass_fields__}

@@ -19,10 +19,13 @@ import httpx
 import openai
 import pyarrow.parquet as pq
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from qsharp_core.rollouts.store import Filters, RolloutStore
 from tests import models
 from tests.conftest import Server
+from trainer.branching import LISTED, TOP, places_of
 from trainer.serving import serve
 
 PROMPT = list(range(20, 40))
@@ -219,6 +222,36 @@ def test_a_roll_out_goes_on_from_a_guided_parent(http: httpx.Client) -> None:
             )
 
 
+def test_a_branch_goes_on_from_a_token_that_was_forced(http: httpx.Client) -> None:
+    parent = rollout(http, complete(http, max_tokens=12, ignore_eos=True)["choices"][0])
+    for cut in (1, 5, 12):
+        own = parent["completion_token_ids"]
+        forced = (own[cut - 1] + 1) % models.VOCAB
+        about = {"qsharp_parent": parent["id"], "qsharp_cut": str(cut), "qsharp_forced": str(forced)}
+        beginning = [*own[: cut - 1], forced]
+        made = complete(http, prompt=PROMPT + beginning, max_tokens=6, return_token_ids=True, metadata=about)
+        kept = rollout(http, made["choices"][0])
+        assert kept["prompt_token_ids"] == PROMPT
+        assert kept["completion_token_ids"] == beginning + made["choices"][0]["token_ids"]
+        assert (kept["parent_id"], kept["cut"], kept["first_valid_position"]) == (parent["id"], cut, cut - 1)
+        assert kept["completion_text"].endswith(made["choices"][0]["text"])
+
+
+def test_what_else_the_reference_might_have_drawn_is_told(http: httpx.Client, stored: Stored) -> None:
+    """What `qsharp collect --branch` reads of the server, against a plain forward pass."""
+    own = complete(http, max_tokens=12, ignore_eos=True, return_token_ids=True)["choices"][0]["token_ids"]
+    answer = complete(http, prompt=PROMPT + own, max_tokens=1, prompt_logprobs=LISTED, temperature=0.0, store=False)
+    places = places_of(answer["choices"][0]["prompt_logprobs"], len(PROMPT), 1.0, [])
+    model = AutoModelForCausalLM.from_pretrained(stored.arguments[0], dtype=torch.float32)
+    with torch.inference_mode():
+        logits = model(torch.tensor([PROMPT + own])).logits[0, len(PROMPT) - 1 : -1]
+    assert len(places) == len(own)
+    for place, row in zip(places, logits, strict=True):
+        assert list(place.candidates) == row.topk(TOP).indices.tolist()
+        top = row.log_softmax(-1).topk(LISTED).values
+        assert place.entropy == pytest.approx(float(torch.distributions.Categorical(logits=top).entropy()), abs=1e-3)
+
+
 def models_text(token: int) -> str:
     """Of a token that is one character, or written as its number, in `tests.models`."""
     return models.CHARACTERS[token - 3] if token - 3 in range(len(models.CHARACTERS)) else f"<{token}>"
@@ -248,6 +281,9 @@ def test_inconsistent_parents_are_400_and_name_metadata(http: httpx.Client) -> N
         {"metadata": {"qsharp_cut": "3"}},
         *({"metadata": {**good, "qsharp_cut": cut}} for cut in ("0", "9", "-1", "2.0", "x", "", "²", "1" * 5000)),
         {"metadata": {**good, "qsharp_cut": "2"}},
+        {"metadata": {"qsharp_forced": "5"}},
+        {"metadata": {**good, "qsharp_forced": str((at_3[-1] + 1) % models.VOCAB)}},
+        {"metadata": {**good, "qsharp_forced": "x"}},
         {"metadata": {**good, "qsharp_parent": "rol_0"}},
         {"metadata": good, "prompt": at_3[:-1]},
         {"metadata": good, "prompt": [*at_3[:-1], (at_3[-1] + 1) % models.VOCAB]},

@@ -124,6 +124,29 @@ def test_two_rounds(fake: FakeServer, tmp_path: Path) -> None:
     assert fake.posts == posts
 
 
+def test_a_head_on_the_models_own_hidden_states_learns_from_branches(
+    fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments(fake, tmp_path, "run", "--branch", "3")
+    given = [*given[: given.index("--") + 1], "--backbone", "reference", "--steps", "60", "--held-out", "0.3"]
+    main(given)
+    first, second = report_of(tmp_path)["rounds"]
+    assert first["collect"]["wanted"] == 20 * (4 + 3)
+    held_out = first["train"]["held_out"]
+    assert held_out["branches"]["rollouts"] > 0
+    assert first["activate"]["activated"] == (
+        held_out["overall"]["log_loss"] < held_out["overall"]["log_loss_constant"]
+    )
+    assert second["train"]["critic"] == "tiny@2"
+    if first["activate"]["activated"]:
+        assert second["train"]["parent"]["comparison"]["by"] == "log_loss"
+    assert second["collect"]["wanted"] == 20 * 2  # branches are the first round's
+    # The second round has the reference run over what is new.
+    said = [line for line in capsys.readouterr().out.split("distinct prefixes") if "the reference was run for" in line]
+    assert len(said) == 2
+    assert (tmp_path / "run-critics" / ".features").is_dir()
+
+
 @pytest.fixture
 def always_better(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "verdict", lambda report, active: Verdict(True, "told so"))

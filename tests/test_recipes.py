@@ -70,6 +70,11 @@ def shrunken(name: str, server: Server) -> list[str]:
         "critic.base": str(server.reference), "critic.tokenizer": str(server.reference), "critic.layers": 1,
         "critic.held_out": 0.4, "critic.epochs": 1, "rollouts.limit": 6,
     }  # fmt: skip
+    if recipe.settings.model_dump().get("critic", {}).get("backbone") == "reference":
+        learned = {
+            "critic.base": str(server.reference), "critic.held_out": 0.4, "critic.steps": 30, "rollouts.limit": 6,
+            "rollouts.branches": 2, "evaluate.methods": ["qsharp", "cd"],
+        }  # fmt: skip
     by_kind: dict[str, dict[str, Any]] = {
         "experiment": common | learned | {"rollouts.samples": [4, 2]},
         "ablation": common | learned | {"rollouts.samples": [4]},
@@ -106,9 +111,13 @@ def test_every_recipe_runs(server: Server, tmp_path: Path, name: str, capsys: py
     recipe = files.load(name)
     parts = report["results"]
     if report["kind"] == "experiment":
-        assert [entry["rollouts"] for entry in report["rounds"]] == [24, 12]
+        first, second = [entry["rollouts"] for entry in report["rounds"]]
+        branches = 12 if report["settings"]["rollouts"]["branches"] else 0
+        assert (first, second) == (24 + branches, 12)
         assert settings_of(parts) == [("reference", None), ("qsharp", 0.1), ("cd", 0.1)]
-        assert all(r["n"] == 4 and r["best_of"] is not None and r["weighted_majority"] is not None for r in parts)
+        assert all(r["n"] == 4 for r in parts)
+        scored = report["settings"]["evaluate"]["scored"]
+        assert all((r["best_of"] is not None, r["weighted_majority"] is not None) == (scored, scored) for r in parts)
         assert parts[1]["kl"] > 0 or not report["activated"]
         if recipe.settings.model_dump()["published"]:
             assert "published" in capsys.readouterr().out

@@ -190,11 +190,15 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(place: Path, unbr
 def test_a_run_publishes_once(unbroken: Path, tmp_path: Path) -> None:
     card, critic = checkpoint.load(unbroken / "critic" / "1")
     fields = card.model_dump(exclude={"version", "run"})
-    first = publish(tmp_path, fields, critic, "run-a")
-    assert publish(tmp_path, fields, critic, "run-b").name == "2"
-    assert publish(tmp_path, fields, critic, "run-a") == first == tmp_path / "critic" / "1"
+
+    def save(folder: Path, card: checkpoint.CriticCard) -> None:
+        checkpoint.save(folder, card, critic)
+
+    first = publish(tmp_path, fields, save, "run-a")
+    assert publish(tmp_path, fields, save, "run-b").name == "2"
+    assert publish(tmp_path, fields, save, "run-a") == first == tmp_path / "critic" / "1"
     (tmp_path / "critic" / "10").mkdir()  # no card: somebody's rubbish, not a version
-    assert publish(tmp_path, fields, critic, "run-c").name == "3"
+    assert publish(tmp_path, fields, save, "run-c").name == "3"
 
 
 def test_two_processes_take_the_same_steps_as_one(place: Path, tmp_path: Path) -> None:

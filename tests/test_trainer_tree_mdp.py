@@ -12,7 +12,8 @@ from qsharp_core.critic.model import HeadKind
 from qsharp_core.returns import tilt
 from tests import trainer_data as world
 from trainer import tree_mdp
-from trainer.training.command import Outputs, train
+from trainer.training.command import train
+from trainer.training.outputs import Outputs
 from trainer.training.settings import TrainSettings
 from trainer.tree_mdp import FIGURE_4, Node
 

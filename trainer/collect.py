@@ -4,6 +4,10 @@ Round 0 is unguided. Later rounds roll in and roll out (Algorithm 1 of the paper
 after `c` of its tokens, and an unguided continuation of those tokens is stored as its roll-out. The token at the cut
 is the guided policy's and all that follow are the reference's, so the roll-out's labels are valid from there on.
 
+Branches (`branching`) are further rollouts of the reference, each of which begins as one of round 0 does, up to a
+token that the reference is unsure of, takes another one of its likeliest tokens there, and goes on from it. That token
+was forced and all that follow are the reference's, so here, too, labels are valid from it on.
+
 `c` is uniform over 1 … length − 1. Not the length itself: after the last token there is nothing to go on with, the
 completion has ended or has no tokens left to sample.
 
@@ -13,6 +17,7 @@ done. What was begun and not done may be in the store, so the store is asked for
 Without a journal, or after the machine was started anew, whatever the store has of the same work counts as done.
 """
 
+import asyncio
 import hashlib
 import json
 import random
@@ -25,12 +30,15 @@ from typing import Any
 from tqdm import tqdm
 
 from qsharp_core.errors import QSharpError
+from trainer.branching import LISTED, Place, branch, places_of
 from trainer.client import ITEM, PassingError, RefusedError, ServerClient, each
 from trainer.journal import Journal, boot
 from trainer.tasks.base import Problem, Task
 
 RUN = "qsharp_run"
-PARENT, CUT = "qsharp_parent", "qsharp_cut"  # the server's: what a roll-out goes on from
+PARENTS_KEPT = 20_000  # whose tokens' alternatives are in memory
+# The server's: what a roll-out goes on from, and the token that a branch has taken at the end of that.
+PARENT, CUT, FORCED = "qsharp_parent", "qsharp_cut", "qsharp_forced"
 # So many failures with no success between them are not the items' own.
 FAILURES_IN_A_ROW = 16
 # Statuses that say that nothing else will succeed either.
@@ -79,6 +87,7 @@ class Collection:
 
     Attributes:
         samples: rollouts of each problem.
+        branches: further ones of each problem, which leave these.
         guidance: None is unguided.
         roll_in: guided completions are cut and continued by the reference.
         round: a label, kept with every rollout.
@@ -96,12 +105,13 @@ class Collection:
     round: int = 0
     limit: int | None = None
     seed: int = 0
+    branches: int = 0
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes it this collection; with more samples or problems it is the same, and goes on."""
+        """What makes it this collection; with more samples, branches or problems it is the same, and goes on."""
         fields = asdict(self)
-        del fields["samples"], fields["limit"]
+        del fields["samples"], fields["branches"], fields["limit"]
         return {"format": 1, "command": "collect", **fields}
 
     @property
@@ -112,7 +122,10 @@ class Collection:
 
 @dataclass
 class Collected:
-    """What a run of the command did; `made` are rollouts sampled now, `found` were in the store."""
+    """What a run of the command did; `made` are rollouts sampled now, `found` were in the store.
+
+    `too_short` completions could not be cut; `no_way_out` is of branches: the reference was sure of all that it said.
+    """
 
     run: str
     wanted: int
@@ -120,6 +133,7 @@ class Collected:
     found: int = 0
     before: int = 0
     too_short: int = 0
+    no_way_out: int = 0
     tokens: int = 0
     retries: int = 0
     seconds: float = 0.0
@@ -128,11 +142,12 @@ class Collected:
 
 @dataclass(frozen=True)
 class Item:
-    """A rollout to be made."""
+    """A rollout to be made; `parents` are the keys of those that a branch may leave."""
 
     key: str
     problem: Problem
     sample: int
+    parents: tuple[str, ...] = ()
 
 
 def digest(value: Any) -> str:
@@ -153,9 +168,17 @@ def cut_of(key: str, length: int) -> int:
 def items_of(collection: Collection, problems: Sequence[Problem]) -> Iterator[Item]:
     """All items: one sample of every problem, then the next, so that what a kill leaves is spread over problems."""
     run, asked = collection.run, [(problem, digest(problem.request())) for problem in problems[: collection.limit]]
+
+    def key(problem: Problem, content: str, *which: int | str) -> str:
+        return digest([run, problem.id, content, *which])[:32]
+
     for sample in range(collection.samples):
         for problem, content in asked:
-            yield Item(digest([run, problem.id, content, sample])[:32], problem, sample)
+            yield Item(key(problem, content, sample), problem, sample)
+    for sample in range(collection.branches):
+        for problem, content in asked:
+            parents = tuple(key(problem, content, n) for n in range(collection.samples))
+            yield Item(key(problem, content, "branch", sample), problem, sample, parents)
 
 
 async def collect(client: ServerClient, task: Task, collection: Collection, state: Path, concurrency: int) -> Collected:
@@ -183,7 +206,8 @@ async def collect(client: ServerClient, task: Task, collection: Collection, stat
                 bar.update()
                 bar.set_postfix(collector.figures(time.monotonic() - started), refresh=False)
 
-            await each(todo, one, concurrency)
+            await each([item for item in todo if not item.parents], one, concurrency)
+            await each([item for item in todo if item.parents], one, concurrency)
     result.retries = client.retries
     result.seconds = time.monotonic() - started
     return result
@@ -203,6 +227,15 @@ def checked(result: Collected) -> Collected:
     return result
 
 
+@dataclass(frozen=True)
+class _Parent:
+    """A rollout that branches leave."""
+
+    prompt: list[int]
+    completion: list[int]
+    places: list[Place]
+
+
 class _Collector:
     def __init__(self, client: ServerClient, collection: Collection, journal: Journal, result: Collected) -> None:
         self._client = client
@@ -210,6 +243,8 @@ class _Collector:
         self._journal = journal
         self._result = result
         self._failures = 0
+        self._parents: dict[str, asyncio.Task[_Parent]] = {}
+        self._endings: set[int] = set()
         # By key: the rollout, or None where a completion was too short to be cut.
         self._done: dict[str, str | None] = {}
         self._begun: set[str] = set()
@@ -255,6 +290,9 @@ class _Collector:
         return f"{item.key}:out" if self._collection.roll_in else item.key
 
     async def _make(self, item: Item) -> None:
+        if item.parents:
+            await self._branch(item)
+            return
         collection = self._collection
         route, asking = item.problem.request()
         body = {**asking, **collection.sampling.fields(), "eta": None}
@@ -278,6 +316,63 @@ class _Collector:
             "eta": None,
         }
         await self._sampled(item, out, "/v1/completions", body, {PARENT: parent_id, CUT: str(cut)})
+
+    async def _branch(self, item: Item) -> None:
+        dice = random.Random(seed_of(f"{item.key}/branch"))
+        parent_id = self._done.get(dice.choice(item.parents))
+        if parent_id is None:
+            raise RefusedError("the rollout that this one was to leave failed", 424, None, {})
+        parent = await self._read(parent_id)
+        found = branch(parent.places, self._endings, dice)
+        if found is None:
+            self._finish(item.key, None)
+            self._result.no_way_out += 1
+            return
+        at, token = found
+        sampling = self._collection.sampling
+        body = {
+            **sampling.fields(),
+            "prompt": [*parent.prompt, *parent.completion[:at], token],
+            "max_tokens": sampling.max_tokens - at - 1,
+            "eta": None,
+        }
+        about = {PARENT: parent_id, CUT: str(at + 1), FORCED: str(token)}
+        await self._sampled(item, item.key, "/v1/completions", body, about)
+
+    async def _read(self, rollout_id: str) -> _Parent:
+        """A rollout that may be left; asked for once, however many branches leave it at the same time."""
+        reading = self._parents.get(rollout_id)
+        if reading is None:
+            if len(self._parents) >= PARENTS_KEPT:
+                self._parents = {name: task for name, task in self._parents.items() if not task.done()}
+            reading = self._parents[rollout_id] = asyncio.ensure_future(self._ask(rollout_id))
+        try:
+            return await reading
+        except Exception:
+            self._parents.pop(rollout_id, None)  # the next one tries again
+            raise
+
+    async def _ask(self, rollout_id: str) -> _Parent:
+        """A rollout, with what else the reference might have drawn at each of its tokens."""
+        rollout = await self._client.get(f"/v1/rollouts/{rollout_id}")
+        prompt, completion = rollout["prompt_token_ids"], rollout["completion_token_ids"]
+        if rollout["finish_reason"] == "stop" and completion:
+            self._endings.add(completion[-1])
+        sampling = self._collection.sampling
+        asked = {
+            **sampling.fields(),
+            "model": self._collection.model,
+            "prompt": [*prompt, *completion],
+            "max_tokens": 1,
+            "prompt_logprobs": LISTED,
+            "seed": 0,
+            "eta": None,
+        }
+        answer = await self._client.post("/v1/completions", asked)
+        listed = answer["choices"][0]["prompt_logprobs"]
+        places = places_of(listed, len(prompt), sampling.temperature or 1.0, sampling.stop)
+        # After the last token that fits there is nothing to draw.
+        return _Parent(prompt, completion, places[: sampling.max_tokens - 1])
 
     async def _sampled(self, item: Item, key: str, route: str, body: dict[str, Any], metadata: dict[str, str]) -> str:
         """The rollout of one request: known, found in the store, or made now."""
@@ -315,7 +410,7 @@ class _Collector:
             "qsharp_task": collection.task,
             "qsharp_split": collection.split,
             "qsharp_problem": item.problem.id,
-            "qsharp_sample": str(item.sample),
+            "qsharp_sample": f"branch-{item.sample}" if item.parents else str(item.sample),
             "qsharp_round": str(collection.round),
         }
 

@@ -1,9 +1,12 @@
 """`qsharp collect`: samples a task's problems through a server, which stores the rollouts.
 
     qsharp collect --task sums --split train --n 16 --state runs/round-0.jsonl
+    qsharp collect --task sums --split train --n 2 --branch 16 --state runs/branches.jsonl
     qsharp collect --task sums --split train --n 16 --eta 0.1 --roll-in --round 1 --state runs/round-1.jsonl
 
-The same command goes on where it was stopped, killed or not; with a larger `--n` or `--limit` it goes on from there.
+The same command goes on where it was stopped, killed or not; with a larger `--n`, `--branch` or `--limit` it goes on
+from there. Branches are what a critic learns most from: they take, at tokens that the model is unsure of, one of its
+likeliest tokens, which its own samples may hardly ever take, and go on from there.
 """
 
 import argparse
@@ -28,6 +31,8 @@ def main(argv: list[str]) -> None:
     args = _parser().parse_args(argv)
     if args.roll_in and args.eta is None:
         raise CollectError("--roll-in needs --eta: what is rolled in is guided")
+    if args.branch and args.eta is not None:
+        raise CollectError("--branch leaves rollouts of the model itself: leave out --eta")
     task = task_of(args.task, args.prompts)
     result = asyncio.run(_collect(args, task))
     _say(result)
@@ -41,6 +46,7 @@ async def _collect(args: argparse.Namespace, task: Task) -> Collected:
             split=args.split,
             model=args.model or await server.model(),
             samples=args.n,
+            branches=args.branch,
             sampling=sampling_of(args, task),
             guidance=await _guidance(args, server),
             roll_in=args.roll_in,
@@ -111,6 +117,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="qsharp collect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--n", type=client.positive, default=1, help="rollouts of each problem (default: %(default)s)")
+    parser.add_argument(
+        "--branch", type=client.positive, default=0, metavar="N",
+        help="then N more of each problem that leave these where the model is unsure (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--state", type=Path, required=True, help="what was done, kept in this file")
     parser.add_argument("--round", type=int, default=0, help="a label kept with every rollout (default: %(default)s)")
     add_task_arguments(parser, split="train")
@@ -134,6 +144,7 @@ def _say(result: Collected) -> None:
     for name, count in (
         ("found in the store", result.found),
         ("too short to be cut", result.too_short),
+        ("that would leave where the model is sure or ends", result.no_way_out),
         ("failed", len(result.failed)),
         ("requests tried again", result.retries),
     ):

@@ -60,7 +60,8 @@ class Rollout:
         eta, method, critic, guidance: of a guided completion, else None; `critic` is `name@version`, `guidance` the
             other options (`candidates`, `min_prob`, `tail`).
         first_valid_position: the first position of the completion that may be trained on, from 0; None: there is none.
-        parent_id, cut: of a roll-out: its first `cut` tokens are those of the parent, the others its own.
+        parent_id, cut: of a roll-out: its first `cut` tokens are those of the parent, the others its own. The last of
+            them is another one than the parent's where the roll-out was made to leave it there.
         kl: in nats, over the tokens sampled for this rollout; value: `V` at its prompt, None if not guided.
         reward: the present one; rewards: all that were given, oldest first.
     """
@@ -142,10 +143,10 @@ def first_valid_position(*, guided: bool, length: int, cut: int | None, finish_r
     Args:
         guided: by a critic, throughout.
         length: tokens of the whole completion, with those of the parent.
-        cut: how many of them are the parent's.
+        cut: how many of them are the parent's, or the parent's but for the last one.
         finish_reason: an aborted completion is no rollout of `ref`: something else ended it.
     """
     if guided or length == 0 or finish_reason in ("abort", "error"):
         return None
-    # The token at the cut is the guided policy's, and all that follow were drawn from ref.
+    # The last token before the cut is the guided policy's, or was forced; all that follow were drawn from ref.
     return 0 if cut is None else cut - 1

@@ -79,6 +79,7 @@ async def _loop(args: argparse.Namespace, training: list[str], console: Console)
             split=args.split,
             model=model,
             samples=tuple(args.n),
+            branches=args.branch,
             sampling=sampling_of(args, task.task),
             eta=args.eta,
             recipe=recipe,
@@ -178,6 +179,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seen-at", type=Path, metavar="FOLDER", help="where the server sees OUT (default: there)")
     parser.add_argument("--admin-key", default=os.environ.get("QSHARP_ADMIN_KEY"), help="default: QSHARP_ADMIN_KEY")
     parser.add_argument("--n", type=client.positive, nargs="+", default=[8], help="rollouts of each problem, by round")
+    parser.add_argument(
+        "--branch", type=client.positive, default=0, metavar="N",
+        help="then N more of each problem in the first round, as by `qsharp collect --branch` (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--continue", dest="continues", action="store_true", help="later versions go on from the active one"
     )

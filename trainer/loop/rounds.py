@@ -62,7 +62,7 @@ async def run_loop(
 def _fits(budget: Budget, state: LoopState, settings: LoopSettings, problems: int) -> bool:
     if state.begun > state.ended:
         return True  # what was begun is brought to its end
-    rollouts = problems * sum(settings.samples_of(number) for number in range(state.ended + 1))
+    rollouts = problems * sum(settings.rollouts_of(number) for number in range(state.ended + 1))
     return not (
         (budget.rounds is not None and state.ended >= budget.rounds)
         or (budget.rollouts is not None and rollouts > budget.rollouts)

@@ -75,6 +75,7 @@ class LoopSettings:
 
     Attributes:
         samples: rollouts of each problem, by round; the last number is that of all later rounds.
+        branches: further ones of each problem in the first round, which leave these.
         eta, guidance: of the roll-ins; `guidance` are other fields of the requests.
         evaluation: None is no evaluation.
     """
@@ -91,9 +92,14 @@ class LoopSettings:
     limit: int | None = None
     seed: int = 0
     concurrency: int = 16
+    branches: int = 0
+
+    def rollouts_of(self, number: int) -> int:
+        """Rollouts of the reference of each problem in a round."""
+        return self.samples_of(number) + (self.branches if number == 0 else 0)
 
     def samples_of(self, number: int) -> int:
-        """Rollouts of each problem in a round."""
+        """Whole ones, or roll-outs, of each problem in a round."""
         return self.samples[min(number, len(self.samples) - 1)]
 
     def identity(self, judge: Judge) -> dict[str, Any]:
@@ -105,6 +111,7 @@ class LoopSettings:
             **{name: getattr(self, name) for name in ("split", "model", "samples", "eta", "limit", "seed")},
             "sampling": asdict(self.sampling),
             "guidance": dict(self.guidance),
+            **({"branches": self.branches} if self.branches else {}),
             "verifiers": {verifier.name: verifier.weight for verifier in judge.verifiers},
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
             **self.recipe.identity(),

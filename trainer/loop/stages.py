@@ -34,6 +34,7 @@ def collection_of(settings: LoopSettings, number: int, active: Version | None) -
         if guided and active
         else None,
         roll_in=guided,
+        branches=0 if number else settings.branches,
         round=number,
         limit=settings.limit,
         seed=settings.seed,

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from trainer.collect import Sampling
 from trainer.evaluate import REFERENCE, Evaluation, Setting
@@ -148,6 +148,7 @@ class RolloutFields(Fields):
 
     Attributes:
         samples: rollouts of each problem, by round; as many numbers as rounds.
+        branches: further ones of each problem in the first round, which leave these where the reference is unsure.
         eta: of the guided part of later rounds' rollouts.
         limit: only the first so many problems.
         continues: later versions go on from the one before, instead of from `critic.base`.
@@ -155,6 +156,7 @@ class RolloutFields(Fields):
 
     split: str = "train"
     samples: tuple[PositiveInt, ...] = Field(default=(8,), min_length=1)
+    branches: NonNegativeInt = 0
     eta: PositiveFloat = 0.1
     limit: PositiveInt | None = None
     continues: bool = False
@@ -195,6 +197,7 @@ def loop_settings(
         split=rollouts.split,
         model=model,
         samples=rollouts.samples,
+        branches=rollouts.branches,
         sampling=recipe.sampling.of(task.task),
         eta=rollouts.eta,
         recipe=Versions(settings=critic, out=out, continues=rollouts.continues, eta=rollouts.eta),

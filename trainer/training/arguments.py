@@ -1,13 +1,21 @@
 """The flags of `qsharp train`, and the settings they make."""
 
 import argparse
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from qsharp_core.critic.checkpoint import read_card
-from trainer.training.settings import TrainingError, TrainSettings
+from trainer.training.settings import HEAD_ALONE, TrainingError, TrainSettings
+
+HEADS_DEFAULTS = textwrap.fill(
+    "Defaults with --backbone reference: "
+    + ", ".join(
+        f"--{'lr' if name == 'learning_rate' else name.replace('_', '-')} {value}" for name, value in HEAD_ALONE.items()
+    )
+)
 
 
 def critic_name(args: argparse.Namespace) -> str:
@@ -29,11 +37,13 @@ def settings_of(args: argparse.Namespace) -> TrainSettings:
         raise TrainingError("--atoms is for --distribution categorical")
     given = {k: v for k, v in vars(args).items() if k in TrainSettings.model_fields and v is not None}
     if args.continue_from is not None:
-        own = ("layers", "head", "atoms", "reward_range", "mlp", "borrow_embeddings", "tokenizer")
+        own = ("backbone", "layers", "head", "atoms", "reward_range", "mlp", "borrow_embeddings", "tokenizer")
         fixed = [field for field in own if given.get(field)]
         if fixed or args.distribution:
             name = (fixed or ["distribution"])[0].replace("_", "-")
             raise TrainingError(f"--{name} is the continued critic's own: leave it out, or start from --base")
+        if read_card(args.continue_from).backbone == "reference":
+            given["backbone"] = "reference"
     elif given.get("atoms") and "reward_range" not in given:
         given["reward_range"] = (min(given["atoms"]), max(given["atoms"]))
     try:
@@ -69,7 +79,15 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     io.add_argument("--dtype", choices=("float32", "bf16"), default="float32", help="of the stored weights")
     io.add_argument("--parent", type=Path, help="critic to compare with (default: --continue's, else the last version)")
 
+    io.add_argument("--features", type=Path, metavar="FOLDER", help="the reference's, kept (default: OUT/.features)")
+    io.add_argument("--features-gb", type=float, default=20.0, help="most that it may hold (default: %(default)s)")
+
     critic = made.add_argument_group("critic")
+    critic.add_argument(
+        "--backbone",
+        choices=("own", "reference"),
+        help="reference: no backbone but a head on the hidden states of --base, the reference (default: own)",
+    )
     critic.add_argument("--base", help="decoder to start from: a folder or a hub id; with --continue: to borrow from")
     critic.add_argument("--continue", dest="continue_from", type=Path, metavar="CRITIC", help="go on from this version")
     number(critic, "--layers", int, "keep the base's first N layers")
@@ -90,10 +108,13 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
     chosen.add_argument("--mixed-policies", action="store_true", help="accept rollouts of different sampling policies")
 
-    optimisation = made.add_argument_group("optimisation")
+    optimisation = made.add_argument_group("optimisation", HEADS_DEFAULTS)
     number(optimisation, "--epochs", int, "passes over the rollouts")
+    number(optimisation, "--steps", int, "with --backbone reference, instead of epochs")
     number(optimisation, "--lr", float, "greatest learning rate", "learning_rate")
     number(optimisation, "--batch-tokens", int, "tokens of a step, over all processes")
+    number(optimisation, "--input-dropout", float, "with --backbone reference: of hidden states and embeddings")
+    number(optimisation, "--dropout", float, "with --backbone reference: after the head's hidden layer")
     number(optimisation, "--grad-accumulation", int, "run a step in so many passes: saves memory, changes nothing")
     number(optimisation, "--clip", float, "greatest norm of the gradient")
     number(optimisation, "--warmup", float, "fraction of the steps")

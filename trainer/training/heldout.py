@@ -33,6 +33,7 @@ class Predictions:
         rollout: index of the label's rollout.
         part: its relative position, in fifths of the completion: 0 … 4.
         last: whether it is the completion's last token.
+        branch: whether it is where a rollout leaves what it was given, the last token that is not its own choice.
         predicted: expected reward.
         losses: negative log-likelihood of the reward, in nats.
         rewards: what was earned.
@@ -42,6 +43,7 @@ class Predictions:
     rollout: NDArray[np.int64]
     part: NDArray[np.int64]
     last: NDArray[np.bool_]
+    branch: NDArray[np.bool_]
     predicted: Floats
     losses: Floats
     rewards: Floats
@@ -73,13 +75,31 @@ def predict(
         table = accelerator.gather(accelerator.pad_across_processes(table, dim=0, pad_index=-1))
         table = table[table[:, 0] >= 0]
     rollout, position, predicted, losses = table.cpu().numpy().T
+    return predictions(rollout.astype(np.int64), position.astype(np.int64), predicted, losses, rollouts)
+
+
+def predictions(
+    rollout: NDArray[np.int64],
+    position: NDArray[np.int64],
+    predicted: Floats,
+    losses: Floats,
+    rollouts: Sequence[Rollout],
+) -> Predictions:
+    """From what a critic says of every label, in any order.
+
+    Args:
+        rollout: each label's index into `rollouts`.
+        position: its place in the completion.
+    """
     order = np.lexsort((position, rollout))
-    rollout, position = rollout[order].astype(np.int64), position[order].astype(np.int64)
+    rollout, position = rollout[order], position[order]
     lengths = np.array([len(r.completion) for r in rollouts])[rollout]
+    first = np.array([r.first_valid for r in rollouts])[rollout]
     return Predictions(
         rollout=rollout,
         part=position * PARTS // lengths,
         last=position == lengths - 1,
+        branch=(position == first) & (first > 0),
         predicted=predicted[order],
         losses=losses[order],
         rewards=np.array([r.reward for r in rollouts])[rollout],
@@ -88,7 +108,10 @@ def predict(
 
 
 def report(found: Predictions, rollouts: Sequence[Rollout], returns: ReturnDistribution) -> dict[str, Any]:
-    """Log-loss, Brier, AUC and ECE with their `n`, overall, by fifth of the completion, and at its last token."""
+    """Log-loss, Brier, AUC and ECE with their `n`: overall, by fifth of the completion, at its last token, at branches.
+
+    A branch is where guidance asks: which of the tokens that could stand there is the better one.
+    """
     everything = np.ones(len(found.rollout), dtype=bool)
     by_position = [
         {"part": f"{part * 100 // PARTS}-{(part + 1) * 100 // PARTS}%"} | _measure(found, found.part == part, returns)
@@ -99,6 +122,7 @@ def report(found: Predictions, rollouts: Sequence[Rollout], returns: ReturnDistr
         "overall": _measure(found, everything, returns),
         "by_position": by_position,
         "last_token": _measure(found, found.last, returns),
+        "branches": _measure(found, found.branch, returns) if found.branch.any() else None,
         "prompts": len({r.group for r in rollouts}),
     }
 

@@ -17,7 +17,8 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from qsharp_core.errors import QSharpError
-from trainer.training.command import Outputs, train
+from trainer.training.command import train
+from trainer.training.outputs import Outputs
 from trainer.training.settings import TrainSettings
 
 PR_SET_PDEATHSIG = 1

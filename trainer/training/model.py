@@ -51,7 +51,7 @@ def _fresh(base: Path, settings: TrainSettings) -> Critic:
         config = AutoConfig.from_pretrained(base, local_files_only=True)
         if settings.layers is not None:
             _cut(config, settings.layers)
-        with _quiet():
+        with quiet():
             backbone, report = AutoModel.from_pretrained(
                 base, config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
             )
@@ -104,7 +104,7 @@ def tokenizer_fingerprint(folder: Path) -> str | None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without transformers' table of the weights that are left out on purpose."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()

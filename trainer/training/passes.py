@@ -3,9 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from accelerate import Accelerator
+
+from qsharp_core.critic.model import Critic
 from trainer.training.batches import Batch, padded, tree
-from trainer.training.batching import TREE_NODES, padded_passes, share, tree_passes
+from trainer.training.batching import TREE_NODES, padded_passes, plan_epoch, share, tree_passes
 from trainer.training.data import Rollout
+from trainer.training.scorer import understands_trees
+from trainer.training.settings import TrainSettings
+
+# A tree's attention is dense over its nodes; it has to save at least this part of the tokens to pay.
+WORTHWHILE = 0.8
 
 
 @dataclass(frozen=True)
@@ -46,3 +54,14 @@ def saving(steps: Sequence[list[int]], rollouts: Sequence[Rollout], max_tokens: 
         tokens += sum(rollouts[i].length for i in indices)
         nodes += sum(tree(p, rollouts).input_ids.numel() for p in cut.cut(indices, rollouts))
     return nodes / tokens
+
+
+def passes_of(settings: TrainSettings, accelerator: Accelerator, critic: Critic, rollouts: list[Rollout]) -> Passes:
+    """Trees where the backbone obeys their mask and they save enough."""
+    max_tokens = max(settings.batch_tokens // settings.grad_accumulation, 1)
+    trees = settings.share_prefixes
+    if trees:
+        plan = plan_epoch(rollouts, settings.batch_tokens, True, settings.seed, 0)
+        trees = saving(plan, rollouts, max_tokens) <= WORTHWHILE
+    trees = trees and understands_trees(critic, rollouts, accelerator.device)
+    return Passes(trees, max_tokens, accelerator.process_index, accelerator.num_processes)

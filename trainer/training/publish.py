@@ -1,10 +1,10 @@
 """The next version of a critic on disk: `FOLDER/<name>/<version>/`, there whole or not at all."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qsharp_core.critic.checkpoint import CARD, CriticCard, read_card, save
-from qsharp_core.critic.model import Critic
+from qsharp_core.critic.checkpoint import CARD, CriticCard, read_card
 
 
 def versions(out: Path, name: str) -> list[int]:
@@ -20,11 +20,12 @@ def latest(out: Path, name: str) -> Path | None:
     return out / name / str(found[-1]) if found else None
 
 
-def publish(out: Path, fields: dict[str, Any], critic: Critic, run_id: str) -> Path:
+def publish(out: Path, fields: dict[str, Any], save: Callable[[Path, CriticCard], None], run_id: str) -> Path:
     """Writes the next version; a run that published already, and was killed before it noted so, gets that one again.
 
     Args:
         fields: of the card, without its version.
+        save: writes the critic's folder.
         run_id: kept in the card.
 
     Returns:
@@ -40,7 +41,7 @@ def publish(out: Path, fields: dict[str, Any], critic: Critic, run_id: str) -> P
         folder = out / name / str(version)
         card = CriticCard.model_validate(fields | {"version": str(version), "run": run_id})
         try:
-            save(folder, card, critic)
+            save(folder, card)
         except OSError:
             # Another run took the number between the look and the rename.
             if not folder.exists():

@@ -1,7 +1,7 @@
 """What a training run is made of. Two runs with equal settings and data end with equal weights."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -9,6 +9,21 @@ from qsharp_core.critic.checkpoint import BernoulliCard, CategoricalCard
 from qsharp_core.critic.model import HeadKind
 from qsharp_core.errors import QSharpError
 from qsharp_core.returns import Bernoulli, Categorical, ReturnDistribution
+
+Backbone = Literal["own", "reference"]
+HEAD_ALONE: dict[str, Any] = {
+    "head": "Q",
+    "mlp": 512,
+    "steps": 1500,
+    "learning_rate": 1e-3,
+    "warmup": 0.3,
+    "batch_tokens": 1024,
+    "input_dropout": 0.1,
+    "dropout": 0.2,
+}
+"""Defaults of a critic that is a head on the reference's hidden states."""
+OF_A_DECODER = ("layers", "borrow_embeddings", "tokenizer")
+"""Settings that say nothing of it."""
 
 
 class TrainingError(QSharpError):
@@ -19,7 +34,10 @@ class TrainSettings(BaseModel):
     """All that decides what is learned.
 
     Attributes:
-        base: Hugging Face decoder to start from; with `continue_from`, where borrowed embeddings are read.
+        backbone: `own` is a decoder of the critic's own, `reference` is none: a head on the reference's hidden states.
+            The second has a Q head and other defaults (`HEAD_ALONE`).
+        base: Hugging Face decoder to start from; with `continue_from`, where borrowed embeddings are read. With
+            `backbone: reference` it is the reference.
         layers: keep only the base's first layers.
         continue_from: folder of the critic to go on from, instead of a fresh one.
         name: of the critic; versions count up under it.
@@ -37,19 +55,24 @@ class TrainSettings(BaseModel):
             and more where rollouts part (`siblings`). Held-out metrics are always of the first kind.
         mixed_policies: accept rollouts of different sampling policies.
         epochs: passes over the training rollouts.
+        steps: of the optimizer, instead of epochs; a head on the reference's hidden states is trained by these.
         learning_rate: the greatest; after the warm-up it falls to 0 along a cosine.
-        batch_tokens: tokens of one step, over all processes.
+        batch_tokens: tokens of one step, over all processes; with `backbone: reference` distinct prefixes of one step.
+        input_dropout, dropout: of a head on the reference's hidden states: of what it reads, and after its GELU layer.
         grad_accumulation: passes that a step is run in, at least. It saves memory and changes nothing else.
         clip: greatest norm of the gradient.
         warmup: fraction of the steps.
         weight_decay: of matrices; biases and norms have none.
         share_prefixes: run prefixes that rollouts share once, not once each.
-        precision: of the forward pass; `auto` is bf16 on a GPU that has it.
-        select: keep the weights of the last epoch, or of the one with the least held-out log-loss.
+        precision: of the forward pass; `auto` is bf16 on a GPU that has it, and for the reference's passes on a CPU
+            that is fast in it, too.
+        select: keep the weights of the last epoch, or of the one with the least held-out log-loss. Where steps count
+            instead, of the tenths of the steps.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    backbone: Backbone = "own"
     base: str | None = None
     layers: int | None = Field(default=None, ge=1)
     continue_from: Path | None = None
@@ -69,21 +92,40 @@ class TrainSettings(BaseModel):
     mixed_policies: bool = False
 
     epochs: int = Field(default=3, ge=1)
+    steps: int | None = Field(default=None, ge=1)
     learning_rate: float = Field(default=1e-4, gt=0)
     batch_tokens: int = Field(default=16384, ge=1)
     grad_accumulation: int = Field(default=1, ge=1)
     clip: float = Field(default=1.0, gt=0)
     warmup: float = Field(default=0.05, ge=0, le=1)
     weight_decay: float = Field(default=0.1, ge=0)
+    input_dropout: float = Field(default=0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     seed: int = 0
     share_prefixes: bool = True
     precision: Literal["auto", "float32", "bf16"] = "auto"
     select: Literal["best", "last"] = "best"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_head_alone(cls, given: Any) -> Any:
+        return HEAD_ALONE | given if isinstance(given, dict) and given.get("backbone") == "reference" else given
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.base is None and self.continue_from is None:
             raise ValueError("say where to start: --base or --continue")
+        if self.backbone == "reference":
+            if self.base is None:
+                raise ValueError("a head on the reference's hidden states needs the reference: --base")
+            if wrong := next((name for name in OF_A_DECODER if getattr(self, name)), None):
+                raise ValueError(f"--{wrong.replace('_', '-')} is for critics with a backbone of their own")
+            if self.head != "Q" or self.mlp is None:
+                raise ValueError("a head on the reference's hidden states is --head Q with --mlp WIDTH")
+        elif self.steps is not None:
+            raise ValueError("--steps is for --backbone reference; others are trained for --epochs")
+        elif self.dropout or self.input_dropout:
+            raise ValueError("--dropout and --input-dropout are for --backbone reference")
         low, high = self.reward_range
         if not low < high:
             raise ValueError(f"--reward-range must ascend, got {low} {high}")

@@ -1,0 +1,277 @@
+"""The reference run over prefixes: the hidden state that its language-model head reads, and log-probabilities.
+
+Prefixes run as trees, each once; what all of them begin with, a few-shot prompt for instance, is run before all passes
+and kept as keys and values. A model that does not obey a tree's mask runs each path as a row of its own.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from qsharp_core.critic.reference import identify
+from trainer.training.features.prefixes import NO_NODE, Pass, Prefixes, ancestors, common_chain, cut, needed, visible
+from trainer.training.features.store import BYTES, FeatureStore, as_keys
+from trainer.training.model import quiet
+from trainer.training.settings import TrainingError
+
+PASS_NODES = {"cpu": 256, "cuda": 2048}
+# A shard is written when it is large enough, or so much work would be lost by a kill.
+SHARD_BYTES = 256 * 2**20
+SHARD_SECONDS = 60.0
+LOGITS_AT_ONCE = 256  # rows whose log-softmax is in memory together
+# A tree's hidden states differ from a row's by rounding only; of their size.
+TREE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
+
+
+class ReferenceModel:
+    """A reference to be read.
+
+    Args:
+        folder: a Hugging Face model's.
+        dtype: of the passes.
+        temperature: at which next tokens' log-probabilities are taken.
+
+    Raises:
+        TrainingError: it is no language model.
+        CriticError: its folder cannot be told from others.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, temperature: float = 1.0) -> None:
+        self.identity = identify(folder)
+        self.device = device
+        self.dtype = dtype
+        self.temperature = temperature
+        self._folder = folder
+        self._model: Any = None
+
+    @property
+    def digest(self) -> str:
+        """Of all that features hang on but the tokens."""
+        about = [self.identity.model_dump(), str(self.dtype), self.temperature]
+        return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def model(self) -> Any:
+        """Loaded when it is asked for: known features need no model."""
+        if self._model is None:
+            try:
+                with quiet():
+                    model = AutoModelForCausalLM.from_pretrained(self._folder, dtype=self.dtype, local_files_only=True)
+            except (OSError, ValueError) as error:
+                raise TrainingError(f"{self._folder} is no Hugging Face language model: {error}") from error
+            self._model = model.to(self.device).eval().requires_grad_(False)
+        return self._model
+
+    @property
+    def pass_nodes(self) -> int:
+        """Nodes that a pass is cut to."""
+        return PASS_NODES.get(self.device.type, PASS_NODES["cpu"])
+
+    @torch.inference_mode()
+    def read(self, read: list[int], cache: DynamicCache | None = None, **inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states `[n, D]` and logits `[n, V]` at positions of one row.
+
+        Args:
+            read: positions in `input_ids [1, S]`.
+            inputs: for the model.
+        """
+        found: list[Tensor] = []
+
+        def keep(_: Any, given: tuple[Tensor, ...]) -> None:
+            found.append(given[0][0])
+
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(keep)
+        try:
+            logits = self.model(
+                **{name: value.to(self.device) for name, value in inputs.items()},
+                past_key_values=cache,
+                use_cache=cache is not None,
+                logits_to_keep=torch.tensor(read, device=self.device),
+            ).logits[0]
+        finally:
+            hook.remove()
+        return found[0], logits
+
+    @torch.inference_mode()
+    def begun(self, tokens: NDArray[np.int32]) -> DynamicCache:
+        """Keys and values of what all rows begin with."""
+        cache = DynamicCache(config=self.model.config)
+        if len(tokens):
+            self.model(
+                input_ids=torch.from_numpy(tokens[None].astype(np.int64)).to(self.device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+        return cache
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What a pass read after nodes: hidden states and logits.
+
+    Attributes:
+        nodes: `[n]`, ascending.
+        hidden: `[n, D]`.
+        logits: `[n, V]`.
+    """
+
+    nodes: NDArray[np.int64]
+    hidden: Tensor
+    logits: Tensor
+
+    def log_probs(self, rows: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+        """Log-probabilities, float32 on the host, of tokens `[E]` after the nodes of rows `[E]` (ascending)."""
+        found = []
+        for first in range(0, len(self.nodes), LOGITS_AT_ONCE):
+            chosen = (rows >= first) & (rows < first + LOGITS_AT_ONCE)
+            scaled = self.logits[first : first + LOGITS_AT_ONCE].float()
+            if temperature != 1:
+                scaled = scaled / temperature
+            row, token = (rows[chosen] - first).to(scaled.device), tokens[chosen].to(scaled.device)
+            found.append((scaled[row, token] - scaled.logsumexp(-1)[row]).cpu())
+        return torch.cat(found)
+
+
+def extract(reference: ReferenceModel, tree: Prefixes, wanted: NDArray[np.int64], store: FeatureStore) -> None:
+    """Puts what is wanted into the store.
+
+    Args:
+        wanted: nodes that follow another one. Of each: the hidden state before it, and its log-probability.
+    """
+    parents = tree.parents_N[wanted]
+    assert (parents != NO_NODE).all()
+    order = np.argsort(parents, kind="stable")
+    wanted, parents = wanted[order], parents[order]
+    read = np.unique(parents).astype(np.int64)
+    store.make_room(len(read), len(wanted))
+    buffer = _Buffer(store)
+    with tqdm(total=len(read), unit="state", desc="reference", leave=False) as bar:
+        for part in read_nodes(reference, tree, read):
+            starts, ends = (np.searchsorted(parents, part.nodes, side) for side in ("left", "right"))
+            after = wanted[np.concatenate([np.arange(*ends) for ends in zip(starts, ends, strict=True)])]
+            rows = torch.from_numpy(np.repeat(np.arange(len(part.nodes)), ends - starts))
+            tokens = torch.from_numpy(tree.tokens_N[after].astype(np.int64))
+            buffer.add(tree.keys_N[after], rows, part.log_probs(rows, tokens, reference.temperature), part.hidden.cpu())
+            bar.update(len(part.nodes))
+    buffer.write()
+
+
+def read_nodes(reference: ReferenceModel, tree: Prefixes, read: NDArray[np.int64]) -> Iterator[Read]:
+    """Runs what is needed and reads these nodes (ascending), each once."""
+    nodes = needed(tree, read)
+    wanted = np.zeros(len(tree), dtype=bool)
+    wanted[read] = True
+    chain = min(common_chain(tree, nodes), int(np.searchsorted(nodes, read[0])))
+    passes = list(cut(tree, nodes, chain, reference.pass_nodes))
+    cache = reference.begun(tree.tokens_N[nodes[:chain]])
+    # Where most paths part, and where a path is longest: what a model may not know of trees shows there.
+    parting = max(passes, key=lambda one: one.partings(tree))
+    longest = max(passes, key=lambda one: int(tree.depths_N[one.nodes].max()))
+    if not all(_obeys_trees(reference, tree, one, chain, cache, wanted) for one in {parting, longest}):
+        yield from _rows(reference, tree, read)
+        return
+    for one in passes:
+        found = _tree(reference, tree, one, chain, cache, wanted)
+        if found is not None:
+            yield found
+
+
+def _tree(
+    reference: ReferenceModel, tree: Prefixes, one: Pass, chain: int, cache: DynamicCache, wanted: NDArray[np.bool_]
+) -> Read | None:
+    """A pass, of which the new and wanted nodes are read."""
+    places = [i for i in range(one.old, len(one.nodes)) if wanted[one.nodes[i]]]
+    if not places:
+        return None
+    seen = np.concatenate([np.ones((len(one.nodes), chain), dtype=bool), visible(tree, one.nodes)], axis=1)
+    hidden, logits = reference.read(
+        places,
+        cache,
+        input_ids=torch.from_numpy(tree.tokens_N[one.nodes].astype(np.int64))[None],
+        position_ids=torch.from_numpy(tree.depths_N[one.nodes].astype(np.int64))[None],
+        attention_mask=torch.from_numpy(seen)[None, None],
+    )
+    cache.crop(-len(one.nodes))
+    return Read(one.nodes[places], hidden, logits)
+
+
+def _rows(reference: ReferenceModel, tree: Prefixes, read: NDArray[np.int64]) -> Iterator[Read]:
+    """Each path in full; those that are part of a longer one are read with it."""
+    left = set(read.tolist())
+    for node in read[::-1].tolist():  # descendants before ancestors
+        if node in left:
+            path = np.append(ancestors(tree, node), node)
+            places = [i for i, above in enumerate(path.tolist()) if above in left]
+            left.difference_update(path[places].tolist())
+            ids = torch.from_numpy(tree.tokens_N[path].astype(np.int64))[None]
+            yield Read(path[places], *reference.read(places, input_ids=ids))
+
+
+def _obeys_trees(
+    reference: ReferenceModel,
+    tree: Prefixes,
+    one: Pass,
+    chain: int,
+    cache: DynamicCache,
+    wanted: NDArray[np.bool_],
+) -> bool:
+    """Whether a pass gives what rows give: compared at its deepest, middle and last node that is read."""
+    try:
+        found = _tree(reference, tree, one, chain, cache, wanted)
+    except (ValueError, RuntimeError, TypeError):
+        return False
+    if found is None:
+        return True
+    deepest = int(tree.depths_N[found.nodes].argmax())
+    for place in sorted({deepest, len(found.nodes) // 2, len(found.nodes) - 1}):
+        path = np.append(ancestors(tree, int(found.nodes[place])), found.nodes[place])
+        ids = torch.from_numpy(tree.tokens_N[path].astype(np.int64))[None]
+        row, _ = reference.read([len(path) - 1], input_ids=ids)
+        difference = (found.hidden[place].float() - row[0].float()).norm()
+        if not difference <= TREE_TOLERANCE[reference.dtype] * row[0].float().norm():
+            return False
+    return True
+
+
+class _Buffer:
+    """Entries on their way to a shard."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self._store = store
+        self._clear()
+
+    def _clear(self) -> None:
+        self._keys: list[NDArray[np.uint8]] = []
+        self._rows: list[Tensor] = []
+        self._log_ref: list[Tensor] = []
+        self._hidden: list[Tensor] = []
+        self._held = 0
+        self._since = time.monotonic()
+
+    def add(self, keys: NDArray[np.uint8], rows: Tensor, log_ref: Tensor, hidden: Tensor) -> None:
+        self._keys.append(keys)
+        self._rows.append(rows + self._held)
+        self._log_ref.append(log_ref)
+        self._hidden.append(hidden.bfloat16())
+        self._held += len(hidden)
+        if self._held * hidden.shape[1] * BYTES >= SHARD_BYTES or time.monotonic() - self._since >= SHARD_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Everything so far, as a shard."""
+        if self._held:
+            keys = as_keys(np.concatenate(self._keys))
+            self._store.add(keys, torch.cat(self._rows), torch.cat(self._log_ref), torch.cat(self._hidden))
+        self._clear()

@@ -1,0 +1,67 @@
+"""Features of a prefix tree's nodes: from the store, and from the reference what the store lacks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.training.features.extract import ReferenceModel, extract
+from trainer.training.features.prefixes import Prefixes
+from trainer.training.features.store import FeatureStore, Shard, as_keys
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What a head reads at M nodes; hidden states stay on disk until they are asked for.
+
+    Attributes:
+        tokens_M: the nodes' own tokens, int64.
+        log_ref_M: their log-probabilities after their prefixes, float32.
+    """
+
+    tokens_M: Tensor
+    log_ref_M: Tensor
+    _shards: Sequence[Shard]
+    _shard_M: Tensor
+    _row_M: Tensor
+
+    def __len__(self) -> int:
+        return len(self.tokens_M)
+
+    @property
+    def width(self) -> int:
+        """Of a hidden state, D."""
+        return self._shards[0].hidden_RD.shape[1]
+
+    def hidden(self, index: Tensor) -> Tensor:
+        """Hidden states before nodes, `[n, D]` bfloat16."""
+        shards, rows = self._shard_M[index], self._row_M[index]
+        made = torch.empty(len(index), self.width, dtype=torch.bfloat16)
+        for number in shards.unique().tolist():
+            chosen = shards == number
+            made[chosen] = self._shards[number].hidden_RD[rows[chosen]]
+        return made
+
+
+def features(reference: ReferenceModel, store: FeatureStore, tree: Prefixes, nodes: NDArray[np.int64]) -> Features:
+    """Of nodes (each after another one), in their order.
+
+    Raises:
+        TrainingError: the store has no room for what it lacks.
+    """
+    keys = as_keys(tree.keys_N[nodes])
+    shard, place = store.find(keys)
+    if (shard < 0).any():
+        extract(reference, tree, nodes[shard < 0], store)
+        shard, place = store.find(keys)
+    row, log_ref = torch.empty(len(nodes), dtype=torch.int64), torch.empty(len(nodes))
+    for number in np.unique(shard):
+        chosen = torch.from_numpy(shard == number)
+        places = torch.from_numpy(place)[chosen]
+        row[chosen], log_ref[chosen] = store.shards[number].rows_E[places], store.shards[number].log_ref_E[places]
+    return Features(
+        torch.from_numpy(tree.tokens_N[nodes].astype(np.int64)), log_ref, store.shards, torch.from_numpy(shard), row
+    )

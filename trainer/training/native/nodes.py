@@ -1,0 +1,94 @@
+"""Labels by node: a head's outputs after a prefix are the same for all rollouts through it, and judged by all of them.
+
+A node is a token after its prefix. With likelihoods, which are linear in what was earned, a node whose target is the
+mean of its rollouts has their loss and gradient.
+
+Shapes: M nodes, L labels (one a rollout and valid position).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qsharp_core.returns import Categorical, ReturnDistribution
+from trainer.training.data import Rollout
+from trainer.training.features.extract import ReferenceModel
+from trainer.training.features.known import Features, features
+from trainer.training.features.prefixes import merge
+from trainer.training.features.store import FeatureStore
+from trainer.training.settings import TrainingError
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """Rollouts' labels on M nodes.
+
+    Attributes:
+        nodes: `[L]` each label's node, `0 … M − 1`.
+        rollout: `[L]` each's rollout, as a number of the caller's.
+        position: `[L]` its place in the completion.
+        rewards: `[L]` float32.
+        weights: `[L]` float64, each's in the loss.
+    """
+
+    nodes: NDArray[np.int64]
+    rollout: NDArray[np.int64]
+    position: NDArray[np.int64]
+    rewards: NDArray[np.float32]
+    weights: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What M nodes are trained towards.
+
+    Attributes:
+        weights_M: float32, of mean 1.
+        means_M: mean reward, float32.
+        targets_MO: the mean of what a likelihood compares with: `[M, 1]` rewards, or `[M, atoms]` masses.
+    """
+
+    weights_M: Tensor
+    means_M: Tensor
+    targets_MO: Tensor
+
+
+def read_rollouts(
+    reference: ReferenceModel, store: FeatureStore, rollouts: Sequence[Rollout]
+) -> tuple[Features, Labels]:
+    """Features of all judged nodes of rollouts, and their labels.
+
+    Raises:
+        TrainingError: a rollout has an empty prompt: nothing is read before its first token.
+    """
+    if alone := next((r for r in rollouts if not len(r.prompt) and r.first_valid == 0), None):
+        raise TrainingError(f"rollout {alone.id} has an empty prompt: the reference reads nothing before its token")
+    tree = merge(rollouts)
+    nodes, judged = np.unique(np.concatenate(tree.labelled), return_inverse=True)
+    return features(reference, store, tree, nodes.astype(np.int64)), Labels(
+        judged.astype(np.int64),
+        np.repeat(np.arange(len(rollouts)), [r.valid for r in rollouts]),
+        np.concatenate([np.arange(r.first_valid, len(r.completion)) for r in rollouts]),
+        np.repeat(np.array([r.reward for r in rollouts], dtype=np.float32), [r.valid for r in rollouts]),
+        np.concatenate([np.full(r.valid, 1 / r.valid) if r.weights is None else r.weights for r in rollouts]),
+    )
+
+
+def targets_of(labels: Labels, nodes: int, returns: ReturnDistribution) -> Targets:
+    """Of `nodes` nodes, each of which has a label."""
+    weights = np.bincount(labels.nodes, labels.weights, nodes)
+    rewards = torch.from_numpy(labels.rewards).double()
+    compared = returns.two_hot(rewards) if isinstance(returns, Categorical) else rewards[:, None]
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.from_numpy(np.bincount(labels.nodes, labels.weights * values.numpy(), nodes) / weights).float()
+
+    return Targets(
+        torch.from_numpy(weights * nodes / weights.sum()).float(),
+        mean(rewards),
+        torch.stack([mean(column) for column in compared.T], dim=1),
+    )

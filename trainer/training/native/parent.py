@@ -1,0 +1,35 @@
+"""A version before that is a head on the reference's hidden states, on the same held-out rollouts."""
+
+from pathlib import Path
+
+import torch
+
+from qsharp_core.critic.checkpoint import input_embeddings, read_card
+from qsharp_core.critic.native_checkpoint import load_head
+from qsharp_core.critic.reference import identify
+from trainer.training.native.nodes import read_rollouts
+from trainer.training.native.predict import predict_labels
+from trainer.training.native.reference import reference_of, store_of
+from trainer.training.outputs import Outputs
+from trainer.training.parents import Parent
+from trainer.training.prepare import Prepared
+from trainer.training.settings import TrainSettings
+
+
+def predict_native(
+    folder: Path, base: Path | None, settings: TrainSettings, outputs: Outputs, prepared: Prepared, device: torch.device
+) -> Parent:
+    """Its predictions; none where `base` is not the reference that it was made for.
+
+    Raises:
+        CriticError: it cannot be read.
+    """
+    card = read_card(folder)
+    if base is None or not prepared.held_out or card.made_for != identify(base):
+        return Parent(card.key, card.returns(), None)
+    _, head = load_head(folder, base)
+    reference = reference_of(base, settings, prepared, device)
+    features, labels = read_rollouts(reference, store_of(reference, outputs), prepared.held_out)
+    embeddings = input_embeddings(base)
+    found = predict_labels(head.to(device), card.returns(), features, labels, embeddings, prepared.held_out)
+    return Parent(card.key, card.returns(), found)
