@@ -282,13 +282,14 @@ def test_a_row_that_is_not_finite_spoils_no_other_row(folders: dict[str, Path], 
         critic.critic.backbone.get_input_embeddings().weight[bad] = float("nan")
     ids, mask = torch.tensor([[5, 6], [5, 6]]), torch.ones(2, 2, dtype=torch.bool)
     spoilt, fine = critic.open(), critic.open()
-    histories = [[bad, *range(30)], [40, 41]]
+    histories = [[bad, *range(53)], [40, 41]]
     for _ in range(2):
         outputs = critic.score([spoilt, fine], histories, ids, mask)
         assert not outputs[0].isfinite().any()
         wanted = oracle.critic_outputs(folders[name], histories[1], [5, 6])
         torch.testing.assert_close(outputs[1].double(), wanted, atol=TOLERANCE, rtol=TOLERANCE)
         histories = [[*history, 5] for history in histories]
+    assert 0 in spoilt.blocks  # a block like any other: no table is padded with it
     critic.discard(spoilt)
     critic.close(spoilt)
     rows = [critic.open() for _ in range(15)]  # they get every block that it had
