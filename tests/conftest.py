@@ -27,9 +27,15 @@ settings.load_profile("patient")
 
 ADMIN_KEY = "admin-secret"
 BUDGET, BLOCK = 48, 32
-# A cache holds little more than the longest sequence of the critic with the widest keys; scratch memory 64 candidates
-# of four rows.
-QSHARP = {"beside": True, "audit_rate": 1, "cache_gib": 0.00075, "scratch_tokens": 256}
+
+
+def settings_of(longest: int) -> str:
+    """A cache holds little more than one such sequence of the critic with the widest keys, 1.5 KB a token; the memory
+    for candidates is that of four rows with 64.
+    """
+    ours = {"beside": True, "audit_rate": 1, "cache_gib": 1.44e-6 * longest, "scratch_tokens": 256}
+    return json.dumps({"qsharp": ours})
+
 
 V2_ENVIRONMENT = {
     # A worktree that borrows another's environment says by this variable where its code is: then servers use it, too.
@@ -74,14 +80,14 @@ def write_critics(root: Path, reference: Path) -> dict[str, Path]:
     }
 
 
-def flags(reference: Path, critics: dict[str, Path], rows: int, blocks: int) -> list[str]:
+def flags(reference: Path, critics: dict[str, Path], rows: int, blocks: int, longest: int = 512) -> list[str]:
     """What both servers are started with."""
     named = [flag for path in critics.values() for flag in ("--critic", str(path))]
     return [
         str(reference), *named, "--admin-key", ADMIN_KEY, "--served-model-name", "tiny", "--dtype", "float32",
-        "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", str(rows), "--max-num-batched-tokens",
+        "--enforce-eager", "--max-model-len", str(longest), "--max-num-seqs", str(rows), "--max-num-batched-tokens",
         str(BUDGET), "--block-size", str(BLOCK), "--num-gpu-blocks-override", str(blocks), "--enable-prefix-caching",
-        "--kv-cache-memory-bytes", "50000000", "--additional-config", json.dumps({"qsharp": QSHARP}),
+        "--kv-cache-memory-bytes", "50000000", "--additional-config", settings_of(longest),
     ]  # fmt: skip
 
 
@@ -104,5 +110,5 @@ def server_v2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("v2")
     reference = models.write_reference(root / "reference", kind="qwen2", seed=9)
     critics = write_critics(root, reference)
-    with serve(flags(reference, critics, rows=8, blocks=18), root / "log", V2_ENVIRONMENT) as url:
+    with serve(flags(reference, critics, rows=8, blocks=18, longest=256), root / "log", V2_ENVIRONMENT) as url:
         yield Server(url, reference, critics, root, root / "log")

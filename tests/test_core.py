@@ -23,7 +23,7 @@ from tests import models
 
 PARALLEL = SimpleNamespace(
     pipeline_parallel_size=1, prefill_context_parallel_size=1, tensor_parallel_size=1, data_parallel_size=1,
-    data_parallel_index=0,
+    data_parallel_index=0, enable_batch_sharded_sampling=False,
 )  # fmt: skip
 
 

@@ -495,7 +495,8 @@ def test_rewards_in_batches_are_given_all_or_none(http: httpx.Client) -> None:
         error = error_of(http.post("/v1/rollouts/rewards", json={"items": [*good, wrong]}), 400)
         assert error["param"] == param
         assert [item["index"] for item in error["items"]] == [4]
-    bodies: list[dict[str, Any]] = [{}, {"items": []}, {"items": good, "more": 1}, {"items": "x"}]
+    too_many = [good[0]] * 10_001
+    bodies: list[dict[str, Any]] = [{}, {"items": []}, {"items": too_many}, {"items": good, "more": 1}, {"items": "x"}]
     for body in bodies:
         assert error_of(http.post("/v1/rollouts/rewards", json=body), 400)["param"] == "items"
     assert [http.get(f"/v1/rollouts/{name}").json()["reward"] for name in ids] == [None] * 4

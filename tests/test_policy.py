@@ -33,6 +33,10 @@ def column(rows: list[dict[str, Any]], name: str, dtype: torch.dtype = torch.flo
     return torch.tensor([row[name] for row in rows], dtype=dtype)
 
 
+def temperatures(rows: list[dict[str, Any]]) -> Tensor:
+    return policy.effective_temperature(column(rows, "temperature"))
+
+
 def build(rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
     """Logits `[R, V]` float32 and tilts of every token, relative to r_max = 1, float64."""
     logits, tilts = [], []
@@ -47,19 +51,17 @@ def build(rows: list[dict[str, Any]]) -> tuple[Tensor, Tensor]:
 
 
 def run(rows: list[dict[str, Any]], logits: Tensor, tilts: Tensor) -> tuple[policy.Candidates, policy.GuidedStep]:
-    candidates = policy.select_candidates(
-        logits,
-        column(rows, "temperature", torch.float32),
-        column(rows, "candidates", torch.int64),
-        column(rows, "min_prob"),
-        max(row["candidates"] for row in rows),
-    )
+    counts = [row["candidates"] for row in rows]
+    least = policy.least_log_ref(counts, [row["min_prob"] for row in rows], max(counts))
+    candidates = policy.select_candidates(logits, temperatures(rows), least)
     step = policy.guide(
         candidates,
         tilts.gather(1, candidates.ids_RK),
         column(rows, "eta"),
-        torch.tensor([TAILS[row["tail"]] for row in rows]),
-        column(rows, "r_min"),
+        torch.tensor([row["tail"] == "keep" for row in rows]),
+        torch.tensor(
+            [policy.tail_tilt(TAILS[row["tail"]], row["eta"], (row["r_min"], 1.0)) for row in rows], dtype=torch.float64
+        ),
         torch.ones(len(rows), dtype=torch.float64),
     )
     return candidates, step
@@ -70,7 +72,7 @@ def run(rows: list[dict[str, Any]], logits: Tensor, tilts: Tensor) -> tuple[poli
 def test_batch_agrees_with_the_definition(rows: list[dict[str, Any]]) -> None:
     logits, tilts = build(rows)
     candidates, step = run(rows, logits, tilts)
-    guided = policy.guide_logits_(logits.clone(), column(rows, "temperature", torch.float32), candidates, step)
+    guided = policy.guide_logits_(logits.clone(), temperatures(rows), candidates, step)
     for r, row in enumerate(rows):
         eta = row["eta"]
         log_ref, log_pi, kl, value, ambiguous = oracle.guided_policy(
@@ -126,9 +128,9 @@ def test_the_largest_are_those_of_topk(rows: int, vocab: int, most: int, masked:
 def test_no_temperature_is_one() -> None:
     rows = [one(temperature=1.0), one(temperature=0.0)]
     logits, _ = build(rows)
-    args = (torch.full((2,), 5), torch.zeros(2, dtype=torch.float64), 5)
-    plain = policy.select_candidates(logits, None, *args)
-    told = policy.select_candidates(logits, torch.tensor([1.0, 0.0]), *args)
+    least = policy.least_log_ref([5, 5], [0.0, 0.0], 5)
+    plain = policy.select_candidates(logits, None, least)
+    told = policy.select_candidates(logits, temperatures(rows), least)
     assert all(torch.equal(getattr(plain, name), getattr(told, name)) for name in vars(plain))
 
 
@@ -139,14 +141,20 @@ def test_kl_is_zero_and_policy_unchanged_when_one_candidate_is_left() -> None:
         assert not candidates.mask_RK.any()
         assert step.kl_R.item() == 0
         assert math.isnan(step.value_R.item())
-        torch.testing.assert_close(policy.guide_logits_(logits.clone(), torch.ones(1), candidates, step), logits)
+        torch.testing.assert_close(
+            policy.guide_logits_(logits.clone(), torch.ones(1, dtype=torch.float64), candidates, step), logits
+        )
 
 
 def test_keep_leaves_the_mass_of_the_tail() -> None:
     row = one(tail="keep", candidates=5)
     logits, tilts = build([row])
     candidates, step = run([row], logits, tilts)
-    pi = policy.guide_logits_(logits.clone(), torch.ones(1), candidates, step)[0].double().softmax(-1)
+    pi = (
+        policy.guide_logits_(logits.clone(), torch.ones(1, dtype=torch.float64), candidates, step)[0]
+        .double()
+        .softmax(-1)
+    )
     ref = logits[0].double().softmax(-1)
     top = candidates.ids_RK[0, :5]
     assert pi[top].sum().item() == pytest.approx(ref[top].sum().item(), abs=1e-6)
@@ -162,7 +170,11 @@ def test_large_eta_is_the_reference_and_small_eta_the_surest_success() -> None:
     row = one(eta=1e-6, candidates=V)
     logits, tilts = build([row])
     candidates, step = run([row], logits, tilts)
-    pi = policy.guide_logits_(logits.clone(), torch.ones(1), candidates, step)[0].double().softmax(-1)
+    pi = (
+        policy.guide_logits_(logits.clone(), torch.ones(1, dtype=torch.float64), candidates, step)[0]
+        .double()
+        .softmax(-1)
+    )
     posterior = (logits[0].double().log_softmax(-1) + tilts[0]).softmax(-1)
     torch.testing.assert_close(pi, posterior, atol=1e-6, rtol=0)
 
@@ -171,6 +183,9 @@ def test_temperature_scales_the_tilt_so_that_the_tempered_reference_is_tilted() 
     row = one(temperature=0.5, candidates=V)
     logits, tilts = build([row])
     candidates, step = run([row], logits, tilts)
-    got = (policy.guide_logits_(logits.clone(), torch.tensor([0.5]), candidates, step)[0].double() / 0.5).softmax(-1)
+    got = (
+        policy.guide_logits_(logits.clone(), torch.tensor([0.5], dtype=torch.float64), candidates, step)[0].double()
+        / 0.5
+    ).softmax(-1)
     wanted = ((logits[0].double() / 0.5).log_softmax(-1) + tilts[0]).softmax(-1)
     torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)

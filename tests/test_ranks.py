@@ -55,6 +55,7 @@ def vllm_config(folders: list[Path], ranks: int) -> Any:
             tensor_parallel_size=ranks,
             pipeline_parallel_size=1,
             prefill_context_parallel_size=1,
+            enable_batch_sharded_sampling=False,
             data_parallel_index=0,
             data_parallel_size=1,
         ),
@@ -161,12 +162,19 @@ def test_both_ranks_tilt_by_the_same_bits(folders: list[Path], tmp_path: Path) -
         assert not torch.isclose(ours[[1, 2, 8]], logits()[[1, 2, 8]]).all(-1).any()
 
 
-@pytest.mark.parametrize("sizes", [{"pipeline_parallel_size": 2}, {"prefill_context_parallel_size": 2}])
-def test_what_is_not_supported_is_refused(sizes: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"pipeline_parallel_size": 2}, "tensor-parallel-size"),
+        ({"prefill_context_parallel_size": 2}, "tensor-parallel-size"),
+        ({"enable_batch_sharded_sampling": True}, "batch-sharded-sampling"),
+    ],
+)
+def test_what_is_not_supported_is_refused(settings: dict[str, int], complaint: str) -> None:
     config = vllm_config([Path("unused")], 2)
     refuse_unsupported(config)
-    vars(config.parallel_config).update(sizes)
-    with pytest.raises(ConfigError, match="tensor-parallel-size"):
+    vars(config.parallel_config).update(settings)
+    with pytest.raises(ConfigError, match=complaint):
         refuse_unsupported(config)
 
 

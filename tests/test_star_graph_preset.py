@@ -5,6 +5,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qsharp_core import policy
 from qsharp_core.critic.checkpoint import check_vocabulary, load, read_card
+from qsharp_core.policy import Tail
 from server.presets.known import PRESETS
 from trainer.rewards.base import Case
 from trainer.rewards.builtin import star_graph as verify
@@ -33,12 +34,13 @@ def guided(eta: float | None) -> list[bool]:
     for _ in range(6):
         logits = reference(histories).logits[:, -1]
         if eta is not None:
-            chosen = policy.select_candidates(logits, torch.ones(rows), torch.full((rows,), 10), 0 * ones, 10)
+            chosen = policy.select_candidates(logits, None, policy.least_log_ref([10] * rows, [0.0] * rows, 10))
             made = rows_of(histories.tolist(), [[[y] for y in row] for row in chosen.ids_RK.tolist()], CPU)
             outputs = outputs_of(critic, made)[made.branch > PROMPT].view(rows, -1, 1)
             tilts = critic.distribution.relative_tilt(outputs.double(), torch.tensor(eta, dtype=torch.float64))
-            step = policy.guide(chosen, tilts, eta * ones, torch.zeros(rows, dtype=torch.long), 0 * ones, ones)
-            logits = policy.guide_logits_(logits, torch.ones(rows), chosen, step)
+            floor = policy.tail_tilt(Tail.FLOOR, eta, (0.0, 1.0)) * ones
+            step = policy.guide(chosen, tilts, eta * ones, torch.zeros(rows, dtype=torch.bool), floor, ones)
+            logits = policy.guide_logits_(logits, ones, chosen, step)
         histories = torch.cat([histories, torch.multinomial(logits.softmax(-1), 1)], 1)
     texts = [tokens.decode(row[: row.index(0)] if 0 in row else row) for row in histories[:, start:].tolist()]
     return [verify(Case(completion=text, prompt=g.prompt)) == 1 for text, g in zip(texts, graphs, strict=True)]

@@ -92,6 +92,9 @@ def test_every_tensor_parallel_rank_has_all_logits_and_samples() -> None:
     platforms = Path(inspect.getfile(type(current_platform))).parent
     assert "def use_all_gather(cls) -> bool:" in (platforms / "interface.py").read_text()
     assert "use_all_gather" not in (platforms / "cuda.py").read_text()  # the interface's: True
+    from vllm.config import ParallelConfig
+
+    assert ParallelConfig().enable_batch_sharded_sampling is None  # where it is on, a rank has some rows alone
     assert "group=self.device_group" in source(parallel_state.GroupCoordinator.broadcast)
     assert "self.rpc_broadcast_mq.enqueue" in source(MultiprocExecutor.collective_rpc)
 

@@ -209,6 +209,8 @@ class _Run:
         scores: list[float | None] = [None] * len(completions)
         if self._critic is None or not self._evaluation.scored:
             return scores
+        if self._critic["card"].get("backbone") == "reference":  # it reads no texts, only what the reference decodes
+            return scores
         longest = self._critic["max_length"] - len(prompt)
         readable = [i for i, completion in enumerate(completions) if 0 < len(completion) <= longest]
         if readable:

@@ -78,9 +78,12 @@ class _Batch:
     Attributes:
         requests, places: the rows' requests, and which logits rows are theirs.
         asked: the most candidates that one of them asks for; 0 where none is guided.
-        count_R: candidates asked for, 0 in rows that are not or no longer guided.
-        softmax_R: temperatures other than 0 and 1; None where there are none.
+        least_RK: see `policy.least_log_ref`; rows that are not or no longer guided have no candidates.
+        temperature_R: effective ones, float64.
+        softmax_R: the same where one is not 1; else None.
+        keep_R: rows whose tail keeps its mass.
         cd_R: which rows tilt as Controlled Decoding does; None where none does.
+        bounds_R2: each row's relative tilt of the tail, where it does not keep its mass, and greatest reward.
         members: the rows that each critic guides.
     """
 
@@ -88,15 +91,14 @@ class _Batch:
     places: list[int]
     index_R: Tensor
     asked: int
-    count_R: Tensor
     scored: int
-    min_prob_R: Tensor
+    least_RK: Tensor
     temperature_R: Tensor
     softmax_R: Tensor | None
     eta_R: Tensor
-    tail_R: Tensor
+    keep_R: Tensor
     cd_R: Tensor | None
-    range_R2: Tensor
+    bounds_R2: Tensor
     members: list[tuple[LoadedCritic, list[int]]]
 
     def covers(self, logits: Tensor) -> bool:
@@ -235,16 +237,14 @@ class GuidanceCore:
         batch = self._batch_of(rows)
         # The whole vocabulary is copied no more often than it must: with all rows guided, not here.
         logits_RV = logits if batch.covers(logits) else logits.index_select(0, batch.index_R)
-        candidates = policy.select_candidates(
-            logits_RV, batch.softmax_R, batch.count_R, batch.min_prob_R, max(1, batch.asked)
-        )
+        candidates = policy.select_candidates(logits_RV, batch.softmax_R, batch.least_RK)
         started = time.perf_counter()
         tilt_RK, broken_R = self._tilts(batch, rows, candidates, hidden, last_R)
         seconds = time.perf_counter() - started
-        range_R2 = batch.range_R2
+        bounds_R2 = batch.bounds_R2
         if batch.asked:
-            candidates, tilt_RK, range_R2 = self.ranks.agree(candidates, tilt_RK, range_R2)
-        step = policy.guide(candidates, tilt_RK, batch.eta_R, batch.tail_R, *range_R2.unbind(1))
+            candidates, tilt_RK, bounds_R2 = self.ranks.agree(candidates, tilt_RK, bounds_R2)
+        step = policy.guide(candidates, tilt_RK, batch.eta_R, batch.keep_R, *bounds_R2.unbind(1))
         if batch.asked:
             policy.guide_logits_(logits_RV, batch.temperature_R, candidates, step)
             if logits_RV is not logits:
@@ -312,21 +312,27 @@ class GuidanceCore:
             if request.critic is not None and request.failure is None:
                 members.setdefault(id(request.critic), (request.critic, []))[1].append(i)
         methods = [METHODS[p.method] for p in params]
-        temperature_R = self._column(temperatures, torch.float32)
+        least_RK = policy.least_log_ref(counts, [p.min_prob for p in params], max(1, *asked) if asked else 1)
+        temperature_R = policy.effective_temperature(self._column(temperatures))
+        tails = [TAILS[p.tail] for p in params]
+        ranges = [r.critic.card.reward_range if r.critic else (0.0, 1.0) for r in requests]
+        bounds = [
+            (policy.tail_tilt(tail, p.eta or 1.0, between), between[1])
+            for tail, p, between in zip(tails, params, ranges, strict=True)
+        ]
         self._batch = _Batch(
             requests=requests,
             places=places,
             index_R=self._column(places, torch.int64),
             asked=max(asked, default=0),
-            count_R=self._column(counts, torch.int64),
             scored=sum(counts),
-            min_prob_R=self._column([p.min_prob for p in params]),
+            least_RK=to_device(least_RK, self.device),
             temperature_R=temperature_R,
             softmax_R=None if {*temperatures} <= {0, 1} else temperature_R,
             eta_R=self._column([p.eta or 1.0 for p in params]),
-            tail_R=self._column([TAILS[p.tail] for p in params], torch.int64),
+            keep_R=self._column([tail == Tail.KEEP for tail in tails], torch.bool),
             cd_R=self._column([m == Method.CD for m in methods], torch.bool) if Method.CD in methods else None,
-            range_R2=self._column([r.critic.card.reward_range if r.critic else (0.0, 1.0) for r in requests]),
+            bounds_R2=self._column(bounds),
             members=[*members.values()],
         )
         return self._batch
@@ -343,8 +349,7 @@ class GuidanceCore:
 
         Rows whose critic fails lose their candidates.
         """
-        tilt_RK = torch.zeros_like(candidates.log_ref_RK)
-        broken_R = torch.zeros_like(candidates.mask_RK[:, 0])
+        tilt_RK, broken_R = torch.zeros_like(candidates.log_ref_RK), torch.zeros_like(candidates.mask_RK[:, 0])
         # Which rows have a choice is known on the device; where looking would mean to wait, all are asked.
         choice_R = candidates.mask_RK.any(-1).tolist() if last_R is None else [True] * len(rows)
         for critic, members in batch.members:
@@ -355,12 +360,14 @@ class GuidanceCore:
                     candidates.mask_RK[i] = False
                 elif choice_R[i]:
                     asking.append(i)
-            if asking:
-                # Of all rows, views do.
-                at = slice(None) if len(asking) == len(rows) else self._column(asking, torch.int64)
-                tilts, broken = self._tilts_of(critic, [rows[i] for i in asking], batch, candidates, at, hidden, last_R)
-                tilt_RK[at], broken_R[at] = tilts, broken
-                candidates.mask_RK[at] &= ~broken[:, None]
+            if len(asking) == len(rows):
+                every = slice(None)  # views do
+                tilt_RK, broken_R = self._tilts_of(critic, rows, batch, candidates, every, hidden, last_R)
+            elif asking:
+                at = self._column(asking, torch.int64)
+                of_these = [rows[i] for i in asking]
+                tilt_RK[at], broken_R[at] = self._tilts_of(critic, of_these, batch, candidates, at, hidden, last_R)
+        candidates.mask_RK.logical_and_(~broken_R[:, None])
         if batch.members:
             self._checks.append(_Check(batch.requests, broken_R))
         if self.device.type == "cpu":
@@ -436,6 +443,8 @@ def refuse_unsupported(vllm_config: Any) -> None:
             "guidance does not work with pipeline or prefill context parallelism: use --tensor-parallel-size or "
             "--data-parallel-size instead"
         )
+    if parallel.enable_batch_sharded_sampling:  # each rank then has the logits of some requests alone
+        raise ConfigError("guidance does not work with --enable-batch-sharded-sampling: start without it")
 
 
 def _logger() -> Any:

@@ -2,8 +2,8 @@
 
 Every tensor-parallel rank has the same gathered logits and samples from them on its own. Ranks whose guided logits
 differ by one bit may sample different tokens, and from then on run different requests under one name. So rank 0 alone
-holds critics, and broadcasts what a step's guided policy follows from: the candidates, their tilts, and the reward's
-range. A row that failed has no candidates, which is all the others need to know of a failure.
+holds critics, and broadcasts what a step's guided policy follows from: the candidates, their tilts, the tail's
+tilt and the greatest reward. A row that failed has no candidates, which is all the others need to know of a failure.
 
 Whether a step has this exchange, and its shape, follow from the requests' parameters, which every rank has.
 
@@ -44,22 +44,22 @@ class Ranks:
         """Whether this rank has the critics."""
         return self._group is None or self._group.rank() == 0
 
-    def agree(self, candidates: Candidates, tilt_RK: Tensor, range_R2: Tensor) -> tuple[Candidates, Tensor, Tensor]:
+    def agree(self, candidates: Candidates, tilt_RK: Tensor, bounds_R2: Tensor) -> tuple[Candidates, Tensor, Tensor]:
         """Rank 0's arguments, on every rank; no synchronisation with the device.
 
         Args:
             candidates: chosen from the same logits on every rank. Their ids count too: tied tokens come out of `topk`
                 in any order.
             tilt_RK: float64; read on rank 0 alone.
-            range_R2: each row's least and greatest reward, float64; read on rank 0 alone.
+            bounds_R2: each row's tilt of the tail and greatest reward, float64; read on rank 0 alone.
         """
         if self._group is None:
-            return candidates, tilt_RK, range_R2
+            return candidates, tilt_RK, bounds_R2
         most = tilt_RK.shape[1]
         # Token ids are exact in float64, so that one message does.
-        told = torch.cat([candidates.ids_RK.double(), candidates.mask_RK.double(), tilt_RK, range_R2], dim=1)
+        told = torch.cat([candidates.ids_RK.double(), candidates.mask_RK.double(), tilt_RK, bounds_R2], dim=1)
         torch.distributed.broadcast(told, group=self._group, group_src=0)
-        ids_RK, mask_RK, tilt_RK, range_R2 = told.split([most, most, most, 2], dim=1)
+        ids_RK, mask_RK, tilt_RK, bounds_R2 = told.split([most, most, most, 2], dim=1)
         ids_RK = ids_RK.long()
         log_ref_RK = candidates.log_ref_RV.gather(1, ids_RK).double()
-        return Candidates(candidates.log_ref_RV, ids_RK, log_ref_RK, mask_RK.bool()), tilt_RK, range_R2
+        return Candidates(candidates.log_ref_RV, ids_RK, log_ref_RK, mask_RK.bool()), tilt_RK, bounds_R2

@@ -205,7 +205,10 @@ def loader(vllm_config: Any, device: torch.device) -> Callable[[Path, str | None
     def load(path: Path, name: str | None) -> LoadedCritic:
         # A new thread's current device is the first one, whichever this worker's is.
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            return read(path, name)
+            critic = read(path, name)
+            if device.type == "cuda":  # what this thread's stream still computes, the engine's will use
+                torch.cuda.current_stream().synchronize()
+            return critic
 
     return load
 
