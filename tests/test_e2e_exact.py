@@ -50,10 +50,13 @@ def requests(
             "eta": rng.choice(ETAS),
             "guidance": {"critic": critic, "method": method, "tail": tail, "detail": "tokens"},
         }
-        if rng.random() < 0.8:
-            body["guidance"]["candidates"] = rng.choice([1, 2, 5, 33, 64, 64])
-        if rng.random() < 0.7:
-            body["guidance"]["min_prob"] = rng.choice([0, 0, 0.01, 0.05, 0.2])
+        if critic == favourite and rng.random() < 0.6:  # so many that the rows of a step want more than there is
+            body["guidance"] |= {"candidates": 64, "min_prob": 0}
+        else:
+            if rng.random() < 0.8:
+                body["guidance"]["candidates"] = rng.choice([1, 2, 5, 33, 64])
+            if rng.random() < 0.7:
+                body["guidance"]["min_prob"] = rng.choice([0, 0, 0.01, 0.05, 0.2])
         if rng.random() < 0.2:
             body |= {"top_p": 0.8, "top_k": 10}
         if rng.random() < 0.2:
@@ -204,7 +207,7 @@ def test_critics_run_on_the_core_that_the_reference_leaves_over(server: Server) 
 
 @pytest.mark.v2
 def test_every_field_of_every_token_on_the_v2_runner(server_v2: Server) -> None:
-    compared = compare(server_v2, 60, longest=140, tokens=40, at_once=8, favourites=WIDEST)
+    compared = compare(server_v2, 48, longest=140, tokens=40, at_once=8, favourites=WIDEST)
     assert compared > 250
 
 
