@@ -207,7 +207,7 @@ def _summary(call: GuidedCall, records: list[Record]) -> ChoiceGuidance:
         eta=call.params.eta if call.params else None,
         critic=call.critic.key if call.critic else None,
         kl=sum(record.kl for record in records),
-        value=_value(records[0]) if records else None,
+        value=next((record.value for record in records if not isnan(record.value)), None),
         tokens_guided=sum(record.status == Status.GUIDED for record in records),
         tokens_total=len(records),
         tokens=[

@@ -46,7 +46,10 @@ CRITIC_ACTIVATED = Gauge(
     "When a version became the one that its name means; only of versions that are",
     ["name", "version"],
 )
-COMPLETION_VALUE = Summary("qsharp_completion_value", "Value at the prompt, V, of guided completions, in reward")
+COMPLETION_VALUE = Summary(
+    "qsharp_completion_value",
+    "Value, V, of guided completions where their critic was first asked, in reward",
+)
 ENGINE_UP = Gauge("qsharp_engine_up", "1 if the engine's worker answered when it was last asked, 0 if not", ["engine"])
 ROLLOUTS_STORED = Counter("qsharp_rollouts_stored", "Choices stored as rollouts, and committed")
 ROLLOUT_REWARDS = Counter("qsharp_rollout_rewards", "Rewards given to rollouts that they did not have yet")
@@ -55,8 +58,8 @@ ROLLOUT_REWARD = Summary(
 )
 CALIBRATION = Summary(
     "qsharp_value_calibration_ratio",
-    "Reward less eta times KL, whose mean is the value if the critic is right, of guided rollouts by the value at "
-    "their prompt; both as a share of the reward's range, the value as the middle of a tenth",
+    "Reward less eta times KL, whose mean is the value if the critic is right, of guided rollouts by the value where "
+    "their critic was first asked; both as a share of the reward's range, the value as the middle of a tenth",
     ["value"],
 )
 ROLLOUT_WRITE = Histogram(
@@ -95,7 +98,7 @@ def observe_engine(engine: int, critics: Iterable[Mapping[str, Any]] | None) -> 
 def observe_choice(
     *, guided: bool, finish_reason: str, token_kls: Iterable[float] = (), value: float | None = None
 ) -> None:
-    """A completed choice; `token_kls` of its guided tokens, `value` at its prompt."""
+    """A completed choice; `token_kls` of its guided tokens, `value` where its critic was first asked."""
     COMPLETIONS.labels(str(guided).lower(), finish_reason).inc()
     if guided:
         total = 0.0
