@@ -44,6 +44,12 @@ class CriticInfo:
         """The longest history, in tokens, that it can score."""
         return int(self.state["max_length"])
 
+    @property
+    def reward_range(self) -> tuple[float, float]:
+        """The least and the greatest reward that it knows."""
+        low, high = self.state["card"]["reward_range"]
+        return low, high
+
     def lease(self, owner: object) -> Callable[[], Any]:
         """Counts a request in; the returned function counts it out, once, and so does the end of `owner`."""
         self.in_flight += 1

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from scipy import stats
 
 from qsharp_core.vllm_plugin.params import DEFAULT_MIN_PROB
@@ -132,6 +133,37 @@ async def run_all(server: Server, bodies: list[dict[str, Any]], at_once: int) ->
         return await asyncio.gather(*(send(client, gate, body) for body in bodies))
 
 
+def residuals(server: Server, body: dict[str, Any], got: dict[str, Any]) -> list[float]:
+    """`|V(x') - V(x) - eta ln(pi/ref)|` of candidates, `x'` being where the critic was asked next."""
+    options = body["guidance"]
+    if body["eta"] is None or options["method"] == "cd":
+        return []
+    least = json.loads((server.critics[options["critic"]] / "critic.json").read_text())["reward_range"][0]
+    asked = [i for i, token in enumerate(got["tokens"]) if token["value"] is not None]
+    found = []
+    for here, there in itertools.pairwise(asked):
+        token = got["tokens"][here]
+        gain = body["eta"] * (token["logprob"] - token["ref_logprob"])
+        of_tail = {"floor": token["value"] + gain - least, "keep": gain}.get(options["tail"])
+        between = math.exp(sum(token["ref_logprob"] for token in got["tokens"][here + 1 : there]))
+        if between >= 0.9 and (of_tail is None or of_tail != pytest.approx(0, abs=1e-8)):
+            found.append(abs(got["tokens"][there]["value"] - token["value"] - gain))
+    return found
+
+
+def residual_metric(server: Server) -> dict[str, dict[str, float]]:
+    """`sum` and `count` of the metric, by critic."""
+    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics", follow_redirects=True).text)
+    (family,) = (family for family in families if family.name == "qsharp_bellman_residual")
+    found: dict[str, dict[str, float]] = {"sum": {}, "count": {}}
+    for sample in family.samples:
+        part = sample.name.removeprefix("qsharp_bellman_residual_")
+        if part in found:
+            assert sample.labels["version"] == "1"
+            found[part][sample.labels["name"]] = sample.value
+    return found
+
+
 def preemptions(server: Server) -> float:
     lines = httpx.get(f"{server.url}/metrics").text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("vllm:num_preemptions_total"))
@@ -140,12 +172,24 @@ def preemptions(server: Server) -> float:
 def test_every_field_of_every_token_under_load(server: Server) -> None:
     rng = random.Random(7)
     bodies = requests(server, rng, longest=120, tokens=48)
-    before = preemptions(server)
+    before, residual_before = preemptions(server), residual_metric(server)
     answers = asyncio.run(run_all(server, bodies, at_once=16))
     assert preemptions(server) > before, "the cache was to be so small that requests are preempted"
     assert any(len(body["prompt"]) > 48 for body in bodies)
     compared = sum(check(server, body, got) for body, choices in zip(bodies, answers, strict=True) for got in choices)
     assert compared > 1000
+    residual_after = residual_metric(server)
+    for critic in server.critics:
+        wanted = [
+            residual
+            for body, choices in zip(bodies, answers, strict=True)
+            if body["guidance"].get("critic") == critic
+            for got in choices
+            for residual in residuals(server, body, got)
+        ]
+        grown = {part: residual_after[part][critic] - residual_before[part][critic] for part in ("sum", "count")}
+        assert grown == {"sum": pytest.approx(sum(wanted), rel=1e-9), "count": len(wanted)}, critic
+        assert len(wanted) > 20, critic
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) != 2, reason="vLLM gives its worker one core of two")

@@ -71,3 +71,19 @@ def test_engines_do_not_overwrite_each_others_cache() -> None:
     assert [value("qsharp_engine_up", engine=engine) for engine in "01"] == [0, 1]
     metrics.show_critics((), gone=["c@1"], active=())
     assert [REGISTRY.get_sample_value(name, {"name": "c", "version": "1", "engine": e}) for e in "01"] == [None, None]
+
+
+def test_a_critics_residuals_are_there_from_its_load_to_its_end() -> None:
+    """From 0: a series that begins with its first residuals hides them from `increase()`."""
+    sums = {part: f"qsharp_bellman_residual_{part}" for part in ("sum", "count")}
+    metrics.show_critics(["c@1", "c@2"], gone=(), active=["c@1"])
+    assert REGISTRY.get_sample_value(sums["count"], {"name": "c", "version": "2"}) == 0
+    metrics.observe_choice(guided=True, finish_reason="stop", critic="c@2", residuals=[0.25, -0.5])
+    metrics.observe_choice(guided=True, finish_reason="stop", critic="c@2")  # never asked twice in a row
+    metrics.observe_choice(guided=False, finish_reason="stop")
+    assert [value(sums[part], name="c", version="2") for part in ("sum", "count")] == [0.75, 2]
+    assert value(sums["count"], name="c", version="1") == 0
+    metrics.show_critics(["c@1"], gone=["c@2"], active=["c@1"])
+    assert REGISTRY.get_sample_value(sums["count"], {"name": "c", "version": "2"}) is None
+    assert REGISTRY.get_sample_value(sums["count"], {"name": "c", "version": "1"}) == 0
+    metrics.show_critics((), gone=["c@1"], active=())
