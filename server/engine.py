@@ -14,6 +14,8 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.utils.async_utils import merge_async_iterators
 
 from qsharp_core.errors import CriticFailure, GuidanceError
+from qsharp_core.policy import Tail
+from qsharp_core.residual import Step, bellman_residuals
 from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.vllm_plugin.processors import processor_class
 from qsharp_core.vllm_plugin.telemetry import Status
@@ -136,6 +138,8 @@ class GuidedEngineClient:
                             finish_reason=choice.finish_reason,
                             token_kls=[r.kl for r in records if r.status == Status.GUIDED],
                             value=result.value,
+                            residuals=_residuals(call, records),
+                            critic=result.critic,
                         )
                     else:
                         sample.check(prompt_length + len(tokens))
@@ -207,7 +211,7 @@ def _summary(call: GuidedCall, records: list[Record]) -> ChoiceGuidance:
         eta=call.params.eta if call.params else None,
         critic=call.critic.key if call.critic else None,
         kl=sum(record.kl for record in records),
-        value=_value(records[0]) if records else None,
+        value=next((record.value for record in records if not isnan(record.value)), None),
         tokens_guided=sum(record.status == Status.GUIDED for record in records),
         tokens_total=len(records),
         tokens=[
@@ -223,6 +227,14 @@ def _summary(call: GuidedCall, records: list[Record]) -> ChoiceGuidance:
         if call.detail == "tokens"
         else None,
     )
+
+
+def _residuals(call: GuidedCall, records: list[Record]) -> list[float]:
+    """Where the critic disagrees with itself; none of Controlled Decoding, whose tilts are of no law."""
+    if call.params is None or call.params.eta is None or call.critic is None or call.params.method != "qsharp":
+        return []
+    steps = [Step(record.value, record.ref_logprob, record.logprob) for record in records]
+    return bellman_residuals(steps, call.params.eta, Tail[call.params.tail.upper()], call.critic.reward_range[0])
 
 
 def _value(record: Record) -> float | None:

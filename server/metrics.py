@@ -57,7 +57,15 @@ CRITIC_ACTIVATED = Gauge(
     "When a version became the one that its name means; only of versions that are",
     ["name", "version"],
 )
-COMPLETION_VALUE = Summary("qsharp_completion_value", "Value at the prompt, V, of guided completions, in reward")
+COMPLETION_VALUE = Summary(
+    "qsharp_completion_value",
+    "Value, V, of guided completions where their critic was first asked, in reward",
+)
+BELLMAN_RESIDUAL = Summary(
+    "qsharp_bellman_residual",
+    "How far a critic is from its own word of a token before, |V(x') - V(x) - eta ln(pi/ref)|, in reward",
+    ["name", "version"],
+)
 ENGINE_UP = Gauge("qsharp_engine_up", "1 if the engine's worker answered when it was last asked, 0 if not", ["engine"])
 ROLLOUTS_STORED = Counter("qsharp_rollouts_stored", "Choices stored as rollouts, and committed")
 ROLLOUT_REWARDS = Counter("qsharp_rollout_rewards", "Rewards given to rollouts that they did not have yet")
@@ -66,8 +74,8 @@ ROLLOUT_REWARD = Summary(
 )
 CALIBRATION = Summary(
     "qsharp_value_calibration_ratio",
-    "Reward less eta times KL, whose mean is the value if the critic is right, of guided rollouts by the value at "
-    "their prompt; both as a share of the reward's range, the value as the middle of a tenth",
+    "Reward less eta times KL, whose mean is the value if the critic is right, of guided rollouts by the value where "
+    "their critic was first asked; both as a share of the reward's range, the value as the middle of a tenth",
     ["value"],
 )
 ROLLOUT_WRITE = Histogram(
@@ -119,9 +127,22 @@ def observe_engine(engine: int, critics: Iterable[Mapping[str, Any]] | None) -> 
 
 
 def observe_choice(
-    *, guided: bool, finish_reason: str, token_kls: Iterable[float] = (), value: float | None = None
+    *,
+    guided: bool,
+    finish_reason: str,
+    token_kls: Iterable[float] = (),
+    value: float | None = None,
+    residuals: Iterable[float] = (),
+    critic: str | None = None,
 ) -> None:
-    """A completed choice; `token_kls` of its guided tokens, `value` at its prompt."""
+    """A completed choice.
+
+    Args:
+        guided: by `critic`, as `name@version`.
+        token_kls: of its guided tokens.
+        value: where its critic was first asked.
+        residuals: of `qsharp_core.residual`.
+    """
     COMPLETIONS.labels(str(guided).lower(), finish_reason).inc()
     if guided:
         total = 0.0
@@ -132,6 +153,10 @@ def observe_choice(
         COMPLETION_KL.observe(total)
         if value is not None:
             COMPLETION_VALUE.observe(value)
+        if critic is not None:
+            of_critic = BELLMAN_RESIDUAL.labels(*critic.split("@", 1))
+            for residual in residuals:
+                of_critic.observe(abs(residual))
 
 
 def observe_rewards(results: Iterable[RewardResult], range_of: Callable[[str], Sequence[float] | None]) -> None:
@@ -161,9 +186,11 @@ def show_critics(keys: Iterable[str], gone: Iterable[str], active: Iterable[str]
     """Which critics are loaded now, which no longer are, and which are active."""
     for key in keys:
         CRITIC_INFO.labels(*key.split("@", 1)).set(1)
+        BELLMAN_RESIDUAL.labels(*key.split("@", 1))  # from 0: what a series begins with is in no increase()
     for key in gone:
         name, version = key.split("@", 1)
         CRITIC_INFO.remove(name, version)
+        BELLMAN_RESIDUAL.remove(name, version)
         KV_BLOCKS.remove_by_labels({"name": name, "version": version})
     _show_active(set(active))
 

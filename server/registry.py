@@ -49,6 +49,12 @@ class CriticInfo:
         """Whether it reads the reference's hidden states and has no model of its own."""
         return self.state["card"].get("backbone") == "reference"
 
+    @property
+    def reward_range(self) -> tuple[float, float]:
+        """The least and the greatest reward that it knows."""
+        low, high = self.state["card"]["reward_range"]
+        return low, high
+
     def lease(self, owner: object) -> Callable[[], Any]:
         """Counts a request in; the returned function counts it out, once, and so does the end of `owner`."""
         self.in_flight += 1

@@ -192,7 +192,7 @@ def _observe(results: Sequence[RewardResult], request: Request) -> None:
     critics = state_of(request).registry.critics
 
     def range_of(key: str) -> Sequence[float] | None:
-        return critics[key].state["card"]["reward_range"] if key in critics else None
+        return critics[key].reward_range if key in critics else None
 
     metrics.observe_rewards(results, range_of)
 

@@ -69,7 +69,10 @@ class GuidedChatCompletionRequest(GuidedFields, ChatCompletionRequest):
 
 
 class TokenGuidance(BaseModel):
-    """One generated token: KL in nats, log-probabilities under `ref` and `pi`, value in units of reward."""
+    """One generated token: KL in nats, log-probabilities under `ref` and `pi`.
+
+    `value` is `V` before the token, in units of reward; None where the critic was not asked.
+    """
 
     token_id: int
     kl: float
@@ -79,7 +82,11 @@ class TokenGuidance(BaseModel):
 
 
 class ChoiceGuidance(BaseModel):
-    """A choice's `guidance` in the response."""
+    """A choice's `guidance` in the response.
+
+    `kl` is the sum over its tokens, in nats. `value` is `V`, in units of reward, at the first step at which the critic
+    was asked: at no step before it were two tokens as likely as `min_prob`. None if it was never asked.
+    """
 
     eta: float | None = None
     critic: str | None = None

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from scipy import stats
 
 from qsharp_core.vllm_plugin.params import DEFAULT_MIN_PROB
@@ -138,7 +139,7 @@ def check(server: Server, body: dict[str, Any], got: dict[str, Any]) -> int:
         if body["temperature"] == 0 and want.pi.topk(2).values.diff().abs().item() > 1e-5:
             assert want.token_id == int(want.pi.argmax()), where
     assert got["kl"] == pytest.approx(sum(entry["kl"] for entry in got["tokens"]), abs=1e-6)
-    assert got["value"] == got["tokens"][0]["value"]
+    assert got["value"] == next((entry["value"] for entry in got["tokens"] if entry["value"] is not None), None)
     assert got["tokens_guided"] == sum(entry["value"] is not None for entry in got["tokens"])
     assert got["eta"] == body["eta"]
     assert got["critic"] == (f"{options['critic']}@1" if body["eta"] is not None else None)
@@ -149,6 +150,37 @@ async def run_all(server: Server, bodies: list[dict[str, Any]], at_once: int) ->
     gate = asyncio.Semaphore(at_once)
     async with httpx.AsyncClient(base_url=server.url, timeout=300) as client:
         return await asyncio.gather(*(send(client, gate, body) for body in bodies))
+
+
+def residuals(server: Server, body: dict[str, Any], got: dict[str, Any]) -> list[float]:
+    """`|V(x') - V(x) - eta ln(pi/ref)|` of candidates, `x'` being where the critic was asked next."""
+    options = body["guidance"]
+    if body["eta"] is None or options["method"] == "cd":
+        return []
+    least = json.loads((server.critics[options["critic"]] / "critic.json").read_text())["reward_range"][0]
+    asked = [i for i, token in enumerate(got["tokens"]) if token["value"] is not None]
+    found = []
+    for here, there in itertools.pairwise(asked):
+        token = got["tokens"][here]
+        gain = body["eta"] * (token["logprob"] - token["ref_logprob"])
+        of_tail = {"floor": token["value"] + gain - least, "keep": gain}.get(options["tail"])
+        between = math.exp(sum(token["ref_logprob"] for token in got["tokens"][here + 1 : there]))
+        if between >= 0.9 and (of_tail is None or of_tail != pytest.approx(0, abs=1e-8)):
+            found.append(abs(got["tokens"][there]["value"] - token["value"] - gain))
+    return found
+
+
+def residual_metric(server: Server) -> dict[str, dict[str, float]]:
+    """`sum` and `count` of the metric, by critic."""
+    families = text_string_to_metric_families(httpx.get(f"{server.url}/metrics", follow_redirects=True).text)
+    (family,) = (family for family in families if family.name == "qsharp_bellman_residual")
+    found: dict[str, dict[str, float]] = {"sum": {}, "count": {}}
+    for sample in family.samples:
+        part = sample.name.removeprefix("qsharp_bellman_residual_")
+        if part in found:
+            assert sample.labels["version"] == "1"
+            found[part][sample.labels["name"]] = sample.value
+    return found
 
 
 def metric(server: Server, name: str) -> float:
@@ -168,14 +200,37 @@ def compare(
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
     bodies = requests(server, random.Random(seed), count, longest, tokens, favourites)
-    before = {name: metric(server, name) for name in (*LIMITS, *AUDITS)}
+    before, residuals_before = {name: metric(server, name) for name in (*LIMITS, *AUDITS)}, residual_metric(server)
     answers = asyncio.run(run_all(server, bodies, at_once))
     for name, what in LIMITS.items():
         assert metric(server, name) > before[name], f"memory was to be so small that there are {what}"
     # The server's own comparison, of rows drawn at random.
     assert metric(server, "qsharp_audited_rows_total") > before["qsharp_audited_rows_total"]
     assert metric(server, "qsharp_audit_failures_total") == before["qsharp_audit_failures_total"]
+    check_residuals(server, bodies, answers, residuals_before)
     return sum(check(server, body, got) for body, choices in zip(bodies, answers, strict=True) for got in choices)
+
+
+def check_residuals(
+    server: Server,
+    bodies: list[dict[str, Any]],
+    answers: list[list[dict[str, Any]]],
+    before: dict[str, dict[str, float]],
+) -> None:
+    """The metric has grown by what follows from the responses."""
+    after, count = residual_metric(server), 0
+    for critic in server.critics:
+        wanted = [
+            residual
+            for body, choices in zip(bodies, answers, strict=True)
+            if body["guidance"].get("critic") == critic
+            for got in choices
+            for residual in residuals(server, body, got)
+        ]
+        grown = {part: after[part][critic] - before[part][critic] for part in ("sum", "count")}
+        assert grown == {"sum": pytest.approx(sum(wanted), rel=1e-9, abs=1e-9), "count": len(wanted)}, critic
+        count += len(wanted)
+    assert count > 20
 
 
 @pytest.mark.parametrize("run", range(RUNS))

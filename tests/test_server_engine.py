@@ -7,11 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prometheus_client import REGISTRY
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from qsharp_core.errors import CriticFailure, GuidanceError
-from qsharp_core.vllm_plugin.params import GuidanceParams
+from qsharp_core.vllm_plugin.params import GuidanceParams, MethodName
 from qsharp_core.vllm_plugin.telemetry import Status
 from server.calls import CALL, GuidedCall
 from server.engine import GuidedEngineClient
@@ -34,6 +35,7 @@ class FakeEngine:
         self.ended: list[str] = []
         self.aborted: set[str] = set()
         self.fail_at: int | None = None
+        self.values = [0.25, 0.5]  # of guided steps; NaN where the critic is not asked
         self.gate = asyncio.Event()
         self.gate.set()
 
@@ -67,8 +69,9 @@ class FakeEngine:
         if sample is not None:
             failed = i == self.fail_at
             guided = "qsharp_eta" in (params.extra_args or {})
-            status = Status.FAILED if failed else Status.GUIDED if guided else Status.UNGUIDED
-            record = Record(token, status, 0.5, -1.0, -0.5, 0.25 if guided else math.nan)
+            value = self.values[i] if guided else math.nan
+            status = Status.FAILED if failed else Status.UNGUIDED if math.isnan(value) else Status.GUIDED
+            record = Record(token, status, 0.0 if math.isnan(value) else 0.5, -1.0, -0.5, value)
             sample.take(len(PROMPT["prompt_token_ids"]) + i, record, "not_finite" if failed else None)
 
 
@@ -143,6 +146,40 @@ def test_every_sample_is_a_request_of_its_own() -> None:
         assert {i: r.tokens_guided for i, r in call.results.items()} == {0: 2, 1: 2, 2: 2}
         assert call.results[0].kl == 1.0
         assert call.results[0].value == 0.25
+
+    with_engine(test)
+
+
+@pytest.mark.parametrize(
+    ("values", "first"), [([0.25, 0.5], 0.25), ([math.nan, 0.5], 0.5), ([math.nan, math.nan], None)]
+)
+def test_a_choices_value_is_that_of_the_first_step_that_asked(values: list[float], first: float | None) -> None:
+    async def test(fake: FakeEngine, engine: GuidedEngineClient) -> None:
+        fake.values = values
+        call = a_call(detail="tokens")
+        assert [o async for o in start(engine, call)]
+        assert call.results[0].value == first
+        shown = [None if math.isnan(value) else value for value in values]
+        assert [token.value for token in call.results[0].tokens or []] == shown
+
+    with_engine(test)
+
+
+@pytest.mark.parametrize(
+    ("method", "values", "wanted"),
+    [("qsharp", [0.25, 0.625], [0.125]), ("qsharp", [0.25, math.nan], []), ("cd", [0.25, 0.625], [])],
+)
+def test_residuals_of_a_choice_are_counted_once(method: MethodName, values: list[float], wanted: list[float]) -> None:
+    name, labels = "qsharp_bellman_residual", {"name": "a", "version": "1"}
+
+    async def test(fake: FakeEngine, engine: GuidedEngineClient) -> None:
+        fake.values = values
+        before = [REGISTRY.get_sample_value(f"{name}_{part}", labels) or 0.0 for part in ("sum", "count")]
+        call = a_call(params=GuidanceParams(eta=0.5, critic="a@1", method=method))
+        assert [o async for o in start(engine, call, n=2)]
+        after = [REGISTRY.get_sample_value(f"{name}_{part}", labels) or 0.0 for part in ("sum", "count")]
+        # 0.625 - 0.25 - 0.5 * (-0.5 + 1), of each of two choices
+        assert [b - a for a, b in zip(before, after, strict=True)] == [2 * sum(wanted), 2 * len(wanted)]
 
     with_engine(test)
 

@@ -81,3 +81,19 @@ def test_audits_are_counted() -> None:
     before = [value(name) for name in names]
     metrics.observe_step(StepFacts(audits=[AuditResult("c@1", 2e-6, False), AuditResult("c@1", 0.5, True)]))
     assert [value(name) - b for name, b in zip(names, before, strict=True)] == pytest.approx([2, 1, 0.500002])
+
+
+def test_a_critics_residuals_are_there_from_its_load_to_its_end() -> None:
+    """From 0: a series that begins with its first residuals hides them from `increase()`."""
+    sums = {part: f"qsharp_bellman_residual_{part}" for part in ("sum", "count")}
+    metrics.show_critics(["c@1", "c@2"], gone=(), active=["c@1"])
+    assert REGISTRY.get_sample_value(sums["count"], {"name": "c", "version": "2"}) == 0
+    metrics.observe_choice(guided=True, finish_reason="stop", critic="c@2", residuals=[0.25, -0.5])
+    metrics.observe_choice(guided=True, finish_reason="stop", critic="c@2")  # never asked twice in a row
+    metrics.observe_choice(guided=False, finish_reason="stop")
+    assert [value(sums[part], name="c", version="2") for part in ("sum", "count")] == [0.75, 2]
+    assert value(sums["count"], name="c", version="1") == 0
+    metrics.show_critics(["c@1"], gone=["c@2"], active=["c@1"])
+    assert REGISTRY.get_sample_value(sums["count"], {"name": "c", "version": "2"}) is None
+    assert REGISTRY.get_sample_value(sums["count"], {"name": "c", "version": "1"}) == 0
+    metrics.show_critics((), gone=["c@1"], active=())

@@ -18,7 +18,7 @@ PLAIN: dict[str, Any] = {"prompt": "ab", "max_tokens": 3}
 def described(name: str, version: str, *, active: bool = True) -> dict[str, Any]:
     return {
         "name": name, "version": version, "path": "/x", "active": active, "leaving": False, "users": 0,
-        "max_length": 64, "kv_blocks": 4, "kv_blocks_used": 0, "card": {},
+        "max_length": 64, "kv_blocks": 4, "kv_blocks_used": 0, "card": {"reward_range": [0.0, 1.0]},
     }  # fmt: skip
 
 

@@ -62,7 +62,8 @@ class Rollout:
         first_valid_position: the first position of the completion that may be trained on, from 0; None: there is none.
         parent_id, cut: of a roll-out: its first `cut` tokens are those of the parent, the others its own. The last of
             them is another one than the parent's where the roll-out was made to leave it there.
-        kl: in nats, over the tokens sampled for this rollout; value: `V` at its prompt, None if not guided.
+        kl: in nats, over the tokens sampled for this rollout.
+        value: `V` at the first step at which the critic was asked, in units of reward; None if it never was.
         reward: the present one; rewards: all that were given, oldest first.
     """
 
