@@ -27,13 +27,14 @@ settings.load_profile("patient")
 
 ADMIN_KEY = "admin-secret"
 BUDGET, BLOCK = 48, 32
+CACHE_GIB = 1.44e-6  # of a critic's cache, for each token of the longest sequence
 
 
 def settings_of(longest: int) -> str:
     """A cache holds little more than one such sequence of the critic with the widest keys, 1.5 KB a token; the memory
     for candidates is that of four rows with 64.
     """
-    ours = {"beside": True, "audit_rate": 1, "cache_gib": 1.44e-6 * longest, "scratch_tokens": 256}
+    ours = {"beside": True, "audit_rate": 1, "cache_gib": CACHE_GIB * longest, "scratch_tokens": 256}
     return json.dumps({"qsharp": ours})
 
 

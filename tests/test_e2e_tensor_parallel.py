@@ -5,6 +5,7 @@ token than the other, all later logits are wrong, and so is every number that is
 """
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import models
-from tests.conftest import ADMIN_KEY, Server, flags
+from tests.conftest import ADMIN_KEY, CACHE_GIB, Server, flags
 from tests.test_e2e_exact import check, metric, requests, run_all
 from trainer.serving import serve
 
@@ -124,4 +125,6 @@ def test_everything_is_given_back_and_counted_once(http: httpx.Client) -> None:
             break
         assert time.monotonic() < deadline, listed
         time.sleep(0.2)
-    assert [one["kv_blocks"] for one in listed] == [ROWS * (512 + 16) // 16] * 2 + [None]
+    # What the cache's setting holds: 512 bytes a token of "plain", 1,536 of "fast".
+    room = CACHE_GIB * 512 * 2**30
+    assert [one["kv_blocks"] for one in listed] == [math.ceil(room // size / 16) for size in (512, 1536)] + [None]

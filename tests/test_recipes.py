@@ -70,7 +70,7 @@ def shrunken(name: str, server: Server) -> list[str]:
         "critic.base": str(server.reference), "critic.tokenizer": str(server.reference), "critic.layers": 1,
         "critic.held_out": 0.4, "critic.epochs": 1, "rollouts.limit": 6,
     }  # fmt: skip
-    if recipe.settings.model_dump().get("critic", {}).get("backbone") == "reference":
+    if (recipe.settings.model_dump().get("critic") or {}).get("backbone") == "reference":
         learned = {
             "critic.base": str(server.reference), "critic.held_out": 0.4, "critic.steps": 30, "rollouts.limit": 6,
             "rollouts.branches": 2, "evaluate.methods": ["qsharp", "cd"],

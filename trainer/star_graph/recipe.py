@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qsharp_core.critic.checkpoint import CARD, fingerprint
+from qsharp_core.critic.checkpoint import CARD, fingerprint, save
 from trainer.client import ServerClient
 from trainer.collect import Sampling
 from trainer.evaluate import Evaluation, Setting, evaluate, write_json
@@ -138,7 +139,8 @@ async def _learn(client: ServerClient, recipe: StarGraphRecipe, folder: Path, ma
         "task": str(recipe.shape),
         "rollouts": steps * settings.fresh * settings.samples,
     }
-    await asyncio.to_thread(publish, folder / "critics", fields, critic.cpu().eval(), f"{NAME}-{recipe.seed}")
+    write = partial(save, critic=critic.cpu().eval())
+    await asyncio.to_thread(publish, folder / "critics", fields, write, f"{NAME}-{recipe.seed}")
     spent = {"seconds": time.monotonic() - began, "seconds_waiting_for_rollouts": waited}
     write_json(folder / "critic.json", {**spent, "rollouts": fields["rollouts"], "steps": steps, "log": log})
 
