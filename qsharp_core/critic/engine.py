@@ -251,7 +251,7 @@ class CriticEngine:
         group: list[_Row] = []
         wanted_R = [0] * len(sequences)  # blocks of the scratch memory; a Q head runs no candidates
         if self.critic.head.shape.kind == "V":
-            wanted_R = [self._scratch.wanted(asked) for asked in mask_RK.sum(-1).tolist()]
+            wanted_R = self._scratch.wanted(mask_RK.sum(-1).cpu().numpy()).tolist()
         free = self._scratch.blocks
         try:
             for index, (sequence, history) in enumerate(zip(sequences, histories, strict=True)):

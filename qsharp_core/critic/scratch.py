@@ -43,9 +43,9 @@ class Scratch:
         self._pass = 0
         self._written: NDArray[np.int64] = np.zeros(blocks, dtype=np.int64)  # which pass wrote each block last
 
-    def wanted(self, candidates: int) -> int:
-        """Blocks that a row with so many candidates takes."""
-        return max(1, -(-candidates // self.block_size))
+    def wanted(self, candidates: int | NDArray[np.int64]) -> NDArray[np.int64]:
+        """Blocks that a row with so many candidates takes, or each of several rows."""
+        return np.maximum(1, -(-np.asarray(candidates) // self.block_size))
 
     def lay(self, candidates: NDArray[np.int64]) -> tuple[int, NDArray[np.int64]]:
         """Begins a pass and lays its rows' candidates one row behind the other; they must fit.
@@ -57,7 +57,7 @@ class Scratch:
             The pass, and the block table `[rows, most blocks of a row]`. Rows that need fewer repeat their last block,
             so that no row reads what another one writes.
         """
-        taken = np.maximum(1, -(-candidates // self.block_size))
+        taken = self.wanted(candidates)
         end = np.cumsum(taken)
         assert end[-1] <= self.blocks, (end[-1], self.blocks)
         table = (end - taken)[:, None] + np.minimum(np.arange(taken.max()), taken[:, None] - 1)
@@ -73,4 +73,4 @@ class Scratch:
     def holds(self, choice: Choice) -> bool:
         """Whether a choice's keys and values are still there."""
         block = choice.slot // self.block_size - self.first
-        return bool((self._written[block : block + self.wanted(len(choice.ids))] == choice.written).all())
+        return bool((self._written[block : block + int(self.wanted(len(choice.ids)))] == choice.written).all())

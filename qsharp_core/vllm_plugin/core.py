@@ -312,7 +312,7 @@ class GuidanceCore:
             if request.critic is not None and request.failure is None:
                 members.setdefault(id(request.critic), (request.critic, []))[1].append(i)
         methods = [METHODS[p.method] for p in params]
-        least_RK = policy.least_log_ref(counts, [p.min_prob for p in params], max(1, *asked) if asked else 1)
+        least_RK = policy.least_log_ref(counts, [p.min_prob for p in params], max(asked, default=1))
         temperature_R = policy.effective_temperature(self._column(temperatures))
         tails = [TAILS[p.tail] for p in params]
         ranges = [r.critic.card.reward_range if r.critic else (0.0, 1.0) for r in requests]
