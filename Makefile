@@ -44,7 +44,7 @@ serve: install
 	$(BIN)/qsharp serve $(ARGS)
 
 demo: install
-	$(BIN)/qsharp demo sums $(ARGS)
+	$(BIN)/qsharp run demo $(ARGS)
 
 star-graph: install
 	$(BIN)/qsharp run star-graph $(ARGS)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.audit_error
 
-The default model's critic scores 32 rows of random tokens together, step by step as they grow.
+The default model's separate critic scores 32 rows of random tokens together, step by step as they grow.
 """
 
 import random
@@ -16,14 +16,14 @@ from tqdm import tqdm
 from qsharp_core.critic import checkpoint
 from qsharp_core.critic.engine import CriticEngine
 from qsharp_core.vllm_plugin.audit import TOLERANCE
-from server.presets.known import DEFAULT, PRESETS
+from server.presets.known import PRESETS, SEPARATE
 
 ROWS, CANDIDATES, STEPS = 32, 20, 10
 
 
 def errors(dtype: torch.dtype) -> list[float]:
     """Of every row of every step, as `vllm_plugin.audit` defines them."""
-    preset = PRESETS[DEFAULT]
+    preset = PRESETS[SEPARATE]
     _, critic = checkpoint.load(preset.critic_folder, dtype=dtype, reference=preset.model())
     engine = CriticEngine(critic, 16_384)
     rng = random.Random(0)

@@ -19,7 +19,6 @@ COMMANDS = {
     "evaluate": ("trainer.evaluate_command", "measure a task's accuracy against KL, over eta and methods"),
     "loop": ("trainer.loop.command", "round after round: rollouts become the next critic of a running server"),
     "run": ("trainer.recipes.command", "run an experiment that a recipe describes, and report on it"),
-    "demo": ("trainer.demo.command", "the whole loop on a small model and task, start to end"),
     "export": ("trainer.export", "write stored rollouts to a Parquet file"),
 }
 

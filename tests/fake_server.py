@@ -140,6 +140,7 @@ def respond(fake: FakeServer, body: dict[str, Any], chat: bool) -> tuple[list[Ro
             | ({"message": {"role": "assistant", "content": text}} if chat else {"text": text})
             | ({"rollout_id": rollout.id} if body.get("store") else {})
             | ({"prompt_logprobs": alternatives(prompt)} if body.get("prompt_logprobs") else {})
+            | ({"logprobs": as_drawn(text, chat)} if body.get("logprobs") else {})
             | ({"guidance": {"kl": kl, "tokens_total": len(tokens)}} if eta is not None else {})
         )
     tokens_made = sum(len(rollout.completion_token_ids) for rollout in made)
@@ -157,6 +158,18 @@ def alternatives(prompt: str) -> list[dict[str, Any] | None]:
         }
 
     return [None, *map(listed, prompt[1:])]
+
+
+def as_drawn(text: str, chat: bool) -> dict[str, Any]:
+    """The same of a completion's tokens, in the form that its route has."""
+    places = [
+        {f"token_id:{token}": entry["logprob"] for token, entry in (place or {}).items()}
+        for place in alternatives("?" + text)[1:]
+    ]
+    if not chat:
+        return {"top_logprobs": places}
+    listed = [[{"token": token, "logprob": value} for token, value in place.items()] for place in places]
+    return {"content": [{"top_logprobs": one} for one in listed]}
 
 
 def scored(prompt: list[int], completion: list[int]) -> list[float]:
@@ -193,6 +206,9 @@ def application(fake: FakeServer) -> FastAPI:
         await asyncio.sleep(fake.delay / 4)
         return Broken() if fault == "lost" else JSONResponse(answer)
 
+    async def detokenize(request: Request) -> Any:
+        return {"prompt": "".join(map(chr, (await request.json())["tokens"]))}
+
     async def score(request: Request) -> Any:
         body = await request.json()
         fake.posts["score"] += 1
@@ -228,6 +244,7 @@ def application(fake: FakeServer) -> FastAPI:
 
     app.add_api_route("/v1/completions", sample, methods=["POST"])
     app.add_api_route("/v1/chat/completions", sample, methods=["POST"])
+    app.add_api_route("/detokenize", detokenize, methods=["POST"])
     app.add_api_route("/v1/critics/{key}/score", score, methods=["POST"])
     app.add_api_route("/v1/models", models)
     app.add_api_route("/v1/critics", critics)

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 from qsharp_core.rollouts.store import Filters, RolloutStore
 from tests import models
 from tests.conftest import Server
-from trainer.branching import LISTED, TOP, places_of
+from trainer.branching import LISTED, asked_with, listed_in_choice, listed_in_prompt
 from trainer.serving import serve
 
 PROMPT = list(range(20, 40))
@@ -237,19 +237,31 @@ def test_a_branch_goes_on_from_a_token_that_was_forced(http: httpx.Client) -> No
         assert kept["completion_text"].endswith(made["choices"][0]["text"])
 
 
-def test_what_else_the_reference_might_have_drawn_is_told(http: httpx.Client, stored: Stored) -> None:
+@pytest.mark.parametrize("form", ["completion", "chat", "prompt"])
+def test_what_else_the_reference_might_have_drawn_is_told(http: httpx.Client, stored: Stored, form: str) -> None:
     """What `qsharp collect --branch` reads of the server, against a plain forward pass."""
-    own = complete(http, max_tokens=12, ignore_eos=True, return_token_ids=True)["choices"][0]["token_ids"]
-    answer = complete(http, prompt=PROMPT + own, max_tokens=1, prompt_logprobs=LISTED, temperature=0.0, store=False)
-    places = places_of(answer["choices"][0]["prompt_logprobs"], len(PROMPT), 1.0, [])
+    asking: dict[str, Any] = {"max_tokens": 12, "ignore_eos": True, "return_token_ids": True, "store": False}
+    if form == "chat":
+        asking |= {"model": "tiny", "messages": [{"role": "user", "content": "abc"}], "eta": None, "seed": 3}
+        answer = http.post("/v1/chat/completions", json=asking | asked_with(chat=True)).raise_for_status().json()
+        prompt = answer["prompt_token_ids"]
+    else:
+        answer, prompt = complete(http, **asking, **(asked_with(chat=False) if form == "completion" else {})), PROMPT
+    (choice,) = answer["choices"]
+    own = choice["token_ids"]
+    if form == "prompt":
+        (read,) = complete(http, prompt=prompt + own, max_tokens=1, prompt_logprobs=LISTED, store=False)["choices"]
+        listed = listed_in_prompt(read["prompt_logprobs"], len(prompt))
+    else:
+        listed = listed_in_choice(choice)
     model = AutoModelForCausalLM.from_pretrained(stored.arguments[0], dtype=torch.float32)
     with torch.inference_mode():
-        logits = model(torch.tensor([PROMPT + own])).logits[0, len(PROMPT) - 1 : -1]
-    assert len(places) == len(own)
-    for place, row in zip(places, logits, strict=True):
-        assert list(place.candidates) == row.topk(TOP).indices.tolist()
-        top = row.log_softmax(-1).topk(LISTED).values
-        assert place.entropy == pytest.approx(float(torch.distributions.Categorical(logits=top).entropy()), abs=1e-3)
+        logits = model(torch.tensor([prompt + own])).logits[0, len(prompt) - 1 : -1]
+    assert len(listed) == len(own)
+    for one, row in zip(listed, logits, strict=True):
+        top, ids = row.log_softmax(-1).topk(LISTED)
+        assert list(one) == ids.tolist()
+        assert list(one.values()) == pytest.approx(top.tolist(), abs=1e-3)
 
 
 def models_text(token: int) -> str:

@@ -53,13 +53,20 @@ class PassingError(ServerError):
 
 
 class Sampled:
-    """A stored completion: its rollout's id and how many tokens were sampled for it, None if it was found there."""
+    """A stored completion.
 
-    __slots__ = ("rollout", "tokens")
+    Attributes:
+        rollout: its id.
+        tokens: how many were sampled for it; None if it was found in the store.
+        choice: of the response; None if it was found in the store.
+    """
 
-    def __init__(self, rollout: str, tokens: int | None) -> None:
+    __slots__ = ("choice", "rollout", "tokens")
+
+    def __init__(self, rollout: str, tokens: int | None = None, choice: dict[str, Any] | None = None) -> None:
         self.rollout = rollout
         self.tokens = tokens
+        self.choice = choice
 
 
 class ServerClient:
@@ -146,11 +153,12 @@ class ServerClient:
 
         async def attempt(unsure: bool) -> Sampled:
             if unsure and (found := await self._find(item)) is not None:
-                return Sampled(found, None)
+                return Sampled(found)
             answer = await self._send("POST", path, json=body)
             try:
-                return Sampled(answer["choices"][0]["rollout_id"], answer["usage"]["completion_tokens"])
-            except (KeyError, IndexError, TypeError) as error:
+                (choice,) = answer["choices"]
+                return Sampled(choice["rollout_id"], answer["usage"]["completion_tokens"], choice)
+            except (KeyError, ValueError, TypeError) as error:
                 raise ServerError(
                     f"{self.url} answers without a rollout's id: it must be a qsharp server of this version"
                 ) from error

@@ -30,8 +30,8 @@ from typing import Any
 from tqdm import tqdm
 
 from qsharp_core.errors import QSharpError
-from trainer.branching import LISTED, Place, branch, places_of
-from trainer.client import ITEM, PassingError, RefusedError, ServerClient, each
+from trainer.branching import LISTED, Place, asked_with, branch, listed_in_choice, listed_in_prompt, place_of
+from trainer.client import ITEM, PassingError, RefusedError, Sampled, ServerClient, each
 from trainer.journal import Journal, boot
 from trainer.tasks.base import Problem, Task
 
@@ -243,8 +243,11 @@ class _Collector:
         self._journal = journal
         self._result = result
         self._failures = 0
+        # Of rollouts sampled now, until the first branch leaves them.
+        self._places: dict[str, list[Place]] = {}
         self._parents: dict[str, asyncio.Task[_Parent]] = {}
-        self._endings: set[int] = set()
+        # Whether completions end with a token: they did, or its text holds a stop string.
+        self._ends: dict[int, bool] = {}
         # By key: the rollout, or None where a completion was too short to be cut.
         self._done: dict[str, str | None] = {}
         self._begun: set[str] = set()
@@ -299,6 +302,8 @@ class _Collector:
         if collection.guidance is not None:
             body |= collection.guidance.fields()
         if not collection.roll_in:
+            if collection.branches:
+                body |= asked_with(chat=route != "/v1/completions")
             await self._sampled(item, item.key, route, body, {})
             return
         parent_id = await self._sampled(item, f"{item.key}:in", route, body, {})
@@ -323,7 +328,7 @@ class _Collector:
         if parent_id is None:
             raise RefusedError("the rollout that this one was to leave failed", 424, None, {})
         parent = await self._read(parent_id)
-        found = branch(parent.places, self._endings, dice)
+        found = branch(parent.places, [token for token, ends in self._ends.items() if ends], dice)
         if found is None:
             self._finish(item.key, None)
             self._result.no_way_out += 1
@@ -357,7 +362,24 @@ class _Collector:
         rollout = await self._client.get(f"/v1/rollouts/{rollout_id}")
         prompt, completion = rollout["prompt_token_ids"], rollout["completion_token_ids"]
         if rollout["finish_reason"] == "stop" and completion:
-            self._endings.add(completion[-1])
+            self._ends[completion[-1]] = True
+        places = self._places.pop(rollout_id, None)
+        if places is None:
+            places = await self._places_of(prompt, completion)
+        # After the last token that fits there is nothing to draw.
+        places = places[: self._collection.sampling.max_tokens - 1]
+        if self._collection.sampling.stop:
+            await asyncio.gather(*map(self._read_token, {token for place in places for token in place.candidates}))
+        return _Parent(prompt, completion, places)
+
+    def _note_places(self, sampled: Sampled) -> None:
+        """Keeps what else might have been drawn, if the request asked for it."""
+        if sampled.choice is not None and sampled.choice.get("logprobs") and len(self._places) < PARENTS_KEPT:
+            temperature = self._collection.sampling.temperature or 1.0
+            self._places[sampled.rollout] = [place_of(one, temperature) for one in listed_in_choice(sampled.choice)]
+
+    async def _places_of(self, prompt: list[int], completion: list[int]) -> list[Place]:
+        """Of a completion that an earlier run sampled."""
         sampling = self._collection.sampling
         asked = {
             **sampling.fields(),
@@ -368,11 +390,15 @@ class _Collector:
             "seed": 0,
             "eta": None,
         }
-        answer = await self._client.post("/v1/completions", asked)
-        listed = answer["choices"][0]["prompt_logprobs"]
-        places = places_of(listed, len(prompt), sampling.temperature or 1.0, sampling.stop)
-        # After the last token that fits there is nothing to draw.
-        return _Parent(prompt, completion, places[: sampling.max_tokens - 1])
+        (choice,) = (await self._client.post("/v1/completions", asked))["choices"]
+        listed = listed_in_prompt(choice["prompt_logprobs"], len(prompt))
+        return [place_of(one, sampling.temperature or 1.0) for one in listed]
+
+    async def _read_token(self, token: int) -> None:
+        """Finds out whether a token's text holds a stop string."""
+        if token not in self._ends:
+            answer = await self._client.post("/detokenize", {"model": self._collection.model, "tokens": [token]})
+            self._ends[token] = any(string in answer["prompt"] for string in self._collection.sampling.stop)
 
     async def _sampled(self, item: Item, key: str, route: str, body: dict[str, Any], metadata: dict[str, str]) -> str:
         """The rollout of one request: known, found in the store, or made now."""
@@ -400,6 +426,7 @@ class _Collector:
         else:
             self._result.made += 1
             self._result.tokens += sampled.tokens
+            self._note_places(sampled)
         self._finish(key, sampled.rollout)
         return sampled.rollout
 

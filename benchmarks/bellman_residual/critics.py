@@ -12,14 +12,14 @@ import torch
 
 from qsharp_core.critic.checkpoint import load, save
 from qsharp_core.precision import fast_bfloat16
-from server.presets.known import DEFAULT, PRESETS
+from server.presets.known import PRESETS, SEPARATE
 from trainer.serving import serve
 
 RIGHT, AGAIN, SHORT, LARGER, RANDOM = "shipped", "sums-again", "short", "larger", "random-head"
 ALL = (RIGHT, AGAIN, SHORT, LARGER, RANDOM)
 KEY = "benchmark"  # of a server that listens on the loopback interface, while rollouts are made
 TASKS = "benchmarks.bellman_residual.tasks"
-# As `qsharp demo` trains on two cores, with half the rollouts, in smaller steps, and not as long: it is minutes so.
+# As recipes/sums.toml, in smaller steps, and not as long: it is minutes so.
 TRAINING = [
     "--layers", "3", "--mlp", "512", "--borrow-embeddings", "--held-out", "0.06", "--epochs", "2", "--lr", "5e-4",
     "--warmup", "0.1", "--batch-tokens", "6500", "--weigh", "nodes", "--select", "last", "--dtype", "bf16",
@@ -34,7 +34,7 @@ def critics(folder: Path, rollouts: int) -> dict[str, Path]:
         folder: where rollouts and critics are kept.
         rollouts: of each problem of the sums.
     """
-    preset = PRESETS[DEFAULT]
+    preset = PRESETS[SEPARATE]
     found = {RIGHT: preset.critic_folder, **{name: folder / "critics" / name / "1" for name in ALL[1:]}}
     data = {name: folder / f"{name}.parquet" for name in (AGAIN, SHORT, LARGER)}
     if not all(path.exists() for path in data.values()):

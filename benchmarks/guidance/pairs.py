@@ -22,7 +22,7 @@ from qsharp_core.critic.model import Critic
 from qsharp_core.critic.native import NativeHead, NativeShape
 from qsharp_core.critic.reference import identify
 from qsharp_core.precision import fast_bfloat16
-from server.presets.known import DEFAULT, PRESETS
+from server.presets.known import DEFAULT, PRESETS, SEPARATE
 from trainer.tasks import sums
 
 # One more than a multiple of BLOCK: of a prompt seen before, vLLM runs the last token alone again, and a wave of such
@@ -39,7 +39,7 @@ class Pair:
 
     Attributes:
         critics: those with a backbone of their own, by head kind.
-        native: one on the reference's hidden states, in random weights.
+        native: one on the reference's hidden states.
         cache_gib, critic_gib: keys and values of the reference, and of each critic.
         engine: more of `vllm.LLM`'s arguments.
         device: of the critic, where it runs outside an engine.
@@ -67,10 +67,8 @@ class Pair:
 
     @property
     def names(self) -> dict[str, str]:
-        """The critics' names, by head kind; `native` is one."""
-        return {
-            head: checkpoint.read_card(path).name for head, path in [*self.critics.items(), ("native", self.native)]
-        }
+        """The critics' exact versions, by head kind; `native` is one."""
+        return {head: checkpoint.read_card(path).key for head, path in [*self.critics.items(), ("native", self.native)]}
 
     def critic(self, head: str) -> Critic:
         """A critic with a backbone, loaded as the engine does."""
@@ -97,17 +95,16 @@ def tiny(folder: Path) -> Pair:
 
 
 def default(folder: Path) -> Pair:
-    """The embedded model; its critic, and the same backbone with a Q head."""
+    """The embedded model with its critic; the separate critic of its task, and the same backbone with a Q head."""
     preset = PRESETS[DEFAULT]
-    reference, shipped = preset.model(), preset.critic_folder
+    reference, shipped = preset.model(), PRESETS[SEPARATE].critic_folder
     _, critic = checkpoint.load(shipped, reference=reference)
     backbone = AutoModel.from_pretrained(shipped / "backbone")
     width, vocabulary = backbone.config.hidden_size, critic.vocab
     backbone.set_input_embeddings(critic.backbone.get_input_embeddings())
     q_head = _write(folder / "Q", "Q", backbone, width, vocabulary, ["input_embeddings"])
     dtype = torch.bfloat16 if fast_bfloat16() else torch.float32  # as it is served
-    native = _write_native(folder / "native", reference, 512)
-    return Pair("default", reference, {"V": shipped, "Q": q_head}, native, vocabulary, dtype)
+    return Pair("default", reference, {"V": shipped, "Q": q_head}, preset.critic_folder, vocabulary, dtype)
 
 
 def large(folder: Path) -> Pair:

@@ -7,7 +7,7 @@ from pathlib import Path
 from qsharp_core.critic.checkpoint import read_card
 
 HERE = Path(__file__).parent
-DEFAULT = "smollm2"
+DEFAULT, SEPARATE = "smollm2", "smollm2-separate"
 
 HINT = """
 Serving {name}{about} Try:
@@ -64,6 +64,18 @@ PRESETS = {
         critic_folder=HERE / "sums" / "critic",
         model=_smollm2,
         about=' with the critic "sums", for sums of three one-digit numbers.',
+        body=SUMS,
+        max_model_len=2048,
+        max_num_seqs=32,
+        bfloat16=True,
+    ),
+    # A critic of the same task with a backbone of its own. It can guide models that it was not made for, too.
+    "smollm2-separate": Preset(
+        name="SmolLM2-135M-Instruct",
+        critic="sums",
+        critic_folder=HERE / "sums" / "separate",
+        model=_smollm2,
+        about=' with the critic "sums" that has a backbone of its own, for sums of three one-digit numbers.',
         body=SUMS,
         max_model_len=2048,
         max_num_seqs=32,

@@ -29,7 +29,8 @@ class Reference(Fields):
 
     Attributes:
         name: for people, and of its folder.
-        model: a folder or a hub id; None is the first one's, of the first reference the default model.
+        model: a folder, a hub id or the name of an embedded model; None is the first one's, of the first reference the
+            default model.
         quantise: round its weights.
         embeddings: the critic's: those it was trained with, or those of this reference.
     """
@@ -44,7 +45,7 @@ class CrossModel(Sampled):
     """What is done.
 
     Attributes:
-        critic: its folder; None is the default model's own.
+        critic: its folder; None is the one that comes with the first reference.
         references: the first is the one that the critic was trained with.
     """
 

@@ -10,7 +10,6 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator
 from rich.console import Console
 
-from trainer.demo.report import round_of
 from trainer.evaluate import evaluate
 from trainer.evaluate_plot import plot, table
 from trainer.loop.activation import ServedCritic, Version
@@ -89,4 +88,21 @@ async def run(recipe: Experiment, folder: Path, console: Console) -> dict[str, A
         "results": evaluated["results"],
         "failures": evaluated["failures"],
         "seconds": {"loop": loop["seconds"], "evaluate": evaluated["seconds"]},
+    }
+
+
+def round_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """What a round came to, from its entry in the loop's report."""
+    trained, activated = entry["train"], entry["activate"]
+    return {
+        "round": entry["round"],
+        "guided_by": entry["collect"]["guided_by"],
+        "rollouts": entry["collect"]["wanted"],
+        "critic": trained["critic"],
+        "steps": trained["steps"],
+        "held_out": trained["held_out"]["overall"],
+        "against_parent": (trained["parent"] or {}).get("comparison"),
+        "activated": activated["activated"],
+        "why": activated["why"],
+        "seconds": entry["seconds"],
     }
