@@ -41,7 +41,7 @@ class Measured:
 
 def qsharp(*arguments: object) -> None:
     """Runs a command, on one thread: what runs beside would make more of them slower."""
-    command = [Path(sys.executable).parent / "qsharp", *map(str, arguments)]
+    command = [str(Path(sys.executable).parent / "qsharp"), *map(str, arguments)]
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
