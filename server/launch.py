@@ -26,13 +26,13 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from qsharp_core.critic.checkpoint import read_card
 from qsharp_core.errors import ConfigError
 from qsharp_core.precision import fast_bfloat16
-from qsharp_core.rollouts.database import ACCEPTED, parse_url
 from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.params import ETA_RANGE
 from qsharp_core.vllm_plugin.settings import DEFAULT_AUDIT_RATE, KEY, EngineSettings, parse_critic
 from server.plugin import WORKER_EXTENSION, QSharpEndpoints
 from server.presets.known import DEFAULT, PRESETS, Preset
 from server.settings import ARGUMENT, Settings
+from server.store.database import ACCEPTED, parse_url
 
 DESCRIPTION = """Serve a language model, guided by critics, on an OpenAI-compatible API.
 Without MODEL a small one with a critic is served, to try it out; MODEL star-graph is a still smaller one, which takes

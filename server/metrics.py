@@ -9,8 +9,8 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram, Summary
 
-from qsharp_core.rollouts.store import RewardResult
 from qsharp_core.vllm_plugin.telemetry import StepFacts
+from server.store.rollouts import RewardResult
 
 TOKEN_KL = Histogram(
     "qsharp_token_kl_nats",

@@ -14,15 +14,17 @@ from fastapi import FastAPI
 from starlette.datastructures import State
 
 from qsharp_core.errors import ConfigError, CriticError, QSharpError
-from qsharp_core.rollouts.store import RolloutStore
 from qsharp_core.vllm_plugin import processors
-from server import critics, errors, health, metrics, responses, rollouts, rollouts_chat, routes
-from server.engine import GuidedEngineClient
-from server.middleware import RefuseUnheeded
+from server import errors, metrics
+from server.api import completions, critics, health, rollouts, stored_chat
+from server.api.middleware import RefuseUnheeded
+from server.critics.workers import Workers
+from server.request import responses
+from server.request.proxy import GuidedEngineClient
+from server.request.telemetry import TelemetryReceiver
 from server.settings import ARGUMENT, Settings
 from server.state import QSharpState
-from server.telemetry import TelemetryReceiver
-from server.workers import Workers
+from server.store.rollouts import RolloutStore
 
 logger = logging.getLogger("vllm.qsharp")
 WORKER_EXTENSION = "qsharp_core.vllm_plugin.worker.CriticWorker"
@@ -36,10 +38,10 @@ class QSharpEndpoints:
 
     def attach_router(self, app: FastAPI) -> None:
         """Our routes, and how our errors become HTTP."""
-        routes.attach(app)
+        completions.attach(app)
         critics.attach(app)
         rollouts.attach(app)
-        rollouts_chat.attach(app)
+        stored_chat.attach(app)
         health.attach(app)
         app.add_middleware(RefuseUnheeded)
         app.add_exception_handler(QSharpError, errors.handle)

@@ -5,13 +5,13 @@ from typing import Any
 
 from fastapi import Request
 
-from qsharp_core.rollouts.store import RolloutStore
 from server import metrics
+from server.critics.catalog import Registry
+from server.critics.workers import Workers
 from server.errors import ConflictError
-from server.registry import Registry
+from server.request.telemetry import TelemetryReceiver
 from server.settings import NOT_CONFIGURED, Settings
-from server.telemetry import TelemetryReceiver
-from server.workers import Workers
+from server.store.rollouts import RolloutStore
 
 
 @dataclass

@@ -22,7 +22,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from qsharp_core.rollouts.store import Filters, RolloutStore
+from server.store.rollouts import Filters, RolloutStore
 from tests import models
 from tests.conftest import Server
 from trainer.branching import LISTED, asked_with, listed_in_choice, listed_in_prompt

@@ -10,8 +10,8 @@ from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
 from qsharp_core.errors import GuidanceError
-from server.messages import MessageBuilder
-from server.storing import Draft, Recording, _sampling, joined_text
+from server.request.messages import MessageBuilder
+from server.request.recording import Draft, Recording, _sampling, joined_text
 
 
 @pytest.fixture(scope="module")

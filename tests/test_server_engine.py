@@ -14,9 +14,9 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from qsharp_core.errors import CriticFailure, GuidanceError
 from qsharp_core.vllm_plugin.params import GuidanceParams, MethodName
 from qsharp_core.vllm_plugin.telemetry import Status
-from server.calls import CALL, GuidedCall
-from server.engine import GuidedEngineClient
-from server.telemetry import Record, TelemetryReceiver
+from server.request.admission import CALL, GuidedCall
+from server.request.proxy import GuidedEngineClient
+from server.request.telemetry import Record, TelemetryReceiver
 from tests.test_server_schema import described, registry_of
 
 PROMPT: dict[str, Any] = {"type": "token", "prompt_token_ids": [1, 2, 3]}

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import REGISTRY
 
-from qsharp_core.rollouts.store import Prediction, RewardResult
 from qsharp_core.vllm_plugin.telemetry import AuditResult, StepFacts
 from server import metrics
+from server.store.rollouts import Prediction, RewardResult
 
 
 def value(metric: str, /, **labels: str) -> float:

@@ -6,7 +6,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from server.middleware import RefuseUnheeded
+from server.api.middleware import RefuseUnheeded
 
 
 def app() -> FastAPI:

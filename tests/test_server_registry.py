@@ -5,7 +5,7 @@ import gc
 import pytest
 
 from qsharp_core.errors import NoCriticError, UnknownCriticError
-from server.registry import Registry
+from server.critics.catalog import Registry
 from tests.test_server_schema import described, registry_of
 
 

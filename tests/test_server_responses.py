@@ -13,9 +13,9 @@ from vllm.entrypoints.openai.completion.protocol import (
 )
 from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
-from server.calls import GuidedCall
-from server.responses import attach_to_choice, attach_to_stream
-from server.schema import ChoiceGuidance, Detail
+from server.request.admission import GuidedCall
+from server.request.responses import attach_to_choice, attach_to_stream
+from server.request.schema import ChoiceGuidance, Detail
 
 
 def a_call(detail: Detail = "summary") -> GuidedCall:

@@ -7,9 +7,15 @@ import pytest
 from pydantic import ValidationError
 
 from qsharp_core.errors import GuidanceError, NoCriticError, UnknownCriticError
-from server.calls import admit
-from server.registry import Registry
-from server.schema import ChoiceGuidance, GuidedChatCompletionRequest, GuidedCompletionRequest, TokenGuidance, explain
+from server.critics.catalog import Registry
+from server.request.admission import admit
+from server.request.schema import (
+    ChoiceGuidance,
+    GuidedChatCompletionRequest,
+    GuidedCompletionRequest,
+    TokenGuidance,
+    explain,
+)
 from server.settings import Settings
 
 PLAIN: dict[str, Any] = {"prompt": "ab", "max_tokens": 3}

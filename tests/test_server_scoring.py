@@ -5,7 +5,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from qsharp_core.errors import GuidanceError
-from server.scoring import MAX_SEQUENCES, ScoreRequest, sequences
+from server.api.scoring import MAX_SEQUENCES, ScoreRequest, sequences
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

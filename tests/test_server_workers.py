@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from server.critics.workers import Workers
 from server.errors import UnavailableError
-from server.workers import Workers
 
 
 def workers(*answers: Any) -> Workers:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from qsharp_core.errors import RolloutError
 from qsharp_core.rollouts.records import Reward, Rollout, Sampling
-from qsharp_core.rollouts.schema import to_json
+from qsharp_core.rollouts.text import to_json
 
 BATCH = 1000  # rollouts in a row group
 MEDIA_TYPE = "application/vnd.apache.parquet"

@@ -16,10 +16,10 @@ import msgspec
 
 from qsharp_core.errors import GuidanceError
 from qsharp_core.rollouts.records import Rollout, Route, Sampling, first_valid_position, new_id
-from qsharp_core.rollouts.store import RolloutStore
 from qsharp_core.vllm_plugin.params import GuidanceParams
 from server import metrics
-from server.schema import ChoiceGuidance, GuidedFields
+from server.request.schema import ChoiceGuidance, GuidedFields
+from server.store.rollouts import RolloutStore
 
 logger = logging.getLogger("vllm.qsharp")
 

@@ -11,11 +11,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qsharp_core.errors import GuidanceError
 from qsharp_core.vllm_plugin.params import PREFIX
-from server import critics, routes
+from server.api import completions, critics
 from server.errors import response_of
 
 # Routes that heed the fields, or that generate nothing.
-HEEDED = (*routes.PATHS, critics.PATH)
+HEEDED = (*completions.PATHS, critics.PATH)
 HARMLESS = ("/render", "/tokenize", "/detokenize")
 MARKS = (b'"eta"', b'"guidance"', b'"store"', f'"{PREFIX}'.encode())
 STORES_ITSELF = "/v1/responses"  # has a `store` of its own
@@ -37,7 +37,7 @@ class RefuseUnheeded:
         body = b"".join(message.get("body", b"") for message in messages)
         param = _our_field(body, scope["path"])
         if param is not None:
-            error = GuidanceError(f"{param} is not supported here: send it to {' or '.join(routes.PATHS)}", param)
+            error = GuidanceError(f"{param} is not supported here: send it to {' or '.join(completions.PATHS)}", param)
             return await response_of(error)(scope, receive, send)
         messages.reverse()
 

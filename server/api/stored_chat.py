@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Strict
 
 from qsharp_core.errors import RolloutError
 from qsharp_core.rollouts.records import Rollout
-from qsharp_core.rollouts.store import Filters, RolloutStore
+from server.api.queries import ChatPageQuery, parse
 from server.errors import NotFoundError
-from server.rollouts_query import ChatPageQuery, parse
 from server.state import state_of
+from server.store.rollouts import Filters, RolloutStore
 
 PATH = "/v1/chat/completions"
 # Every id begins so; vLLM has routes of its own below this path, which an open parameter would take over.

@@ -6,10 +6,10 @@ from contextlib import aclosing
 from typing import Any
 
 from qsharp_core.errors import StoreError
-from server.calls import CALL, GuidedCall
-from server.engine import GuidedEngineClient
 from server.errors import body_of
-from server.messages import MessageBuilder
+from server.request.admission import CALL, GuidedCall
+from server.request.messages import MessageBuilder
+from server.request.proxy import GuidedEngineClient
 
 # Stands, unescaped, only in chunks that end a choice: within JSON strings quotes have a backslash.
 ENDS_A_CHOICE = '"finish_reason":"'

@@ -16,9 +16,9 @@ from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
-from server import schema, storing
-from server.calls import CALL, admit
-from server.schema import GuidedChatCompletionRequest, GuidedCompletionRequest, GuidedFields
+from server.request import recording, schema
+from server.request.admission import CALL, admit
+from server.request.schema import GuidedChatCompletionRequest, GuidedCompletionRequest, GuidedFields
 from server.state import state_of
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
@@ -62,7 +62,7 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
         if request.store:
             assert call is not None
             body = await raw_request.json()
-            call.recording = await storing.begin(request, body, state.store, state.tokenizer, call.params)
+            call.recording = await recording.begin(request, body, state.store, state.tokenizer, call.params)
         response = await create(request, raw_request)
         return response
     finally:

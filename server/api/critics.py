@@ -11,9 +11,9 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from qsharp_core.errors import GuidanceError, NoCriticError, QSharpError, UnknownCriticError
+from server.api.scoring import ScoreRequest, sequences
+from server.critics.catalog import CriticInfo
 from server.errors import ConflictError, ForbiddenError, NotFoundError, UnauthorizedError
-from server.registry import CriticInfo
-from server.scoring import ScoreRequest, sequences
 from server.state import QSharpState, state_of
 
 logger = logging.getLogger("vllm.qsharp")

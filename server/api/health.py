@@ -10,8 +10,8 @@ import vllm
 from fastapi import APIRouter, FastAPI, Request
 
 from server import metrics
+from server.critics.workers import Workers
 from server.state import state_of
-from server.workers import Workers
 
 PULSE_SECONDS = 10.0  # between two questions; Prometheus seldom scrapes more often
 

@@ -20,10 +20,10 @@ from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.vllm_plugin.processors import processor_class
 from qsharp_core.vllm_plugin.telemetry import Status
 from server import metrics
-from server.calls import CALL, GuidedCall
 from server.errors import SampleFailure
-from server.schema import ChoiceGuidance, TokenGuidance
-from server.telemetry import Record, TelemetryReceiver
+from server.request.admission import CALL, GuidedCall
+from server.request.schema import ChoiceGuidance, TokenGuidance
+from server.request.telemetry import Record, TelemetryReceiver
 
 Outputs = AsyncGenerator[RequestOutput, None]
 

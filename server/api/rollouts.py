@@ -15,12 +15,12 @@ from pydantic import BaseModel, ConfigDict, Strict, ValidationError
 
 from qsharp_core.rollouts import parquet
 from qsharp_core.rollouts.records import Rollout
-from qsharp_core.rollouts.store import GivenReward, RewardResult, RolloutStore
 from server import metrics
+from server.api.queries import FilterQuery, PageQuery, parse
 from server.errors import HTTPError, NotFoundError
-from server.rollouts_query import FilterQuery, PageQuery, parse
-from server.schema import Number, wrong
+from server.request.schema import Number, wrong
 from server.state import state_of
+from server.store.rollouts import GivenReward, RewardResult, RolloutStore
 
 PATH = "/v1/rollouts"
 MOST_REWARDS = 10_000

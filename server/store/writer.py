@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from qsharp_core.errors import StoreError
-from qsharp_core.rollouts.database import WRITES
+from server.store.database import WRITES
 
 logger = logging.getLogger("vllm.qsharp")
 GROUP = 1024  # operations in one transaction at most: bounds how long the first of them waits

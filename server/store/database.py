@@ -16,7 +16,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, 
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from qsharp_core.errors import ConfigError
-from qsharp_core.rollouts.schema import to_json
+from qsharp_core.rollouts.text import to_json
 
 ACCEPTED = "a file's path, sqlite:///PATH or postgresql://USER@HOST/DATABASE"
 WRITES = "qsharp_writes"  # execution option of connections that will write
@@ -95,7 +95,7 @@ def migrate(engine: Engine) -> None:
 
 def _config() -> Config:
     config = Config()
-    config.set_main_option("script_location", "qsharp_core.rollouts:migrations")
+    config.set_main_option("script_location", "server.store:migrations")
     config.set_main_option("path_separator", "os")
     return config
 

@@ -18,10 +18,11 @@ from sqlalchemy import Connection, Select, bindparam, delete, exists, func, inse
 from sqlalchemy.dialects import postgresql, sqlite
 
 from qsharp_core.errors import RolloutError
-from qsharp_core.rollouts.database import connect
 from qsharp_core.rollouts.records import Reward, Rollout
-from qsharp_core.rollouts.schema import clean, from_row, rewards, rollouts, to_row
-from qsharp_core.rollouts.writer import Writer
+from qsharp_core.rollouts.text import clean
+from server.store.database import connect
+from server.store.tables import from_row, rewards, rollouts, to_row
+from server.store.writer import Writer
 
 QUEUE = 1024  # writes on their way; whoever comes then waits for room
 _IN = 1000  # ids in one IN (…)

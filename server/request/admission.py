@@ -10,10 +10,10 @@ from typing import Any
 
 from qsharp_core.errors import GuidanceError
 from qsharp_core.vllm_plugin.params import DEFAULT_CANDIDATES, DEFAULT_MIN_PROB, PREFIX, GuidanceParams
-from server.registry import CriticInfo, Registry
-from server.schema import ChoiceGuidance, Detail, GuidanceOptions, GuidedFields, accepts, wrong
+from server.critics.catalog import CriticInfo, Registry
+from server.request.recording import Recording
+from server.request.schema import ChoiceGuidance, Detail, GuidanceOptions, GuidedFields, accepts, wrong
 from server.settings import NOT_CONFIGURED, Settings
-from server.storing import Recording
 
 
 @dataclass(eq=False)

@@ -4,8 +4,7 @@ Small columns stand before large ones: a scan with a filter then reads little of
 little-endian int32. Kept in step with `migrations/` by a test.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.types import JSON
 
 from qsharp_core.rollouts.records import Reward, Rollout, Sampling
+from qsharp_core.rollouts.text import clean
 
 metadata = MetaData(
     naming_convention={
@@ -133,40 +133,3 @@ def unpack(data: bytes) -> list[int]:
     """The inverse of `pack`."""
     ids: list[int] = np.frombuffer(data, dtype="<i4").tolist()
     return ids
-
-
-def to_json(value: Any) -> str:
-    """How JSON columns are written: compact, and refusing what JSON does not have."""
-    text = _dumps(value)
-    if "\\u0000" in text or not _encodable(text):
-        text = _dumps(_clean_all(value))
-    return text
-
-
-def clean(text: str) -> str:
-    """The text with U+FFFD for what no database takes: NUL, and halves of surrogate pairs."""
-    if "\0" in text:
-        text = text.replace("\0", "\ufffd")
-    return text if _encodable(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _dumps(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _clean_all(value: Any) -> Any:
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, Mapping):
-        return {clean(name): _clean_all(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_clean_all(inner) for inner in value]
-    return value

@@ -1,0 +1,1 @@
+"""A request that samples, from its admission to its response."""
