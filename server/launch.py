@@ -27,8 +27,8 @@ from qsharp_core.critic.checkpoint import read_card
 from qsharp_core.errors import ConfigError
 from qsharp_core.precision import fast_bfloat16
 from qsharp_core.vllm_plugin import processors
-from qsharp_core.vllm_plugin.params import ETA_RANGE
 from qsharp_core.vllm_plugin.settings import DEFAULT_AUDIT_RATE, KEY, EngineSettings, parse_critic
+from qsharp_core.wire.guidance import ETA_RANGE
 from server.plugin import WORKER_EXTENSION, QSharpEndpoints
 from server.presets.known import DEFAULT, PRESETS, Preset
 from server.settings import ARGUMENT, Settings

@@ -7,7 +7,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from qsharp_core.errors import ConfigError
-from qsharp_core.vllm_plugin.params import ETA_RANGE, MAX_CANDIDATES
+from qsharp_core.wire.guidance import ETA_RANGE, MAX_CANDIDATES
 
 # Flags of `qsharp serve` arrive in vLLM's own namespace under this prefix.
 ARGUMENT = "qsharp_"

@@ -12,8 +12,9 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from qsharp_core.errors import CriticFailure, GuidanceError
-from qsharp_core.vllm_plugin.params import GuidanceParams, MethodName
+from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.vllm_plugin.telemetry import Status
+from qsharp_core.wire.guidance import MethodName
 from server.request.admission import CALL, GuidedCall
 from server.request.proxy import GuidedEngineClient
 from server.request.telemetry import Record, TelemetryReceiver

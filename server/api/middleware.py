@@ -10,7 +10,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qsharp_core.errors import GuidanceError
-from qsharp_core.vllm_plugin.params import PREFIX
+from qsharp_core.wire.guidance import PREFIX
 from server.api import completions, critics
 from server.errors import response_of
 

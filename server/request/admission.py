@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qsharp_core.errors import GuidanceError
-from qsharp_core.vllm_plugin.params import DEFAULT_CANDIDATES, DEFAULT_MIN_PROB, PREFIX, GuidanceParams
+from qsharp_core.vllm_plugin.params import GuidanceParams
+from qsharp_core.wire.guidance import DEFAULT_CANDIDATES, DEFAULT_MIN_PROB, PREFIX, Detail
 from server.critics.catalog import CriticInfo, Registry
 from server.request.recording import Recording
-from server.request.schema import ChoiceGuidance, Detail, GuidanceOptions, GuidedFields, accepts, wrong
+from server.request.schema import ChoiceGuidance, GuidanceOptions, GuidedFields, accepts, wrong
 from server.settings import NOT_CONFIGURED, Settings
 
 

@@ -14,11 +14,11 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.utils.async_utils import merge_async_iterators
 
 from qsharp_core.errors import CriticFailure, GuidanceError
-from qsharp_core.policy import Tail
 from qsharp_core.residual import Step, bellman_residuals
 from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.vllm_plugin.processors import processor_class
 from qsharp_core.vllm_plugin.telemetry import Status
+from qsharp_core.wire.guidance import Tail
 from server import metrics
 from server.errors import SampleFailure
 from server.request.admission import CALL, GuidedCall
@@ -234,7 +234,7 @@ def _residuals(call: GuidedCall, records: list[Record]) -> list[float]:
     if call.params is None or call.params.eta is None or call.critic is None or call.params.method != "qsharp":
         return []
     steps = [Step(record.value, record.ref_logprob, record.logprob) for record in records]
-    return bellman_residuals(steps, call.params.eta, Tail[call.params.tail.upper()], call.critic.reward_range[0])
+    return bellman_residuals(steps, call.params.eta, Tail(call.params.tail), call.critic.reward_range[0])
 
 
 def _value(record: Record) -> float | None:

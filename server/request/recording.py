@@ -17,13 +17,13 @@ import msgspec
 from qsharp_core.errors import GuidanceError
 from qsharp_core.rollouts.records import Rollout, Route, Sampling, first_valid_position, new_id
 from qsharp_core.vllm_plugin.params import GuidanceParams
+from qsharp_core.wire.metadata import CUT, FORCED, PARENT
 from server import metrics
 from server.request.schema import ChoiceGuidance, GuidedFields
 from server.store.rollouts import RolloutStore
 
 logger = logging.getLogger("vllm.qsharp")
 
-PARENT, CUT, FORCED = "qsharp_parent", "qsharp_cut", "qsharp_forced"
 # Fields of `SamplingParams` beside temperature and its like that shape the law, or end the completion.
 OTHER_SAMPLING = (
     "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "allowed_token_ids", "bad_words",

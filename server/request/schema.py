@@ -2,23 +2,26 @@
 
 import json
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 from qsharp_core.errors import GuidanceError
-from qsharp_core.vllm_plugin.params import (
+from qsharp_core.wire.guidance import (
     DEFAULT_CANDIDATES,
     DEFAULT_MIN_PROB,
+    DETAILS,
     ETA_RANGE,
     MAX_CANDIDATES,
+    METHODS,
+    TAILS,
+    Detail,
     MethodName,
     TailName,
 )
 
-Detail = Literal["none", "summary", "tokens"]
 # A JSON number: no string, no bool, no NaN.
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 
@@ -110,9 +113,9 @@ def accepts(max_candidates: int) -> dict[str, str]:
         "guidance.critic": "a string: name or name@version",
         "guidance.candidates": f"a whole number from 1 to {max_candidates}",
         "guidance.min_prob": "a number from 0 to 1",
-        "guidance.tail": "one of floor, keep, drop",
-        "guidance.method": "one of qsharp, cd",
-        "guidance.detail": "one of none, summary, tokens",
+        "guidance.tail": f"one of {', '.join(TAILS)}",
+        "guidance.method": f"one of {', '.join(METHODS)}",
+        "guidance.detail": f"one of {', '.join(DETAILS)}",
         "store": "true, false or null",
         "metadata": "an object with strings as values, or null",
     }

@@ -25,6 +25,7 @@ from sqlalchemy.types import JSON
 
 from qsharp_core.rollouts.records import Reward, Rollout, Sampling
 from qsharp_core.rollouts.text import clean
+from qsharp_core.wire.columns import SAMPLING
 
 metadata = MetaData(
     naming_convention={
@@ -94,7 +95,6 @@ _SAME = (
     "response", "guidance",
 )  # fmt: skip
 _TEXTS = ("request_id", "model", "prompt_text", "completion_text", "finish_reason")
-_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "seed")
 
 
 def to_row(rollout: Rollout) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def to_row(rollout: Rollout) -> dict[str, Any]:
     for name in _TEXTS:
         if row[name] is not None:
             row[name] = clean(row[name])
-    row |= {name: getattr(rollout.sampling, name) for name in _SAMPLING}
+    row |= {name: getattr(rollout.sampling, name) for name in SAMPLING}
     row["sampling_other"] = rollout.sampling.other
     row["metadata"] = rollout.metadata
     row["prompt_token_ids"] = pack(rollout.prompt_token_ids)
@@ -116,7 +116,7 @@ def from_row(row: Row[Any], history: Iterable[Reward] = ()) -> Rollout:
     fields: dict[str, Any] = dict(row._mapping)
     return Rollout(
         **{name: fields[name] for name in _SAME},
-        sampling=Sampling(**{name: fields[name] for name in _SAMPLING}, other=fields["sampling_other"]),
+        sampling=Sampling(**{name: fields[name] for name in SAMPLING}, other=fields["sampling_other"]),
         metadata=fields["metadata"],
         prompt_token_ids=unpack(fields["prompt_token_ids"]),
         completion_token_ids=unpack(fields["completion_token_ids"]),
