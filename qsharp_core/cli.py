@@ -8,7 +8,7 @@ from qsharp_core.errors import QSharpError
 
 # Command -> (module with `main(argv)`, one line of help).
 COMMANDS = {
-    "serve": ("server.launch", "serve a model, guided by critics, on an OpenAI-compatible API"),
+    "serve": ("server.commands.serve", "serve a model, guided by critics, on an OpenAI-compatible API"),
     "critics": (
         "server.commands.critics",
         "the critics of a running server: list, load, activate, roll back, unload, score",

@@ -14,7 +14,7 @@ from vllm.entrypoints.openai.completion.protocol import (
 from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
 from qsharp_core.wire.guidance import Detail
-from server.request.admission import GuidedCall
+from server.request.call import GuidedCall
 from server.request.responses import attach_to_choice, attach_to_stream
 from server.request.schema import ChoiceGuidance
 

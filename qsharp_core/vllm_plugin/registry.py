@@ -144,6 +144,8 @@ class Registry:
                 leaving=critic.leaving,
                 users=critic.users,
                 max_length=critic.max_length,
+                native=critic.card.backbone == "reference",
+                reward_range=critic.card.reward_range,
                 kv_blocks=critic.engine.blocks.blocks if critic.engine else None,
                 kv_blocks_used=critic.engine.blocks.used if critic.engine else None,
                 card=critic.card.model_dump(mode="json", exclude_none=True),

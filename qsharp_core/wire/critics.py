@@ -1,8 +1,8 @@
 """Loaded critics: what a worker tells the API process of them, and what the API process tells clients."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict
 
 
 class CriticStatus(BaseModel):
@@ -14,6 +14,8 @@ class CriticStatus(BaseModel):
         leaving: whether it is unloaded as soon as no request uses it.
         users: requests in the running batch that it guides.
         max_length: the longest history, in tokens, that it can score.
+        native: whether it is a head on the reference's hidden states and has no backbone of its own.
+        reward_range: the least and the greatest reward that it knows.
         kv_blocks, kv_blocks_used: size of its key-value cache; None for a critic that has none.
         card: its `critic.json`, without what is null.
     """
@@ -25,6 +27,8 @@ class CriticStatus(BaseModel):
     leaving: bool
     users: int
     max_length: int
+    native: bool
+    reward_range: tuple[float, float]
     kv_blocks: int | None
     kv_blocks_used: int | None
     card: dict[str, JsonValue]
@@ -53,6 +57,38 @@ class WorkerAnswer(BaseModel):
 
     ok: Any = None
     error: WorkerError | None = None
+
+
+class LoadRequest(BaseModel):
+    """Body of `POST /v1/critics`."""
+
+    model_config = ConfigDict(extra="forbid")
+    path: str = Field(min_length=1, description="the critic's folder, on the server's machine")
+    name: str | None = Field(default=None, description="to be called so, whatever its card says")
+    activate: Annotated[bool, Strict()] = Field(default=False, description="also make it the version its name means")
+
+
+class ActivateRequest(BaseModel):
+    """Body of `POST /v1/critics/{name}/activate`."""
+
+    model_config = ConfigDict(extra="forbid")
+    version: str
+
+
+Text = Annotated[str, Strict()]
+TokenId = Annotated[int, Strict(), Field(ge=0)]
+Sequences = Text | list[TokenId] | list[Text] | list[list[TokenId]]
+
+
+class ScoreRequest(BaseModel):
+    """Body of `POST /v1/critics/{name}/score`: a prompt and completion or a batch, both as text or both as token ids.
+
+    A single prompt is used for all completions.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    prompt: Sequences
+    completion: Sequences
 
 
 class CriticVersion(BaseModel):

@@ -1,7 +1,7 @@
 """`POST /v1/completions` and `POST /v1/chat/completions`: vLLM's own, with `eta` and `guidance`.
 
-These take our request models, settle the guidance, and leave the rest to vLLM's route functions; `server.responses`
-has put our proxy and the reporting into the handlers that those call.
+They parse our request models, admit the request, and leave the rest to vLLM's own route functions. The handlers that
+these call sample through our proxy, and report what was done for each choice (`server.request.responses.install`).
 """
 
 from collections.abc import Awaitable, Callable, Coroutine
@@ -17,18 +17,19 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from server.request import recording, schema
-from server.request.admission import CALL, admit
-from server.request.schema import GuidedChatCompletionRequest, GuidedCompletionRequest, GuidedFields
+from server.request.admission import admit
+from server.request.call import CALL
+from server.request.schema import GuidedChatCompletionRequest, GuidedCompletionRequest, GuidedRequest
 from server.state import state_of
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
 
 
 class GuidedRoute(APIRoute):
-    """Names our fields in errors, and what they accept; vLLM's own errors stay as they are."""
+    """Reports wrong values of our fields in our words; errors about vLLM's fields stay as they are."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """As FastAPI's."""
+        """FastAPI's handler, with our errors."""
         handler = super().get_route_handler()
 
         async def explained(request: Request) -> Response:
@@ -44,18 +45,18 @@ class GuidedRoute(APIRoute):
 
 
 async def completions(request: GuidedCompletionRequest, raw_request: Request) -> Any:
-    """OpenAI's completions, guided by `eta`."""
+    """Samples completions, guided as `eta` and `guidance` say."""
     return await _serve(create_completion, request, raw_request)
 
 
 async def chat_completions(request: GuidedChatCompletionRequest, raw_request: Request) -> Any:
-    """OpenAI's chat completions, guided by `eta`."""
+    """Samples chat completions, guided as `eta` and `guidance` say."""
     return await _serve(create_chat_completion, request, raw_request)
 
 
-async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: GuidedFields, raw_request: Request) -> Any:
+async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: GuidedRequest, raw_request: Request) -> Any:
     state = state_of(raw_request)
-    call = admit(request, state.settings, state.registry)
+    call = admit(request, state.settings, state.catalog)
     token = CALL.set(call)
     response = None
     try:
@@ -67,13 +68,13 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
         return response
     finally:
         CALL.reset(token)
-        # A stream ends later, and says so itself.
+        # A stream ends later, and then releases the call itself.
         if call is not None and not isinstance(response, StreamingResponse):
             call.release()
 
 
 def attach(app: FastAPI) -> None:
-    """Adds the two routes; vLLM then takes its own of the same paths away."""
+    """Adds the two routes to the app; vLLM then removes its own routes of the same paths."""
     endpoints: tuple[Callable[..., Any], ...] = (completions, chat_completions)
     for path, endpoint in zip(PATHS, endpoints, strict=True):
         app.router.add_api_route(

@@ -1,6 +1,6 @@
-"""`/liveness` asks the worker itself; `/version` tells ours beside vLLM's. `/health` stays vLLM's.
+"""`/liveness` asks the workers whether they answer; `/version` shows our version beside vLLM's; `/health` is vLLM's.
 
-What `/liveness` asks when somebody wants to know, `watch_engines` asks all the time, for the metrics.
+`watch_engines` asks the same question every few seconds, for the metrics.
 """
 
 import asyncio
@@ -28,18 +28,18 @@ async def liveness(request: Request) -> dict[str, str]:
 
 @router.get("/version")
 async def show_version() -> dict[str, str]:
-    """vLLM's version under `version`, as in vLLM, and ours."""
+    """vLLM's version as `version`, where vLLM itself shows it, and ours as `qsharp_serve`."""
     return {"version": vllm.__version__, "qsharp_serve": version("qsharp-serve")}
 
 
 async def watch_engines(workers: Workers, timeout: float) -> None:
-    """Keeps the metrics of engines true, for ever; `timeout` is what a worker may take to answer."""
+    """Updates the metrics of each engine forever; an engine that takes longer than `timeout` seconds counts as down."""
     while True:
-        for engine, critics in enumerate(await workers.answering(timeout)):
+        for engine, critics in enumerate(await workers.describe_each(timeout)):
             metrics.observe_engine(engine, critics)
         await asyncio.sleep(PULSE_SECONDS)
 
 
 def attach(app: FastAPI) -> None:
-    """Adds the routes."""
+    """Adds these routes to the app."""
     app.include_router(router)

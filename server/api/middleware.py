@@ -1,7 +1,7 @@
-"""Refuses `eta`, `guidance` and `store` where nothing would heed them.
+"""Refuses `eta`, `guidance` and `store` on routes that do not support them.
 
-vLLM ignores fields that it does not know, and has more ways to generate than the two routes that we serve. A request
-for guidance there must not go unguided in silence.
+vLLM has more routes that sample than our two, and ignores fields that it does not know. Without this, a request for
+guidance that was sent to one of them would be served unguided, and nobody would notice.
 """
 
 import json
@@ -14,22 +14,22 @@ from qsharp_core.wire.guidance import PREFIX
 from server.api import completions, critics
 from server.errors import response_of
 
-# Routes that heed the fields, or that generate nothing.
-HEEDED = (*completions.PATHS, critics.PATH)
-HARMLESS = ("/render", "/tokenize", "/detokenize")
+# Routes that support the fields, and routes that sample nothing.
+SUPPORTING = (*completions.PATHS, critics.PATH)
+SAMPLING_NOTHING = ("/render", "/tokenize", "/detokenize")
 MARKS = (b'"eta"', b'"guidance"', b'"store"', f'"{PREFIX}'.encode())
 STORES_ITSELF = "/v1/responses"  # has a `store` of its own
 
 
-class RefuseUnheeded:
-    """ASGI middleware; bodies of other POSTs are searched for our fields' names, and parsed only if they are there."""
+class RefuseUnsupported:
+    """ASGI middleware: searches the body of other POSTs for our fields' names, and parses it only where they occur."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """As ASGI has it."""
-        if not _is_suspect(scope):
+        """Serves one ASGI connection."""
+        if not _may_sample(scope):
             return await self.app(scope, receive, send)
         messages: list[Message] = [await receive()]
         while messages[-1]["type"] == "http.request" and messages[-1].get("more_body", False):
@@ -47,11 +47,11 @@ class RefuseUnheeded:
         return await self.app(scope, replay, send)
 
 
-def _is_suspect(scope: Scope) -> bool:
+def _may_sample(scope: Scope) -> bool:
     if scope["type"] != "http" or scope["method"] != "POST":
         return False
     path: str = scope["path"].removeprefix(scope.get("root_path", ""))
-    if path in HEEDED or path.startswith(critics.PATH + "/") or path.endswith(HARMLESS):
+    if path in SUPPORTING or path.startswith(critics.PATH + "/") or path.endswith(SAMPLING_NOTHING):
         return False
     kind = dict(scope["headers"]).get(b"content-type", b"")
     return b"json" in kind

@@ -1,7 +1,7 @@
-"""Query strings of the store's lists: filters, a cursor, a limit; what is not known is refused, never ignored."""
+"""Query strings of the store's lists: filters, a cursor, a limit. An unknown parameter is refused, never ignored."""
 
 import re
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,7 +15,7 @@ METADATA = re.compile(r"metadata(?:\.(?P<dotted>.+)|\[(?P<bracketed>.+)\])", re.
 
 
 class FilterQuery(BaseModel):
-    """Which rollouts; `metadata.KEY=VALUE`, or `metadata[KEY]=VALUE`, once for each entry that they must have."""
+    """Which rollouts; `metadata.KEY=VALUE` or `metadata[KEY]=VALUE` may be repeated, and all must hold."""
 
     model_config = ConfigDict(extra="forbid")
     critic: str | None = Field(default=None, description="name, or name@version")
@@ -25,7 +25,7 @@ class FilterQuery(BaseModel):
     metadata: dict[str, str] = {}
 
     def filters(self) -> Filters:
-        """For the store."""
+        """The same filters as the store takes them."""
         return Filters(
             critic=self.critic,
             guided=self.guided,
@@ -36,7 +36,7 @@ class FilterQuery(BaseModel):
 
 
 class PageQuery(FilterQuery):
-    """A page of them."""
+    """A page of a list of rollouts."""
 
     after: str | None = Field(default=None, description="id of the last one of the page before")
     limit: int = Field(default=20, ge=1, le=MOST, description=f"a whole number from 1 to {MOST}")
@@ -58,22 +58,23 @@ AnyQuery = TypeVar("AnyQuery", bound=BaseModel)
 
 
 def parse(request: Request, kind: type[AnyQuery]) -> AnyQuery:
-    """The request's query.
+    """The request's query, checked.
 
     Raises:
-        GuidanceError: names the parameter.
+        GuidanceError: names the parameter that is unknown, repeated or wrong.
     """
-    given: dict[str, Any] = {"metadata": {}}
+    metadata: dict[str, str] = {}
+    values: dict[str, str | dict[str, str]] = {"metadata": metadata}
     for name, value in request.query_params.multi_items():
         match = METADATA.fullmatch(name)
         if match is not None:
-            given["metadata"][match["dotted"] or match["bracketed"]] = value
-        elif name in given and name != "metadata":
+            metadata[match["dotted"] or match["bracketed"]] = value
+        elif name in values and name != "metadata":
             raise GuidanceError(f"{name} must be given once", name)
         else:
-            given[name] = value
+            values[name] = value
     try:
-        return kind.model_validate(given)
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])

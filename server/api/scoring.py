@@ -1,36 +1,27 @@
-"""What `POST /v1/critics/{name}/score` takes, made into token ids.
+"""Turns the body of `POST /v1/critics/{name}/score` into token ids.
 
-Text is tokenised as a whole, prompt and completion together, because a tokenizer may join characters across their
-boundary and then pieces tokenised apart are other tokens than the model saw. The tokenizer's offsets then tell the two
-apart: a token belongs to the completion if it ends beyond the prompt's last character. So one that spans the boundary
-counts as the completion's.
+Prompt and completion are tokenised together, because a tokenizer may join characters across their boundary; tokenised
+apart they would give other tokens than the model saw. The tokenizer's offsets then separate the two: a token belongs to
+the completion if it ends after the prompt's last character, also where it begins before it.
 """
 
-from typing import Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from typing import Any
 
 from qsharp_core.errors import GuidanceError
+from qsharp_core.wire.critics import ScoreRequest
 
 MAX_SEQUENCES = 1024
-Text = Annotated[str, Strict()]
-TokenId = Annotated[int, Strict(), Field(ge=0)]
-Sequences = Text | list[TokenId] | list[Text] | list[list[TokenId]]
-
-
-class ScoreRequest(BaseModel):
-    """Body of the request: text or token ids, both the same; one, or a batch. One prompt may have many completions."""
-
-    model_config = ConfigDict(extra="forbid")
-    prompt: Sequences
-    completion: Sequences
 
 
 def sequences(body: ScoreRequest, tokenizer: Any, vocabulary: int) -> list[tuple[list[int], list[int]]]:
-    """(prompt, completion) in token ids.
+    """The pairs (prompt, completion) of the request, as token ids.
+
+    Args:
+        tokenizer: the reference's, for text.
+        vocabulary: how many token ids there are.
 
     Raises:
-        GuidanceError: names the field.
+        GuidanceError: names the field that is wrong.
     """
     prompts, completions = _batch(body.prompt), _batch(body.completion)
     if len(prompts) == 1:
@@ -49,9 +40,9 @@ def sequences(body: ScoreRequest, tokenizer: Any, vocabulary: int) -> list[tuple
     return pairs
 
 
-def _batch(given: Any) -> list[Any]:
-    single = isinstance(given, str) or (bool(given) and isinstance(given[0], int))
-    return [given] if single or not given else given
+def _batch(value: Any) -> list[Any]:
+    single = isinstance(value, str) or (bool(value) and isinstance(value[0], int))
+    return [value] if single or not value else value
 
 
 def _tokens(prompt: str | list[int], completion: str | list[int], tokenizer: Any) -> tuple[list[int], list[int]]:
@@ -63,7 +54,7 @@ def _tokens(prompt: str | list[int], completion: str | list[int], tokenizer: Any
         raise GuidanceError("prompt and completion must be token ids: this model's tokenizer has no offsets", "prompt")
     encoded = tokenizer(prompt + completion, return_offsets_mapping=True)
     ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
-    while offsets and offsets[-1][1] <= offsets[-1][0]:  # an end token that the tokenizer has added
+    while offsets and offsets[-1][1] <= offsets[-1][0]:  # an end token, which the tokenizer has added
         ids, offsets = ids[:-1], offsets[:-1]
     start = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(ids))
     return ids[:start], ids[start:]

@@ -1,1 +1,1 @@
-"""Commands of `qsharp` that belong to the server: a module each, with `main(argv)`."""
+"""The server's commands of `qsharp`: one module each, with `main(argv)`."""

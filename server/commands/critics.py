@@ -1,58 +1,69 @@
-"""`qsharp critics`: what `/v1/critics` offers, from the command line."""
+"""`qsharp critics`: lists and changes the critics of a running server, through `/v1/critics`."""
 
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import httpx
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
 from qsharp_core.errors import QSharpError
+from qsharp_core.wire.critics import ActivateRequest, CriticList, CriticScores, CriticVersion, LoadRequest, ScoreRequest
 
 DEFAULT_URL = "http://localhost:8000"
 # A critic's weights are read while the caller waits.
 LOAD_TIMEOUT = 600.0
 
 
-class ServerError(QSharpError):
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class CriticsError(QSharpError):
     """The server refused, or cannot be reached."""
 
 
 class CriticsClient:
-    """A running server's critics.
+    """A client of the critics' routes of a running server.
 
     Args:
         url: of the server, without `/v1`.
-        key: what is sent as bearer token: the admin key for all that changes something.
+        key: sent as bearer token; everything that changes something needs the admin key.
     """
 
     def __init__(self, url: str, key: str | None) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=LOAD_TIMEOUT)
 
-    def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The answer's JSON.
+    def call(self, answer: type[Answer], method: str, path: str = "", body: BaseModel | None = None) -> Answer:
+        """The server's answer to one request.
+
+        Args:
+            answer: the model that it is parsed as.
+            method: of HTTP.
+            path: what follows `/v1/critics`.
+            body: sent as JSON.
 
         Raises:
-            ServerError: with the server's message.
+            CriticsError: the server cannot be reached, or it refused; then with its message.
         """
+        json = None if body is None else body.model_dump()
         try:
-            response = self._http.request(method, f"/v1/critics{path}", json=body)
+            response = self._http.request(method, f"/v1/critics{path}", json=json)
         except httpx.HTTPError as error:
-            raise ServerError(f"{self._http.base_url} cannot be reached: {error}") from error
+            raise CriticsError(f"{self._http.base_url} cannot be reached: {error}") from error
         if response.is_error:
-            raise ServerError(_message_of(response))
-        answer: dict[str, Any] = response.json()
-        return answer
+            raise CriticsError(_message_of(response))
+        return answer.model_validate_json(response.content)
 
 
 def main(argv: list[str]) -> None:
-    """Runs one command.
+    """Runs one of the sub-commands.
 
     Raises:
-        ServerError
+        CriticsError
     """
     args = _parser().parse_args(argv)
     client = CriticsClient(args.url, args.admin_key)
@@ -60,22 +71,23 @@ def main(argv: list[str]) -> None:
     match args.command:
         case "load":
             path = str(Path(args.path).absolute()) if Path(args.path).exists() else args.path
-            body = {"path": path, "name": args.name, "activate": args.activate}
-            _say(console, "loaded", client.call("POST", "", body))
+            load = LoadRequest(path=path, name=args.name, activate=args.activate)
+            _print(console, "loaded", client.call(CriticVersion, "POST", body=load))
         case "activate":
-            _say(console, "activated", client.call("POST", f"/{args.name}/activate", {"version": args.version}))
+            activate = ActivateRequest(version=args.version)
+            _print(console, "activated", client.call(CriticVersion, "POST", f"/{args.name}/activate", activate))
         case "rollback":
-            _say(console, "activated", client.call("POST", f"/{args.name}/rollback"))
+            _print(console, "activated", client.call(CriticVersion, "POST", f"/{args.name}/rollback"))
         case "unload":
-            answer = client.call("DELETE", f"/{args.name}/{args.version}")
-            when = ", as soon as its requests have ended" if answer["loaded"] else ""
-            console.print(f"unloaded [bold]{answer['id']}[/bold]{when}")
+            version = client.call(CriticVersion, "DELETE", f"/{args.name}/{args.version}")
+            when = ", as soon as its requests have ended" if version.loaded else ""
+            console.print(f"unloaded [bold]{version.id}[/bold]{when}")
         case "score":
-            body = {"prompt": args.prompt, "completion": args.completion}
-            for entry in client.call("POST", f"/{args.name}/score", body)["data"]:
-                console.print(" ".join(f"{value:.4f}" for value in entry["values"]), soft_wrap=True)
+            texts = ScoreRequest(prompt=args.prompt, completion=args.completion)
+            for score in client.call(CriticScores, "POST", f"/{args.name}/score", texts).data:
+                console.print(" ".join(f"{value:.4f}" for value in score.values), soft_wrap=True)
         case _:
-            console.print(_table(client.call("GET", "")["data"]))
+            console.print(_table(client.call(CriticList, "GET")))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,22 +116,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _say(console: Console, what: str, info: dict[str, Any]) -> None:
-    console.print(f"{what} [bold]{info['id']}[/bold] ({'active' if info['active'] else 'not active'})")
+def _print(console: Console, done: str, version: CriticVersion) -> None:
+    console.print(f"{done} [bold]{version.id}[/bold] ({'active' if version.active else 'not active'})")
 
 
-def _table(critics: list[dict[str, Any]]) -> Table:
+def _table(critics: CriticList) -> Table:
     table = Table("critic", "version", "state", "users", "cache blocks", "longest", "path")
-    for info in critics:
-        state = "leaving" if info["leaving"] else "active" if info["active"] else ""
+    for critic in critics.data:
         table.add_row(
-            info["name"] + (" (default)" if info["default"] else ""),
-            info["version"],
-            state,
-            str(info["users"]),
-            "none" if info["kv_blocks"] is None else f"{info['kv_blocks_used']} / {info['kv_blocks']}",
-            str(info["max_length"]),
-            info["path"],
+            critic.name + (" (default)" if critic.default else ""),
+            critic.version,
+            "leaving" if critic.leaving else "active" if critic.active else "",
+            str(critic.users),
+            "none" if critic.kv_blocks is None else f"{critic.kv_blocks_used} / {critic.kv_blocks}",
+            str(critic.max_length),
+            critic.path,
         )
     return table
 

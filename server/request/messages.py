@@ -1,19 +1,21 @@
-"""Whole chat messages out of the chunks of a stream."""
+"""Puts the choices of a streamed chat completion together, as a whole response would have had them."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
-# Fields whose pieces are added up; all others are what the last chunk says.
-ADDED = ("content", "reasoning", "reasoning_content", "refusal")
+# Fields of a delta whose pieces are concatenated; of all others the last piece counts.
+CONCATENATED = ("content", "reasoning", "reasoning_content", "refusal")
+# vLLM's chunks as JSON's data: other versions of vLLM have other fields, and all are passed on.
+Chunk: TypeAlias = dict[str, Any]
 
 
 class MessageBuilder:
-    """The choices of one streamed chat completion, as they would stand in a whole response."""
+    """Collects the chunks of one stream."""
 
     def __init__(self) -> None:
-        self._choices: dict[int, dict[str, Any]] = {}
+        self._choices: dict[int, Chunk] = {}
 
-    def take(self, chunk: dict[str, Any]) -> None:
-        """Adds a chunk."""
+    def take(self, chunk: Chunk) -> None:
+        """Adds a chunk of the stream."""
         for piece in chunk.get("choices", ()):
             choice = self._choices.setdefault(
                 piece["index"],
@@ -21,33 +23,33 @@ class MessageBuilder:
             )
             for name, value in piece.items():
                 if name == "delta":
-                    _add(choice["message"], value)
+                    _add_delta(choice["message"], value)
                 elif name == "logprobs":
                     _add_logprobs(choice, value)
                 elif name not in ("index", "prompt_token_ids", "token_ids"):
                     choice[name] = value
 
-    def choice(self, index: int) -> dict[str, Any]:
-        """A choice that has ended; it is forgotten here."""
+    def pop(self, index: int) -> Chunk:
+        """The whole choice with this index, which has ended; it is not kept here any longer."""
         choice = self._choices.pop(index)
         if "tool_calls" in (message := choice["message"]):
             message["tool_calls"] = [message["tool_calls"][i] for i in sorted(message["tool_calls"])]
         return choice
 
 
-def _add(message: dict[str, Any], delta: dict[str, Any]) -> None:
+def _add_delta(message: Chunk, delta: Chunk) -> None:
     for name, value in delta.items():
         if name == "tool_calls":
             for call in value or ():
-                _add_call(message.setdefault("tool_calls", {}).setdefault(call["index"], {}), call)
-        elif name in ADDED:
+                _add_tool_call(message.setdefault("tool_calls", {}).setdefault(call["index"], {}), call)
+        elif name in CONCATENATED:
             if value is not None:
                 message[name] = (message.get(name) or "") + value
         else:
             message[name] = value
 
 
-def _add_call(whole: dict[str, Any], piece: dict[str, Any]) -> None:
+def _add_tool_call(whole: Chunk, piece: Chunk) -> None:
     for name, value in piece.items():
         if name == "function":
             function = whole.setdefault("function", {"arguments": ""})
@@ -58,7 +60,7 @@ def _add_call(whole: dict[str, Any], piece: dict[str, Any]) -> None:
             whole[name] = value
 
 
-def _add_logprobs(choice: dict[str, Any], logprobs: dict[str, Any] | None) -> None:
+def _add_logprobs(choice: Chunk, logprobs: Chunk | None) -> None:
     if logprobs and logprobs.get("content"):
         choice["logprobs"] = choice["logprobs"] or {"content": []}
         choice["logprobs"]["content"].extend(logprobs["content"])

@@ -1,12 +1,16 @@
-"""The engine as vLLM's handlers for completions and chat see it: samples are guided and reported on by choice."""
+"""The engine as vLLM's handlers for completions and chat see it: each choice is guided and reported on its own.
+
+A guided request with `n > 1` becomes `n` engine requests, because vLLM's own children share one `extra_args`, and each
+choice needs an id for its reports.
+"""
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from copy import copy
 from dataclasses import replace
-from math import isnan
+from functools import partial
 from typing import Any
 
 from vllm.outputs import RequestOutput
@@ -14,27 +18,27 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.utils.async_utils import merge_async_iterators
 
 from qsharp_core.errors import CriticFailure, GuidanceError
-from qsharp_core.residual import Step, bellman_residuals
 from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.vllm_plugin.processors import processor_class
 from qsharp_core.vllm_plugin.telemetry import Status
-from qsharp_core.wire.guidance import Tail
 from server import metrics
 from server.errors import SampleFailure
-from server.request.admission import CALL, GuidedCall
-from server.request.schema import ChoiceGuidance, TokenGuidance
-from server.request.telemetry import Record, TelemetryReceiver
+from server.request.call import CALL, GuidedCall
+from server.request.schema import ChoiceGuidance
+from server.request.summary import choice_guidance, residuals
+from server.request.telemetry import TelemetryReceiver
 
 Outputs = AsyncGenerator[RequestOutput, None]
+Generate = Callable[[Any, SamplingParams, str], Outputs]  # prompt, parameters, the engine request's id
 
 
 class GuidedEngineClient:
-    """A proxy of vLLM's `EngineClient`, all of it but `generate`.
+    """Passes everything on to vLLM's `EngineClient`, and does `generate` in our way.
 
     Args:
-        engine_client: the real one.
-        telemetry: where the workers report to.
-        timeout: seconds to wait for a choice's last reports.
+        engine_client: vLLM's client.
+        telemetry: receives the workers' reports.
+        timeout: seconds to wait at the end of a choice for its last reports.
     """
 
     def __init__(self, engine_client: Any, telemetry: TelemetryReceiver, timeout: float) -> None:
@@ -48,22 +52,24 @@ class GuidedEngineClient:
         return getattr(self._engine, name)
 
     def generate(self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any) -> Outputs:
-        """As `EngineClient.generate`, guided as the running `CALL` says.
+        """As `EngineClient.generate`, guided as the request in `CALL` asks for.
 
-        Plain and not a coroutine: handlers call it within their request and iterate the result elsewhere.
+        This is a plain function and no coroutine: handlers call it within their request, where `CALL` is set, and
+        iterate over the result elsewhere.
 
         Raises:
-            GuidanceError: guidance does not go together with something else in the request.
+            GuidanceError: guidance cannot be combined with something else in the request.
         """
         call = CALL.get()
+        generate: Generate = partial(self._engine.generate, **kwargs)
         if call is None:
-            return self._engine.generate(prompt, sampling_params, request_id, **kwargs)
+            return generate(prompt, sampling_params, request_id)
         first = call.prompts * sampling_params.n
         call.prompts += 1
         if call.recording is None:
-            return self._generate(call, first, prompt, sampling_params, request_id, kwargs)
+            return self._generate(call, first, prompt, sampling_params, request_id, generate)
         call.recording.check_prompt(prompt)
-        outputs = self._generate(call, first, prompt, sampling_params, request_id, kwargs)
+        outputs = self._generate(call, first, prompt, sampling_params, request_id, generate)
         return call.recording.watch(first, prompt, sampling_params, outputs)
 
     def _generate(
@@ -73,21 +79,26 @@ class GuidedEngineClient:
         prompt: Any,
         sampling_params: SamplingParams,
         request_id: str,
-        kwargs: dict[str, Any],
+        generate: Generate,
     ) -> Outputs:
         if not call.observed:
-            return _counted(call, first, self._engine.generate(prompt, sampling_params, request_id, **kwargs))
+            return _counted(call, first, generate(prompt, sampling_params, request_id))
         params = self._admit(call, prompt, sampling_params)
         samples = [
-            self._sample(call, first + i, dict(prompt), _one_of(params, i), request_id, kwargs) for i in range(params.n)
+            self._sample(call, first + i, dict(prompt), _one_of(params, i), request_id, generate)
+            for i in range(params.n)
         ]
         merged = merge_async_iterators(*samples)
         if params.output_kind == RequestOutputKind.FINAL_ONLY:
-            return _all_at_once(merged, params.n)
-        return _as_they_come(merged, params.n)
+            return _collected(merged, params.n)
+        return _streamed(merged, params.n)
 
     def _admit(self, call: GuidedCall, prompt: Any, params: SamplingParams) -> SamplingParams:
-        """The sampling parameters, once it is sure that these tokens can be guided."""
+        """The sampling parameters, after a check that this prompt can be guided; `max_tokens` may be lowered.
+
+        Raises:
+            GuidanceError: names the field that stands against it.
+        """
         if prompt.get("type") != "token":
             param = "prompt_embeds" if prompt.get("type") == "embeds" else call.prompt_field
             raise GuidanceError(f"guidance needs a prompt of text or token ids: {param} cannot be combined", param)
@@ -113,9 +124,9 @@ class GuidedEngineClient:
         return params
 
     async def _sample(
-        self, call: GuidedCall, index: int, prompt: Any, params: SamplingParams, request_id: str, kwargs: dict[str, Any]
+        self, call: GuidedCall, index: int, prompt: Any, params: SamplingParams, request_id: str, generate: Generate
     ) -> Outputs:
-        """One choice: an engine request of its own, followed by the telemetry of all its tokens."""
+        """Samples one choice in an engine request of its own, and waits for the reports of all its tokens."""
         sample = self._telemetry.register()
         # vLLM aborts by the id it is given, which clients may repeat: make it unlike any other.
         unique = f"{request_id}-{sample.id:x}"
@@ -123,22 +134,22 @@ class GuidedEngineClient:
         params.extra_args = _extra_args(call, params, sample.id)
         tokens: list[int] = []
         try:
-            async with aclosing(self._engine.generate(prompt, params, unique, **kwargs)) as outputs:
+            async with aclosing(generate(prompt, params, unique)) as outputs:
                 async for output in outputs:
                     (choice,) = output.outputs
                     tokens.extend(choice.token_ids)
                     prompt_length = len(output.prompt_token_ids)
                     if choice.finish_reason is not None:
                         if choice.finish_reason == "abort":
-                            sample.check()  # it was the failure that cut it short
-                        records = await sample.wait(prompt_length, tokens, self._timeout)
-                        call.results[index] = result = _summary(call, records)
+                            sample.check()  # a failed step may be why it was aborted
+                        reports = await sample.wait(prompt_length, tokens, self._timeout)
+                        call.results[index] = result = choice_guidance(call, reports)
                         metrics.observe_choice(
                             guided=call.params is not None,
                             finish_reason=choice.finish_reason,
-                            token_kls=[r.kl for r in records if r.status == Status.GUIDED],
+                            token_kls=[r.kl for r in reports if r.status == Status.GUIDED],
                             value=result.value,
-                            residuals=_residuals(call, records),
+                            residuals=residuals(call, reports),
                             critic=result.critic,
                         )
                     else:
@@ -157,7 +168,7 @@ class GuidedEngineClient:
 
 
 def _one_of(params: SamplingParams, index: int) -> SamplingParams:
-    """Parameters of one of `n` samples, as vLLM's own `ParentRequest` makes them."""
+    """The parameters of the sample `index` of `n`, as vLLM's own `ParentRequest` makes them."""
     child = copy(params)
     child.n = 1
     if params.seed is not None:
@@ -170,7 +181,7 @@ def _extra_args(call: GuidedCall, params: SamplingParams, sample_id: int) -> dic
     return {**(params.extra_args or {}), **guidance.to_extra_args()}
 
 
-async def _as_they_come(merged: AsyncGenerator[tuple[int, RequestOutput], None], n: int) -> Outputs:
+async def _streamed(merged: AsyncGenerator[tuple[int, RequestOutput], None], n: int) -> Outputs:
     unfinished = n
     async with aclosing(merged):
         async for i, output in merged:
@@ -180,7 +191,7 @@ async def _as_they_come(merged: AsyncGenerator[tuple[int, RequestOutput], None],
             yield output
 
 
-async def _all_at_once(merged: AsyncGenerator[tuple[int, RequestOutput], None], n: int) -> Outputs:
+async def _collected(merged: AsyncGenerator[tuple[int, RequestOutput], None], n: int) -> Outputs:
     outputs: list[RequestOutput | None] = [None] * n
     async with aclosing(merged):
         async for i, output in merged:
@@ -194,7 +205,7 @@ async def _all_at_once(merged: AsyncGenerator[tuple[int, RequestOutput], None], 
 
 
 async def _counted(call: GuidedCall, first: int, outputs: Outputs) -> Outputs:
-    """A request that is neither guided nor observed: only its tokens are counted."""
+    """Counts the tokens of a request that is neither guided nor observed."""
     tokens: Counter[int] = Counter()
     async with aclosing(outputs):
         async for output in outputs:
@@ -204,38 +215,3 @@ async def _counted(call: GuidedCall, first: int, outputs: Outputs) -> Outputs:
                     call.results[first + choice.index] = ChoiceGuidance(tokens_total=tokens[choice.index])
                     metrics.observe_choice(guided=False, finish_reason=choice.finish_reason)
             yield output
-
-
-def _summary(call: GuidedCall, records: list[Record]) -> ChoiceGuidance:
-    return ChoiceGuidance(
-        eta=call.params.eta if call.params else None,
-        critic=call.critic.key if call.critic else None,
-        kl=sum(record.kl for record in records),
-        value=next((record.value for record in records if not isnan(record.value)), None),
-        tokens_guided=sum(record.status == Status.GUIDED for record in records),
-        tokens_total=len(records),
-        tokens=[
-            TokenGuidance(
-                token_id=record.token,
-                kl=record.kl,
-                ref_logprob=record.ref_logprob,
-                logprob=record.logprob,
-                value=_value(record),
-            )
-            for record in records
-        ]
-        if call.detail == "tokens"
-        else None,
-    )
-
-
-def _residuals(call: GuidedCall, records: list[Record]) -> list[float]:
-    """Where the critic disagrees with itself; none of Controlled Decoding, whose tilts are of no law."""
-    if call.params is None or call.params.eta is None or call.critic is None or call.params.method != "qsharp":
-        return []
-    steps = [Step(record.value, record.ref_logprob, record.logprob) for record in records]
-    return bellman_residuals(steps, call.params.eta, Tail(call.params.tail), call.critic.reward_range[0])
-
-
-def _value(record: Record) -> float | None:
-    return None if isnan(record.value) else record.value

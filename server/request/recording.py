@@ -1,7 +1,7 @@
-"""`store: true`: what a response samples becomes rollouts, committed before the client sees the end of a choice.
+"""Records requests with `store: true`: their choices become rollouts, committed before the client sees a choice's end.
 
-A `Recording` accompanies one request. The engine proxy has it watch the tokens (`watch`), the responses' side hands it
-what the client is about to get, and waits (`save`).
+A `Recording` accompanies one request. The engine proxy shows it the sampled tokens (`watch`). The module `responses`
+hands it what the client is about to get, and waits until that is committed (`save`).
 """
 
 import asyncio
@@ -12,52 +12,33 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-import msgspec
-
 from qsharp_core.errors import GuidanceError
-from qsharp_core.rollouts.records import Rollout, Route, Sampling, first_valid_position, new_id
+from qsharp_core.rollouts.records import Rollout, Route, first_valid_position, new_id
 from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.wire.metadata import CUT, FORCED, PARENT
 from server import metrics
-from server.request.schema import ChoiceGuidance, GuidedFields
+from server.request.draft import Draft, joined_text, sampling_of
+from server.request.schema import ChoiceGuidance, GuidedRequest
 from server.store.rollouts import RolloutStore
 
 logger = logging.getLogger("vllm.qsharp")
 
-# Fields of `SamplingParams` beside temperature and its like that shape the law, or end the completion.
-OTHER_SAMPLING = (
-    "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "allowed_token_ids", "bad_words",
-    "structured_outputs", "thinking_token_budget", "watermarking", "trace_decode_token_ids", "min_tokens", "max_tokens",
-    "ignore_eos", "stop", "stop_token_ids", "include_stop_str_in_output", "repetition_detection",
-)  # fmt: skip
 # What OpenAI shows of the request in a stored chat completion.
 SHOWN_REQUEST = ("tools", "tool_choice", "response_format", "presence_penalty", "frequency_penalty", "service_tier")
-CONTEXT = 16  # tokens before a text that its first characters may depend on
-
-
-@dataclass(eq=False)
-class Draft:
-    """A choice while it is sampled."""
-
-    prompt_token_ids: Sequence[int]
-    prompt_text: str | None
-    params: Any
-    seed: int | None
-    token_ids: list[int] = field(default_factory=list)
-    text: str = ""
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
 
 
 @dataclass(eq=False)
 class Recording:
-    """One request that is stored.
+    """One request whose choices are stored.
 
     Attributes:
+        guidance: what the request is guided by; None if it is not guided.
         body: the request as the client sent it.
-        parent, cut: of a roll-out, the rollout that it goes on from and after how many tokens.
-        beginning: these tokens: the parent's, or the parent's but for the last one, which a branch has forced.
-        drafts: by the response's choice index.
+        metadata: what the client wants to be kept with the rollouts.
+        parent, cut: the stored rollout that the request continues, and after how many tokens; None for most requests.
+        beginning: these `cut` tokens. The last of them differs from the parent's where the request forces another one.
+        created: when the request came, in seconds since the epoch.
+        drafts: the choices that have not ended, by their index in the response.
     """
 
     store: RolloutStore
@@ -73,7 +54,7 @@ class Recording:
     drafts: dict[int, Draft] = field(default_factory=dict)
 
     def check_prompt(self, prompt: Mapping[str, Any]) -> None:
-        """Refuses a prompt that cannot be sampled from again, or that is not where the parent was cut.
+        """Refuses a prompt that has no token ids, or one that does not end where the parent was cut.
 
         Raises:
             GuidanceError: names the field.
@@ -92,7 +73,14 @@ class Recording:
     async def watch(
         self, first: int, prompt: Mapping[str, Any], params: Any, outputs: AsyncGenerator[Any, None]
     ) -> AsyncGenerator[Any, None]:
-        """Passes an engine request's outputs on; its choices begin at index `first` of the response."""
+        """Passes an engine request's outputs on, and notes what they sampled.
+
+        Args:
+            first: index in the response of the engine request's first choice.
+            prompt: the engine request's prompt.
+            params: its `SamplingParams`.
+            outputs: what the engine yields.
+        """
         async with aclosing(outputs):
             async for output in outputs:
                 for choice in output.outputs:
@@ -113,17 +101,17 @@ class Recording:
         results: Mapping[int, ChoiceGuidance],
         response: Mapping[str, Any],
     ) -> dict[int, str]:
-        """Stores choices, and returns their rollouts' ids when they are committed.
+        """Stores choices that have ended, and returns the ids of their rollouts, by index, when they are committed.
 
         Args:
-            choices: by index, as the client gets them; only a chat's are kept.
-            results: what was done for them.
-            response: the response's `id`, `model` and, of a chat, its other fields.
+            choices: by index, as the client gets them; None for a completion, whose form is not kept.
+            results: what was done for the choices, by index.
+            response: the response's `id` and `model`, and for a chat its other fields.
 
         Raises:
             StoreError: nothing was stored.
         """
-        rollouts = [self._rollout(index, shown, results[index], response) for index, shown in choices.items()]
+        rollouts = [self._rollout(index, choice, results[index], response) for index, choice in choices.items()]
         started = time.perf_counter()
         try:
             await self.store.add(rollouts)
@@ -136,7 +124,7 @@ class Recording:
         return {rollout.choice: rollout.id for rollout in rollouts}
 
     def _rollout(
-        self, index: int, shown: Mapping[str, Any] | None, result: ChoiceGuidance, response: Mapping[str, Any]
+        self, index: int, choice: Mapping[str, Any] | None, result: ChoiceGuidance, response: Mapping[str, Any]
     ) -> Rollout:
         draft = self.drafts.pop(index)
         prompt, text = draft.prompt_token_ids, draft.prompt_text
@@ -161,8 +149,8 @@ class Recording:
             prompt_text=text,
             completion_text=completion,
             messages=messages,
-            response=self._shown(shown, response) if self.route == "chat" and shown is not None else None,
-            sampling=_sampling(draft),
+            response=self._response(choice, response) if self.route == "chat" and choice is not None else None,
+            sampling=sampling_of(draft),
             eta=guidance.eta if guidance else None,
             method=guidance.method if guidance else None,
             critic=guidance.critic if guidance else None,
@@ -180,26 +168,30 @@ class Recording:
             metadata=self.metadata,
         )
 
-    def _shown(self, choice: Mapping[str, Any], response: Mapping[str, Any]) -> dict[str, Any]:
+    def _response(self, choice: Mapping[str, Any], response: Mapping[str, Any]) -> Mapping[str, Any]:
         fields = {name: response[name] for name in ("created", "system_fingerprint") if response.get(name) is not None}
         request = {name: self.body[name] for name in SHOWN_REQUEST if self.body.get(name) is not None}
         return {"choice": choice, "request": request, **fields}
 
 
 async def begin(
-    request: GuidedFields, body: Mapping[str, Any], store: RolloutStore, tokenizer: Any, guidance: GuidanceParams | None
+    request: GuidedRequest,
+    body: Mapping[str, Any],
+    store: RolloutStore,
+    tokenizer: Any,
+    guidance: GuidanceParams | None,
 ) -> Recording:
-    """The recording of a request that has `store: true`.
+    """Starts the recording of a request that has `store: true`.
 
     Args:
-        request: the request, admitted.
-        body: it as the client sent it.
-        store: the store.
-        tokenizer: the model's.
-        guidance: what it is guided by.
+        request: the request, which was admitted.
+        body: the request as the client sent it.
+        store: where its rollouts go.
+        tokenizer: the model's; None where it has none.
+        guidance: what the request is guided by; None if it is not guided.
 
     Raises:
-        GuidanceError: its metadata name a parent that it cannot go on from.
+        GuidanceError: its metadata name a parent that it cannot continue.
     """
     metadata = request.metadata or {}
     recording = Recording(store, tokenizer, "chat" if "messages" in body else "completion", guidance, body, metadata)
@@ -232,62 +224,6 @@ async def begin(
 
 def _number(digits: str) -> int | None:
     return int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= 10 else None
-
-
-def joined_text(tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int], cut: int, draft: Draft) -> str:
-    """The text of a completion that a request has gone on with after `cut` tokens, as if it were sampled in one.
-
-    Not the sum of two texts: the cut may go through a character.
-    """
-    if tokenizer is None:
-        return draft.text
-    params = draft.params
-    context = [*prompt[-CONTEXT:]]
-
-    def decoded(part: Sequence[int]) -> str:
-        return str(
-            tokenizer.decode(
-                [*context, *part],
-                skip_special_tokens=params.skip_special_tokens,
-                clean_up_tokenization_spaces=False,
-            )
-        )
-
-    skipped = len(decoded([]).rstrip("\ufffd"))
-    stop, include = draft.stop_reason, params.include_stop_str_in_output
-    by_token = draft.finish_reason == "stop" and not isinstance(stop, str)
-    text = decoded(tokens[:-1] if by_token and not include else tokens)
-    if isinstance(stop, str):
-        # vLLM looks for it in what the request itself has sampled.
-        at = text.find(stop, len(decoded(tokens[:cut]).rstrip("\ufffd")))
-        if at >= 0:
-            text = text[: at + len(stop) if include else at]
-    return text[skipped:]
-
-
-def _sampling(draft: Draft) -> Sampling:
-    params = draft.params
-    default = type(params)()
-    other = {}
-    for name in OTHER_SAMPLING:
-        value = getattr(params, name, None)
-        if (value and value != getattr(default, name)) or name == "max_tokens":
-            other[name] = _plain(value)
-    return Sampling(
-        temperature=params.temperature,
-        top_p=params.top_p,
-        top_k=max(params.top_k, 0),
-        min_p=params.min_p,
-        seed=draft.seed,
-        other=other,
-    )
-
-
-def _plain(value: Any) -> Any:
-    plain = msgspec.to_builtins(value, str_keys=True)
-    if isinstance(plain, dict):
-        plain = {name: inner for name, inner in plain.items() if inner is not None and not name.startswith("_")}
-    return plain
 
 
 def _is_token_ids(prompt: Any) -> bool:

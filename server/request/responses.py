@@ -1,24 +1,24 @@
 """Puts each choice's `guidance`, and the id of its rollout, on vLLM's own responses."""
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from qsharp_core.errors import StoreError
 from server.errors import body_of
-from server.request.admission import CALL, GuidedCall
-from server.request.messages import MessageBuilder
+from server.request.call import CALL, GuidedCall
+from server.request.messages import Chunk, MessageBuilder
 from server.request.proxy import GuidedEngineClient
 
 # Stands, unescaped, only in chunks that end a choice: within JSON strings quotes have a backslash.
 ENDS_A_CHOICE = '"finish_reason":"'
-# Of a stored choice: they have columns of their own.
+# Fields of ours on a choice that are not stored with its response: they have columns of their own.
 OURS = {"guidance", "rollout_id"}
 
 
 def install(handler: Any, method: str, engine: GuidedEngineClient) -> None:
-    """Has one of vLLM's handlers sample through `engine`, and report what was done for each choice.
+    """Makes one of vLLM's handlers sample through `engine`, and report what was done for each choice.
 
     Args:
         handler: `OpenAIServingCompletion` or `OpenAIServingChat`.
@@ -36,9 +36,9 @@ def install(handler: Any, method: str, engine: GuidedEngineClient) -> None:
             return attach_to_stream(response, call)
         choices = getattr(response, "choices", ())  # an ErrorResponse has none
         if call.recording is not None and choices:
-            shown = {choice.index: _stored(choice, call) for choice in choices}
+            stored = {choice.index: _stored(choice, call) for choice in choices}
             fields = response.model_dump(include={"id", "model", "created", "system_fingerprint"})
-            ids = await call.recording.save(shown, call.results, fields)
+            ids = await call.recording.save(stored, call.results, fields)
             for choice in choices:
                 choice.rollout_id = ids[choice.index]
         for choice in choices:
@@ -50,14 +50,17 @@ def install(handler: Any, method: str, engine: GuidedEngineClient) -> None:
 
 
 def attach_to_choice(choice: Any, call: GuidedCall) -> None:
-    """Sets `guidance` on a choice of a whole response; vLLM's models carry extra fields along."""
+    """Sets `guidance` on a choice of a whole response; vLLM's response models keep extra fields."""
     result = call.results.get(choice.index)
     if call.detail != "none" and result is not None:
         choice.guidance = result.dump()
 
 
 def attach_to_stream(events: AsyncGenerator[str, None], call: GuidedCall) -> AsyncGenerator[str, None]:
-    """Sets `guidance` on the chunk that ends each choice; other events pass as they are."""
+    """Sets `guidance` on the chunk that ends each choice; other events pass unchanged.
+
+    A choice of a request that is stored ends only when its rollout is committed, and its chunk has `rollout_id`, too.
+    """
     return _released(_attached(events, call) if call.recording is None else _recorded(events, call), call)
 
 
@@ -73,11 +76,11 @@ async def _released(events: AsyncGenerator[str, None], call: GuidedCall) -> Asyn
 async def _attached(events: AsyncGenerator[str, None], call: GuidedCall) -> AsyncGenerator[str, None]:
     async with aclosing(events):
         async for event in events:
-            yield _reported(event, call) if call.detail != "none" and ENDS_A_CHOICE in event else event
+            yield _event(_chunk(event), call) if call.detail != "none" and ENDS_A_CHOICE in event else event
 
 
 async def _recorded(events: AsyncGenerator[str, None], call: GuidedCall) -> AsyncGenerator[str, None]:
-    """The chunk that ends a choice waits until its rollout is committed; if that fails, an error is the end."""
+    """Holds back the chunk that ends a choice until its rollout is committed; if that fails, the stream ends."""
     recording = call.recording
     assert recording is not None
     messages = MessageBuilder() if recording.route == "chat" else None
@@ -87,16 +90,16 @@ async def _recorded(events: AsyncGenerator[str, None], call: GuidedCall) -> Asyn
             if (messages is None and not ends) or not event.startswith("data: {"):
                 yield event
                 continue
-            chunk = json.loads(event.removeprefix("data: "))
+            chunk = _chunk(event)
             if messages is not None:
                 messages.take(chunk)
             ended = [choice for choice in chunk.get("choices", ()) if choice.get("finish_reason") is not None]
             if not ended:
                 yield event
                 continue
-            shown = {choice["index"]: messages.choice(choice["index"]) if messages else None for choice in ended}
+            stored = {choice["index"]: messages.pop(choice["index"]) if messages else None for choice in ended}
             try:
-                ids = await recording.save(shown, call.results, chunk)
+                ids = await recording.save(stored, call.results, chunk)
             except StoreError as error:
                 yield f"data: {json.dumps(body_of(error))}\n\n"
                 yield "data: [DONE]\n\n"
@@ -106,16 +109,17 @@ async def _recorded(events: AsyncGenerator[str, None], call: GuidedCall) -> Asyn
             yield _event(chunk, call)
 
 
-def _stored(choice: Any, call: GuidedCall) -> dict[str, Any] | None:
+def _stored(choice: Any, call: GuidedCall) -> Mapping[str, Any] | None:
     assert call.recording is not None
     return choice.model_dump(exclude=OURS, mode="json") if call.recording.route == "chat" else None
 
 
-def _reported(event: str, call: GuidedCall) -> str:
-    return _event(json.loads(event.removeprefix("data: ")), call)
+def _chunk(event: str) -> Chunk:
+    chunk: Chunk = json.loads(event.removeprefix("data: "))
+    return chunk
 
 
-def _event(chunk: dict[str, Any], call: GuidedCall) -> str:
+def _event(chunk: Chunk, call: GuidedCall) -> str:
     for choice in chunk["choices"]:
         result = call.results.get(choice["index"])
         if choice.get("finish_reason") is not None and result is not None and call.detail != "none":

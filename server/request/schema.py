@@ -1,7 +1,7 @@
-"""What requests and responses carry beside OpenAI's and vLLM's own fields."""
+"""The fields that requests and responses have beside OpenAI's and vLLM's own, and how a wrong value is reported."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
@@ -27,7 +27,7 @@ Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 
 
 class GuidanceOptions(BaseModel):
-    """A request's `guidance`; whatever is absent or null has its default."""
+    """A request's `guidance`. An option that is absent or null has its default."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -45,13 +45,13 @@ class GuidanceOptions(BaseModel):
     method: MethodName | None = Field(default=None, description="which tilt, default qsharp")
     detail: Detail | None = Field(default=None, description="what the response reports, default summary")
 
-    def given(self) -> set[str]:
-        """Names of the options that the request sets, other than what is reported."""
+    def names_set(self) -> set[str]:
+        """Names of the options that the request sets, except `detail`, which changes nothing but the report."""
         return {name for name in self.model_fields_set - {"detail"} if getattr(self, name) is not None}
 
 
-class GuidedFields(BaseModel):
-    """The fields that our requests have beside vLLM's."""
+class GuidedRequest(BaseModel):
+    """The fields that both routes take beside vLLM's."""
 
     eta: Annotated[Number, Field(ge=ETA_RANGE[0], le=ETA_RANGE[1])] | None = Field(
         default=None,
@@ -63,18 +63,21 @@ class GuidedFields(BaseModel):
     metadata: dict[str, str] | None = None
 
 
-class GuidedCompletionRequest(GuidedFields, CompletionRequest):
+class GuidedCompletionRequest(GuidedRequest, CompletionRequest):
     """Body of `POST /v1/completions`."""
 
 
-class GuidedChatCompletionRequest(GuidedFields, ChatCompletionRequest):
+class GuidedChatCompletionRequest(GuidedRequest, ChatCompletionRequest):
     """Body of `POST /v1/chat/completions`."""
 
 
 class TokenGuidance(BaseModel):
-    """One generated token: KL in nats, log-probabilities under `ref` and `pi`.
+    """One sampled token.
 
-    `value` is `V` before the token, in units of reward; None where the critic was not asked.
+    Attributes:
+        kl: KL divergence of its step's guided distribution from the reference's, in nats.
+        ref_logprob, logprob: the token's log-probability under the reference and under the guided policy.
+        value: `V` of the prefix before the token, in units of reward; None where the critic was not asked.
     """
 
     token_id: int
@@ -87,8 +90,13 @@ class TokenGuidance(BaseModel):
 class ChoiceGuidance(BaseModel):
     """A choice's `guidance` in the response.
 
-    `kl` is the sum over its tokens, in nats. `value` is `V`, in units of reward, at the first step at which the critic
-    was asked: at no step before it were two tokens as likely as `min_prob`. None if it was never asked.
+    Attributes:
+        eta, critic: strength and `name@version` of its guidance; None if it was not guided.
+        kl: KL divergence from the reference in nats, summed over its tokens.
+        value: `V` at the first step at which the critic was asked, in units of reward; None if it never was. The critic
+            is asked at a step where at least two tokens are as likely as `min_prob`.
+        tokens_guided, tokens_total: how many of its tokens were sampled under guidance, and how many there are.
+        tokens: an entry for each token; None unless the request asked for them.
     """
 
     eta: float | None = None
@@ -99,13 +107,13 @@ class ChoiceGuidance(BaseModel):
     tokens_total: int
     tokens: list[TokenGuidance] | None = None
 
-    def dump(self) -> dict[str, Any]:
-        """As JSON's data; `tokens` only where they were asked for."""
+    def dump(self) -> Mapping[str, Any]:
+        """This as JSON's data, with `tokens` only where the request asked for them."""
         return self.model_dump(exclude={"tokens"} if self.tokens is None else None)
 
 
 def accepts(max_candidates: int) -> dict[str, str]:
-    """What each of our fields accepts, for error messages."""
+    """For error messages: what each of our fields accepts, by the field's name."""
     low, high = ETA_RANGE
     return {
         "eta": f"a number from {low:g} to {high:g}, or null",
@@ -122,12 +130,17 @@ def accepts(max_candidates: int) -> dict[str, str]:
 
 
 def explain(errors: Sequence[Any], max_candidates: int) -> GuidanceError | None:
-    """The first of pydantic's errors that is about one of our fields, in our words; None if none is."""
+    """Our error for the first of pydantic's errors that is about one of our fields; None if none is.
+
+    Args:
+        errors: of FastAPI's `RequestValidationError`.
+        max_candidates: the most candidates that this server allows.
+    """
     accepted = accepts(max_candidates)
     for error in errors:
         # ("body", pydantic's own markers such as "function-wrap[…]", the field, …)
         name, *inner = [part for part in map(str, error["loc"][1:]) if "[" not in part] or [""]
-        if name not in GuidedFields.model_fields:
+        if name not in GuidedRequest.model_fields:
             continue
         if name == "guidance" and inner and error["type"] == "extra_forbidden":
             known = ", ".join(GuidanceOptions.model_fields)
@@ -139,6 +152,12 @@ def explain(errors: Sequence[Any], max_candidates: int) -> GuidanceError | None:
 
 
 def wrong(param: str, value: object, accepted: str) -> GuidanceError:
-    """A field has a value that it does not accept."""
-    shown = json.dumps(value, default=repr)
-    return GuidanceError(f"{param} must be {accepted}; got {shown if len(shown) <= 100 else shown[:97] + '...'}", param)
+    """The error for a field whose value it does not accept.
+
+    Args:
+        param: the field's name, as the client writes it.
+        value: what the request has there.
+        accepted: what the field accepts, in words that follow "must be".
+    """
+    text = json.dumps(value, default=repr)
+    return GuidanceError(f"{param} must be {accepted}; got {text if len(text) <= 100 else text[:97] + '...'}", param)

@@ -1,8 +1,8 @@
-"""The worker's step reports, received and joined with the choices that wait for them.
+"""Receives the workers' step reports, and joins them with the choices that wait for them.
 
-A report's position is absolute (the length of the history), so a choice knows which positions it needs; a request that
-was preempted reports some again, and the last word on a position counts. A record whose token is not the choice's own
-is stale: its sample was thrown away.
+A report names the position of its token in the whole sequence, so a choice knows which positions it needs. A request
+that was preempted reports some positions again; the last report of a position counts. A report of another token than
+the choice has at that position is stale: vLLM has thrown that token away.
 """
 
 import asyncio
@@ -22,8 +22,14 @@ from qsharp_core.vllm_plugin.telemetry import Status, StepReport, decoder
 logger = logging.getLogger("vllm.qsharp")  # below vLLM's own logger, whose handler formats it
 
 
-class Record(NamedTuple):
-    """What was reported of one token; `value` is NaN where the step was not guided."""
+class TokenReport(NamedTuple):
+    """What a worker reported of one token and its step.
+
+    Attributes:
+        kl: KL divergence of the guided distribution from the reference's, in nats.
+        ref_logprob, logprob: the token's log-probability under the reference and under the guided policy.
+        value: `V` of the prefix before the token, in units of reward; NaN where the step was not guided.
+    """
 
     token: int
     status: Status
@@ -33,13 +39,13 @@ class Record(NamedTuple):
     value: float
 
 
-class Sample:
-    """One engine request that is reported on under `id`. Made by `TelemetryReceiver.register`.
+class ReportedSample:
+    """One engine request whose steps the workers report; `TelemetryReceiver.register` makes it.
 
     Attributes:
-        id: for `qsharp_id`.
-        failure: the first step that failed, as (position, reason).
-        on_failure: called when that is known.
+        id: names the request in reports; it goes to the worker as `qsharp_id`.
+        failure: position and reason of the first failed step; None while none has failed.
+        on_failure: is called when the first failed step is reported.
     """
 
     def __init__(self, receiver: "TelemetryReceiver", sample_id: int, on_failure: Callable[[], None] | None) -> None:
@@ -47,64 +53,77 @@ class Sample:
         self.failure: tuple[int, str] | None = None
         self.on_failure = on_failure
         self._receiver = receiver
-        self._records: dict[int, Record] = {}
+        self._reports: dict[int, TokenReport] = {}
         self._news = asyncio.Event()
 
-    def take(self, position: int, record: Record, reason: str | None) -> None:
-        """A record has arrived."""
-        self._records[position] = record
-        if record.status == Status.FAILED and self.failure is None:
+    def take(self, position: int, report: TokenReport, reason: str | None) -> None:
+        """Keeps a report that has arrived.
+
+        Args:
+            position: of the token in the whole sequence.
+            reason: why the step failed, where it did.
+        """
+        self._reports[position] = report
+        if report.status == Status.FAILED and self.failure is None:
             self.failure = (position, reason or "unknown")
             if self.on_failure is not None:
                 self.on_failure()
         self._news.set()
 
     def check(self, length: int | None = None) -> None:
-        """Raises `CriticFailure` if a step failed; only steps of the first `length` positions count."""
+        """Raises `CriticFailure` if a step has failed; with `length`, only if it is one of the first positions."""
         if self.failure is not None and (length is None or self.failure[0] < length):
             reason = self.failure[1]
             raise CriticFailure(f"the critic failed while it guided this request: {reason}", reason)
 
-    async def wait(self, prompt_length: int, token_ids: Sequence[int], timeout: float) -> list[Record]:
-        """The records of all tokens of the choice, as soon as they are there.
+    async def wait(self, prompt_length: int, token_ids: Sequence[int], timeout: float) -> list[TokenReport]:
+        """The reports of all tokens of the choice, in order, as soon as they have arrived.
+
+        Args:
+            prompt_length: tokens of the prompt.
+            token_ids: the choice's tokens.
+            timeout: seconds to wait.
 
         Raises:
             CriticFailure: one of the steps failed, or reports are missing after `timeout` seconds.
         """
         end = prompt_length + len(token_ids)
-        found = 0
+        arrived = 0
         try:
             async with asyncio.timeout(timeout):
                 while True:
                     self.check(end)
-                    while found < len(token_ids) and self._matches(prompt_length + found, token_ids[found]):
-                        found += 1
-                    if found == len(token_ids):
-                        return [self._records[position] for position in range(prompt_length, end)]
+                    while arrived < len(token_ids) and self._matches(prompt_length + arrived, token_ids[arrived]):
+                        arrived += 1
+                    if arrived == len(token_ids):
+                        return [self._reports[position] for position in range(prompt_length, end)]
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError as error:
-            missing = f"no report of token {found + 1} of {len(token_ids)} after {timeout:g} s"
+            missing = f"no report of token {arrived + 1} of {len(token_ids)} after {timeout:g} s"
             raise CriticFailure(missing, "telemetry_timeout") from error
 
     def close(self) -> None:
-        """No more records are wanted."""
+        """Ends the registration: later reports of this request are dropped."""
         self._receiver.samples.pop(self.id, None)
 
     def _matches(self, position: int, token: int) -> bool:
-        record = self._records.get(position)
-        return record is not None and record.token == token
+        report = self._reports.get(position)
+        return report is not None and report.token == token
 
 
 class TelemetryReceiver:
-    """Receives reports on a private local socket, and keeps those that somebody registered for.
+    """Receives reports on a private local socket, and hands them to the samples that are registered.
 
     Args:
-        observe: is shown every report.
+        observe: is called with every report.
+
+    Attributes:
+        address: of the socket, for the workers.
     """
 
     def __init__(self, observe: Callable[[StepReport], None]) -> None:
-        self.samples: dict[int, Sample] = {}
+        self.samples: dict[int, ReportedSample] = {}
         self._observe = observe
         self._folder = tempfile.TemporaryDirectory(prefix="qsharp-")
         # Paths of local sockets may have 107 characters.
@@ -127,19 +146,19 @@ class TelemetryReceiver:
             await asyncio.gather(self._task, return_exceptions=True)
         self._folder.cleanup()
 
-    def register(self, on_failure: Callable[[], None] | None = None) -> Sample:
-        """A sample with an id of its own; to be closed."""
-        sample = Sample(self, secrets.randbits(63), on_failure)
+    def register(self, on_failure: Callable[[], None] | None = None) -> ReportedSample:
+        """A new sample with an id of its own; whoever asked for it must close it."""
+        sample = ReportedSample(self, secrets.randbits(63), on_failure)
         self.samples[sample.id] = sample
         return sample
 
     def take(self, report: StepReport) -> None:
-        """Hands a report's rows to their samples."""
+        """Hands the rows of a step's report to the samples that they belong to."""
         self._observe(report)
         for row, sample_id in enumerate(report.ids):
             sample = self.samples.get(sample_id)
             if sample is not None:
-                record = Record(
+                token_report = TokenReport(
                     report.tokens[row],
                     Status(report.status[row]),
                     report.kl[row],
@@ -147,7 +166,7 @@ class TelemetryReceiver:
                     report.logprob[row],
                     report.value[row],
                 )
-                sample.take(report.positions[row], record, report.failures.get(sample_id))
+                sample.take(report.positions[row], token_report, report.failures.get(sample_id))
 
     async def _receive(self, context: zmq.asyncio.Context, socket: zmq.asyncio.Socket) -> None:
         try:
