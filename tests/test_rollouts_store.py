@@ -25,7 +25,8 @@ from qsharp_core.rollouts.records import Rollout, Sampling, new_id
 from server.store import rollouts as rollout_store
 from server.store import tables, writer
 from server.store.database import parse_url
-from server.store.rollouts import Filters, GivenReward, Imported, Prediction, RewardResult, RolloutStore
+from server.store.filters import Filters
+from server.store.rollouts import GivenReward, Imported, Prediction, RewardResult, RolloutStore
 from tests.postgres import postgres
 
 Result = TypeVar("Result")

@@ -6,7 +6,11 @@ from typing import Any
 
 
 def to_json(value: Any) -> str:
-    """How JSON columns are written: compact, and refusing what JSON does not have."""
+    """JSON as the store and Parquet files have it: compact, and with `clean` texts.
+
+    Raises:
+        ValueError: the value has NaN or an infinity, which JSON does not have.
+    """
     text = _dumps(value)
     if "\\u0000" in text or not _encodable(text):
         text = _dumps(_clean_all(value))
@@ -14,7 +18,7 @@ def to_json(value: Any) -> str:
 
 
 def clean(text: str) -> str:
-    """The text with U+FFFD for what no database takes: NUL, and halves of surrogate pairs."""
+    """The text with U+FFFD in place of NUL and unpaired surrogates, which databases refuse."""
     if "\0" in text:
         text = text.replace("\0", "\ufffd")
     return text if _encodable(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qsharp_core.errors import GuidanceError
 from server.request.schema import wrong
-from server.store.rollouts import Filters, Order
+from server.store.filters import Filters, Order
 
 MOST = 1000  # rollouts in one answer
 METADATA = re.compile(r"metadata(?:\.(?P<dotted>.+)|\[(?P<bracketed>.+)\])", re.DOTALL)

@@ -11,7 +11,8 @@ from qsharp_core.rollouts.records import Rollout
 from server.api.queries import ChatPageQuery, parse
 from server.errors import NotFoundError
 from server.state import state_of
-from server.store.rollouts import Filters, RolloutStore
+from server.store.filters import Filters
+from server.store.rollouts import RolloutStore
 
 PATH = "/v1/chat/completions"
 # Every id begins so; vLLM has routes of its own below this path, which an open parameter would take over.

@@ -1,7 +1,7 @@
-"""Opens the store's database by URL and brings its schema up to date.
+"""Opens the store's database by its URL, and migrates it to the present schema.
 
-SQLite runs in WAL mode with `synchronous=FULL`: a committed rollout survives loss of power, and readers do not block
-the writer. PostgreSQL does both by itself.
+SQLite runs in WAL mode with `synchronous=FULL`: a committed rollout survives a loss of power, and readers do not block
+the writer. PostgreSQL behaves so by default.
 """
 
 import sqlite3
@@ -20,14 +20,15 @@ from qsharp_core.rollouts.text import to_json
 
 ACCEPTED = "a file's path, sqlite:///PATH or postgresql://USER@HOST/DATABASE"
 WRITES = "qsharp_writes"  # execution option of connections that will write
-_LOCK = 0x5153_4841_5250  # of PostgreSQL, while migrations run: programs may start together
+_LOCK = 0x5153_4841_5250  # key of PostgreSQL's lock while migrations run: several programs may start together
 
 
 def parse_url(url: str) -> URL:
-    """SQLAlchemy's URL, with our drivers.
+    """SQLAlchemy's URL for the store's, with the drivers that we use.
 
     Raises:
-        ConfigError: says what is accepted. It does not repeat the URL, which may hold a password.
+        ConfigError: the URL cannot be used. The message says what is accepted, and does not repeat the URL, which may
+            hold a password.
     """
     try:
         parsed = make_url(url if "://" in url else f"sqlite:///{url}")
@@ -47,7 +48,7 @@ def parse_url(url: str) -> URL:
 
 
 def connect(url: str) -> Engine:
-    """An engine whose database has the present schema.
+    """SQLAlchemy's engine for the database, which has the present schema then.
 
     Raises:
         ConfigError: the database cannot be reached, or was made by a newer version of this program.
@@ -78,7 +79,11 @@ def connect(url: str) -> Engine:
 
 
 def migrate(engine: Engine) -> None:
-    """Runs the migrations that the database does not have yet, all or none."""
+    """Runs the migrations that the database lacks, all of them or none.
+
+    Raises:
+        ConfigError: the database was made by a newer version of this program.
+    """
     config = _config()
     with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
         if engine.dialect.name == "postgresql":

@@ -1,18 +1,18 @@
-"""The store as the server uses it: writes are awaited until they are committed, reads are plain and block.
+"""The store as the server uses it: coroutines write and return when the write is committed; plain functions read.
 
     store = RolloutStore("sqlite:///rollouts.db")
     await store.add([rollout])                      # durable when it returns
-    page = store.page(Filters(has_reward=True))     # in a thread, where an event loop must not wait
+    page = store.page(Filters(has_reward=True))     # blocks: call it in a thread from an event loop
 
-Lists are in the order of commits, so a cursor never misses what was committed behind it.
+Lists are in the order of commits, so a reader that follows the cursor misses nothing that is committed later.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Select, bindparam, delete, exists, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
@@ -21,17 +21,16 @@ from qsharp_core.errors import RolloutError
 from qsharp_core.rollouts.records import Reward, Rollout
 from qsharp_core.rollouts.text import clean
 from server.store.database import connect
-from server.store.tables import from_row, rewards, rollouts, to_row
+from server.store.filters import Filters, Order
+from server.store.tables import Parameters, from_row, rewards, rollouts, to_row
 from server.store.writer import Writer
 
-QUEUE = 1024  # writes on their way; whoever comes then waits for room
+QUEUE = 1024  # writes that are queued or running; further ones wait for room
 _IN = 1000  # ids in one IN (…)
-
-Order = Literal["asc", "desc"]
 
 
 class GivenReward(NamedTuple):
-    """A reward for a rollout."""
+    """A reward that is given to the rollout `id`; `source` says who judged."""
 
     id: str
     reward: float
@@ -39,7 +38,13 @@ class GivenReward(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What was said of a guided rollout when it was sampled; its critic is `name@version`."""
+    """What was reported of a guided rollout when it was sampled.
+
+    Attributes:
+        critic: `name@version`.
+        value: `V` at the first step at which the critic was asked, in units of reward; None if it never was.
+        kl: KL divergence from the reference in nats, summed over its tokens.
+    """
 
     critic: str
     method: str
@@ -49,7 +54,13 @@ class Prediction(NamedTuple):
 
 
 class RewardResult(NamedTuple):
-    """A rollout's present reward, whether it is a new one, and what was predicted if the rollout is a guided one."""
+    """What became of a reward that was given.
+
+    Attributes:
+        reward: the rollout's present reward.
+        changed: whether it is another one than before.
+        prediction: of a guided rollout; None for others.
+    """
 
     id: str
     reward: float
@@ -58,67 +69,28 @@ class RewardResult(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """How many rollouts were new, and how many were there."""
+    """How many rollouts were new, and how many were stored already."""
 
     imported: int
     skipped: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filters:
-    """Which rollouts; None and empty do not filter.
-
-    Attributes:
-        critic: `name@version`, or `name` for all its versions.
-        guided: whether a critic guided it throughout.
-        metadata: entries that it has, all of them.
-        has_reward: whether it has one.
-    """
-
-    critic: str | None = None
-    guided: bool | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    has_reward: bool | None = None
-    model: str | None = None
-
-    def apply(self, query: Select[Any], dialect: str) -> Select[Any]:
-        """The query with its conditions."""
-        table = rollouts.c
-        if self.critic is not None:
-            wanted = clean(self.critic)
-            query = query.where(
-                table.critic == wanted if "@" in wanted else table.critic.startswith(f"{wanted}@", autoescape=True)
-            )
-        if self.guided is not None:
-            query = query.where(table.eta.is_not(None) if self.guided else table.eta.is_(None))
-        if self.has_reward is not None:
-            query = query.where(table.reward.is_not(None) if self.has_reward else table.reward.is_(None))
-        if self.model is not None:
-            query = query.where(table.model == clean(self.model))
-        for name, value in self.metadata.items():
-            # Not by a JSON path: SQLite's cannot quote every key.
-            each = func.json_each_text if dialect == "postgresql" else func.json_each
-            entry = each(table.metadata).table_valued("key", "value")
-            query = query.where(exists().where(entry.c.key == clean(name), entry.c.value == clean(value)))
-        return query
-
-
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A part of a list; `more` tells whether something follows."""
+    """A part of a list of rollouts; `more` says whether further ones follow."""
 
     data: list[Rollout]
     more: bool
 
 
 class RolloutStore:
-    """Opens, and migrates, the database at once.
+    """The store in one database, which is opened and migrated at once.
 
     Args:
-        url: see `database.ACCEPTED`.
+        url: of the database, in one of the forms of `database.ACCEPTED`.
 
     Raises:
-        ConfigError: it cannot be opened.
+        ConfigError: the database cannot be opened.
     """
 
     def __init__(self, url: str) -> None:
@@ -130,39 +102,42 @@ class RolloutStore:
 
     @property
     def lag(self) -> float:
-        """Seconds that the oldest write on its way has waited; 0 if there is none."""
+        """Seconds that the oldest unfinished write has waited; 0 if there is none."""
         return self._writer.lag()
 
     def close(self) -> None:
-        """Ends after everything queued is written."""
+        """Writes what is queued, then closes the database."""
         self._writer.close()
         self._engine.dispose()
 
-    # -- writes: committed when they return; StoreError otherwise
+    # -- writes: committed when they return; they raise StoreError if nothing was written
 
-    async def add(self, made: Sequence[Rollout]) -> None:
+    async def add(self, new: Sequence[Rollout]) -> None:
         """Stores new rollouts, all or none."""
-        await self._written(self._add, [to_row(rollout) for rollout in made])
+        await self._written(self._add, [to_row(rollout) for rollout in new])
 
-    async def add_rewards(self, given: Sequence[GivenReward]) -> list[RewardResult | None]:
-        """Gives rewards, in order; None for a rollout that does not exist, and then none of them is given.
+    async def add_rewards(self, items: Sequence[GivenReward]) -> list[RewardResult | None]:
+        """Gives rewards, in order.
 
         The reward that a rollout already has changes nothing. Another one replaces it, and the history keeps both.
+
+        Returns:
+            A result for each reward. If a rollout does not exist its result is None, and no reward was given at all.
         """
         now = time.time()
-        results: list[RewardResult | None] = await self._written(self._add_rewards, [(*item, now) for item in given])
+        results: list[RewardResult | None] = await self._written(self._add_rewards, [(*item, now) for item in items])
         return results
 
     async def set_metadata(self, request_id: str, metadata: Mapping[str, str]) -> bool:
-        """Replaces the metadata of a stored chat completion, all its choices; False if there is none of that id."""
+        """Replaces the metadata of all choices of a stored chat completion; False if none has that id."""
         return bool(await self._written(self._set_metadata, (request_id, dict(metadata))))
 
     async def delete(self, request_id: str) -> bool:
-        """Deletes a stored chat completion, all its choices with their rewards; False if there is none of that id."""
+        """Deletes all choices of a stored chat completion, with their rewards; False if none has that id."""
         return bool(await self._written(self._delete, request_id))
 
     async def import_all(self, batch: Sequence[Rollout]) -> Imported:
-        """Stores rollouts with their rewards and history, all or none; those whose id is there stay as they are."""
+        """Stores rollouts with their rewards, all or none; one whose id is stored already stays as it is."""
         result: Imported = await self._written(self._import, [(to_row(r), r.rewards) for r in batch])
         return result
 
@@ -171,17 +146,17 @@ class RolloutStore:
             future: Future[Any] = self._writer.submit(run, payload)
             return await asyncio.wrap_future(future)
 
-    # -- what the writer runs, for several of a kind at once
+    # -- what the writer runs, for several operations of one kind at once
 
-    def _add(self, connection: Connection, payloads: list[list[dict[str, Any]]]) -> list[None]:
-        # Ids are random: one that is there was written by this very operation, whose commit seemed to fail.
+    def _add(self, connection: Connection, payloads: list[list[Parameters]]) -> list[None]:
+        # Ids are random: one that is stored already was written by this operation itself, whose commit seemed to fail.
         connection.execute(self._insert.on_conflict_do_nothing(), [row for rows in payloads for row in rows])
         return [None] * len(payloads)
 
     def _add_rewards(self, connection: Connection, payloads: list[list[Any]]) -> list[list[RewardResult | None]]:
-        ids = sorted({item[0] for given in payloads for item in given})
-        predicted = [rollouts.c[name] for name in Prediction._fields]
-        query = select(rollouts.c.id, rollouts.c.reward, *predicted).order_by(rollouts.c.id).with_for_update()
+        ids = sorted({item[0] for items in payloads for item in items})
+        prediction_columns = [rollouts.c[name] for name in Prediction._fields]
+        query = select(rollouts.c.id, rollouts.c.reward, *prediction_columns).order_by(rollouts.c.id).with_for_update()
         current: dict[str, float | None] = {}
         predictions: dict[str, Prediction] = {}
         for part in _parts(ids):
@@ -190,12 +165,12 @@ class RolloutStore:
                 if (prediction := Prediction(*fields)).eta is not None:
                     predictions[rollout_id] = prediction
         history, answers, changed = [], [], set()
-        for given in payloads:
-            if any(item[0] not in current for item in given):
-                answers.append([RewardResult(i, r, False) if i in current else None for i, r, _, _ in given])
+        for items in payloads:
+            if any(item[0] not in current for item in items):
+                answers.append([RewardResult(i, r, False) if i in current else None for i, r, _, _ in items])
                 continue
             answer: list[RewardResult | None] = []
-            for rollout_id, reward, source, now in given:
+            for rollout_id, reward, source, now in items:
                 new = current[rollout_id] != reward
                 if new:
                     current[rollout_id] = reward
@@ -226,11 +201,11 @@ class RolloutStore:
         ]
 
     def _import(
-        self, connection: Connection, payloads: list[list[tuple[dict[str, Any], Sequence[Reward]]]]
+        self, connection: Connection, payloads: list[list[tuple[Parameters, Sequence[Reward]]]]
     ) -> list[Imported]:
         return [self._import_one(connection, batch) for batch in payloads]
 
-    def _import_one(self, connection: Connection, batch: list[tuple[dict[str, Any], Sequence[Reward]]]) -> Imported:
+    def _import_one(self, connection: Connection, batch: list[tuple[Parameters, Sequence[Reward]]]) -> Imported:
         new = {row["id"]: (row, history) for row, history in reversed(batch)}  # of a repeated id the first counts
         for part in _parts(list(new)):
             for (known,) in connection.execute(select(rollouts.c.id).where(rollouts.c.id.in_(part))):
@@ -249,15 +224,15 @@ class RolloutStore:
     # -- reads: they block
 
     def get(self, rollout_id: str) -> Rollout | None:
-        """A rollout with its history; None if there is none."""
+        """The rollout with this id, with all its rewards; None if there is none."""
         return next(iter(self._fetch(select(rollouts).where(rollouts.c.id == clean(rollout_id)))), None)
 
     def response(self, request_id: str) -> list[Rollout]:
-        """The stored choices of a chat completion, by index; of several responses with that id the latest."""
+        """The stored choices of a chat completion, by index; if several responses have that id, of the latest."""
         return self._fetch(select(rollouts).where(*_same_response(request_id)).order_by(rollouts.c.choice))
 
     def page(self, filters: Filters, after: str | None = None, limit: int = 20, order: Order = "asc") -> Page:
-        """Rollouts in the order of commits, from behind the id `after`.
+        """At most `limit` rollouts in the order of commits (`"desc"`: reversed), beginning after the rollout `after`.
 
         Raises:
             RolloutError: no rollout has the id `after`.
@@ -265,17 +240,19 @@ class RolloutStore:
         query = filters.apply(select(rollouts), self._dialect)
         if after is not None:
             seq = select(rollouts.c.seq).where(rollouts.c.id == clean(after))
-            query = query.where(_behind(self._scalar(seq, after), order))
+            query = query.where(_after(self._scalar(seq, after), order))
         return self._page(query, limit, order)
 
     def list_responses(self, filters: Filters, after: str | None, limit: int, order: Order) -> tuple[list[str], bool]:
-        """Ids of stored chat completions, as `page`, and whether more follow.
+        """At most `limit` ids of stored chat completions, beginning after the id `after`, and whether more follow.
+
+        They are in the order of commits (`"desc"`: reversed).
 
         Raises:
-            RolloutError: `after` is none of them.
+            RolloutError: no stored chat completion has the id `after`.
         """
         table, other = rollouts.c, rollouts.alias()
-        # A response stands where its first committed choice does; one whose id came again is not shown.
+        # A response has the place of its first committed choice; one whose id was used again later is not listed.
         first = (other.c.created == table.created) & (other.c.seq < table.seq)
         passed_over = exists().where(
             other.c.request_id == table.request_id, other.c.route == "chat", first | (other.c.created > table.created)
@@ -283,13 +260,13 @@ class RolloutStore:
         query = filters.apply(select(table.request_id), self._dialect).where(table.route == "chat", ~passed_over)
         if after is not None:
             seq = select(func.min(table.seq)).where(*_same_response(after))
-            query = query.where(_behind(self._scalar(seq, after), order))
+            query = query.where(_after(self._scalar(seq, after), order))
         with self._engine.connect() as connection:
             ids = list(connection.scalars(query.order_by(_ordered(order)).limit(limit + 1)))
         return ids[:limit], len(ids) > limit
 
     def batches(self, filters: Filters, size: int) -> Iterator[list[Rollout]]:
-        """All rollouts that are there now, in batches of at most `size`."""
+        """All rollouts that are stored now and match the filters, in batches of at most `size`."""
         with self._engine.connect() as connection:
             last = connection.scalar(select(func.max(rollouts.c.seq))) or 0
         seq = 0
@@ -304,8 +281,8 @@ class RolloutStore:
             yield [from_row(row, history.get(row.id, ())) for row in rows]
 
     def _page(self, query: Select[Any], limit: int, order: Order) -> Page:
-        found = self._fetch(query.order_by(_ordered(order)).limit(limit + 1))
-        return Page(found[:limit], len(found) > limit)
+        page = self._fetch(query.order_by(_ordered(order)).limit(limit + 1))
+        return Page(page[:limit], len(page) > limit)
 
     def _fetch(self, query: Select[Any]) -> list[Rollout]:
         with self._engine.connect() as connection:
@@ -323,21 +300,21 @@ class RolloutStore:
 
     def _scalar(self, query: Select[Any], after: str) -> int:
         with self._engine.connect() as connection:
-            found: int | None = connection.scalar(query)
-        if found is None:
+            seq: int | None = connection.scalar(query)
+        if seq is None:
             raise RolloutError(f"after must be the id of one that is stored; got {after!r:.100}", "after")
-        return found
+        return seq
 
 
 def _same_response(request_id: str) -> tuple[Any, ...]:
-    """Conditions for the choices of one chat completion; clients may repeat a request's id, the latest counts."""
+    """Conditions for the choices of one chat completion. Clients may repeat a request's id; then the latest counts."""
     table, other = rollouts.c, rollouts.alias()
     wanted = clean(request_id)
     latest = select(func.max(other.c.created)).where(other.c.request_id == wanted, other.c.route == "chat")
     return (table.request_id == wanted, table.route == "chat", table.created == latest.scalar_subquery())
 
 
-def _behind(seq: int, order: Order) -> Any:
+def _after(seq: int, order: Order) -> Any:
     return rollouts.c.seq > seq if order == "asc" else rollouts.c.seq < seq
 
 

@@ -1,7 +1,7 @@
-"""Tables of the store, and rows to records and back.
+"""The store's tables, and the conversion of records to rows and back.
 
-Small columns stand before large ones: a scan with a filter then reads little of rows that it passes over. Token ids are
-little-endian int32. Kept in step with `migrations/` by a test.
+Small columns stand before large ones, so that a scan with a filter reads little of the rows that it passes over. Token
+ids are stored as little-endian int32. A test holds these tables and `migrations/` to be the same.
 """
 
 from collections.abc import Iterable, Sequence
@@ -34,7 +34,7 @@ metadata = MetaData(
         "ix": "ix_%(column_0_label)s",
     }
 )
-# SQLite counts up by itself only on INTEGER, which holds 64 bits there.
+# SQLite increments only INTEGER columns by itself; there they hold 64 bits.
 Serial = BigInteger().with_variant(Integer, "sqlite")
 
 rollouts = Table(
@@ -94,12 +94,13 @@ _SAME = (
     "parent_id", "cut", "kl", "value", "finish_reason", "reward", "prompt_text", "completion_text", "messages",
     "response", "guidance",
 )  # fmt: skip
+Parameters = dict[str, Any]  # of an insert, by the name of the column
 _TEXTS = ("request_id", "model", "prompt_text", "completion_text", "finish_reason")
 
 
-def to_row(rollout: Rollout) -> dict[str, Any]:
-    """Parameters of an insert into `rollouts`."""
-    row = {name: getattr(rollout, name) for name in _SAME}
+def to_row(rollout: Rollout) -> Parameters:
+    """The parameters of an insert of this rollout into `rollouts`, without its rewards' history."""
+    row: Parameters = {name: getattr(rollout, name) for name in _SAME}
     for name in _TEXTS:
         if row[name] is not None:
             row[name] = clean(row[name])
@@ -112,8 +113,8 @@ def to_row(rollout: Rollout) -> dict[str, Any]:
 
 
 def from_row(row: Row[Any], history: Iterable[Reward] = ()) -> Rollout:
-    """The record of a whole row of `rollouts`."""
-    fields: dict[str, Any] = dict(row._mapping)
+    """The rollout of a whole row of `rollouts`; `history` is the rewards that it was given."""
+    fields: Parameters = dict(row._mapping)
     return Rollout(
         **{name: fields[name] for name in _SAME},
         sampling=Sampling(**{name: fields[name] for name in SAMPLING}, other=fields["sampling_other"]),
@@ -125,11 +126,11 @@ def from_row(row: Row[Any], history: Iterable[Reward] = ()) -> Rollout:
 
 
 def pack(token_ids: Sequence[int]) -> bytes:
-    """Four bytes a token."""
+    """Token ids as bytes, four for each."""
     return np.asarray(token_ids, dtype="<i4").tobytes()
 
 
 def unpack(data: bytes) -> list[int]:
-    """The inverse of `pack`."""
+    """Token ids from the bytes that `pack` made."""
     ids: list[int] = np.frombuffer(data, dtype="<i4").tolist()
     return ids

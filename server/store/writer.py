@@ -1,7 +1,7 @@
-"""One thread that does all writing, in groups: whatever is queued when it is free goes into one transaction.
+"""One thread that does all writing, in groups: all operations that are queued when it is free share a transaction.
 
-A commit waits for the disk, for milliseconds; grouping makes that the cost of many rollouts and not of each. A future
-resolves after the commit that holds its operation, or fails, and then nothing of the operation is stored.
+A commit waits milliseconds for the disk, and in a group many rollouts share that wait. An operation's future resolves
+after the commit, or it fails, and then nothing of the operation is stored.
 """
 
 import logging
@@ -20,7 +20,7 @@ from qsharp_core.errors import StoreError
 from server.store.database import WRITES
 
 logger = logging.getLogger("vllm.qsharp")
-GROUP = 1024  # operations in one transaction at most: bounds how long the first of them waits
+GROUP = 1024  # most operations in one transaction: bounds how long the first of them waits
 
 
 @dataclass(eq=False)
@@ -28,9 +28,11 @@ class Operation:
     """Something to write.
 
     Attributes:
-        run: writes it, or several of one kind at once, and returns the results in order. It may be run again when a
-            transaction has failed, so it must not mind to find its own work done.
-        payload: what `run` is given, among others of the same kind.
+        run: writes the payloads of several operations of one kind, and returns their results in order. It may run again
+            after a transaction has failed, so it must be correct where its work is done already.
+        payload: this operation's.
+        future: receives its result.
+        submitted: when it was queued, on the monotonic clock, in seconds.
     """
 
     run: Callable[[Connection, list[Any]], list[Any]]
@@ -40,14 +42,14 @@ class Operation:
 
 
 class Writer:
-    """The thread; it starts at once and ends with `close`."""
+    """Owns the thread, which starts at once and ends with `close`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine.execution_options(**{WRITES: True})
         self._queue: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
-        self._oldest: float | None = None  # when the first of the running transaction was submitted
+        self._oldest: float | None = None  # when the first operation of the running transaction was submitted
         self._thread = threading.Thread(target=self._work, name="qsharp-rollouts", daemon=True)
         self._thread.start()
 
@@ -65,12 +67,12 @@ class Writer:
         return operation.future
 
     def lag(self) -> float:
-        """Seconds that the oldest write on its way has waited; 0 if there is none."""
+        """Seconds that the oldest unfinished write has waited; 0 if there is none."""
         oldest = self._oldest
         return 0.0 if oldest is None else time.monotonic() - oldest
 
     def close(self) -> None:
-        """Writes what is queued, then ends."""
+        """Writes what is queued, then ends the thread."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -82,7 +84,7 @@ class Writer:
         while going:
             group: list[Operation] = []
             going = self._take(group)
-            # One that nobody waits for any more is not begun.
+            # An operation whose future was cancelled is not begun.
             group = [operation for operation in group if operation.future.set_running_or_notify_cancel()]
             if group:
                 self._oldest = group[0].submitted
@@ -90,7 +92,7 @@ class Writer:
                 self._oldest = None
 
     def _take(self, group: list[Operation]) -> bool:
-        """Waits for one operation and adds all that are there; False at the end."""
+        """Waits for an operation, and adds it and all that are queued behind it to the group; False when closed."""
         operation = self._queue.get()
         while operation is not None:
             group.append(operation)
@@ -105,7 +107,7 @@ class Writer:
     def _write(self, group: list[Operation]) -> None:
         try:
             results = self._transact(group)
-        except Exception as error:  # whatever it is, it belongs to who waits, and this thread must go on
+        except Exception as error:  # whoever waits gets it in the end, and this thread must go on
             logger.warning("a transaction of %d writes to the rollout store failed: %s", len(group), error)
             self._write_each(group)
         else:
@@ -113,11 +115,11 @@ class Writer:
                 operation.future.set_result(result)
 
     def _write_each(self, group: list[Operation]) -> None:
-        """One may have spoilt it for all, or a connection was lost: each has another try, alone."""
+        """Tries each operation alone: one of them may have made the group fail, or a connection was lost."""
         down: OperationalError | None = None
         for operation in group:
             try:
-                if down is not None:  # no use in waiting for the same again and again
+                if down is not None:  # the database is away: the others need not wait for that, too
                     raise down
                 (result,) = self._transact([operation])
             except Exception as error:
