@@ -14,27 +14,13 @@ candidate are float64: there are few of them, and at large `eta` the value is `e
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
 import torch
 from torch import Tensor
 
+from qsharp_core.wire.guidance import Tail
+
 CHUNK = 128  # tokens whose maximum `largest` looks at
-
-
-class Tail(IntEnum):
-    """What happens to tokens outside the candidates (DESIGN: per request)."""
-
-    FLOOR = 0  # as if they earned the least reward: A = r_min / eta
-    KEEP = 1  # their total mass stays as it was
-    DROP = 2  # excluded
-
-
-class Method(IntEnum):
-    """Which tilt is applied to the critic's distribution."""
-
-    QSHARP = 0  # A = ln E[exp(z / eta)]
-    CD = 1  # A = E[z] / eta (Controlled Decoding, arXiv 2310.17022)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from math import isnan, log
 from typing import NamedTuple
 
-from qsharp_core.policy import Tail
+from qsharp_core.wire.guidance import Tail
 
 CERTAIN = 0.9  # what is drawn between two steps that ask, is at least so likely, all of it together
 

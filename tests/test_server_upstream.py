@@ -35,7 +35,7 @@ def test_routes_call_the_handlers_kept_in_the_apps_state() -> None:
 
 
 def test_collective_rpc_answers_for_the_first_engine_alone() -> None:
-    """So `server.workers` calls each engine itself."""
+    """So `server.critics.workers` calls each engine itself."""
     assert "[0]" in inspect.getsource(DPLBAsyncMPClient.call_utility_async)
     assert "engine" in inspect.signature(AsyncMPClient._call_utility_async).parameters
     assert "self.core_engines" in inspect.getsource(AsyncMPClient.call_utility_all_async)

@@ -21,7 +21,7 @@ from qsharp_core.critic.decode import to_device
 from qsharp_core.critic.engine import CriticEngine
 from qsharp_core.critic.scorer import Question
 from qsharp_core.errors import ConfigError, GuidanceError
-from qsharp_core.policy import Candidates, GuidedStep, Method, Tail
+from qsharp_core.policy import Candidates, GuidedStep
 from qsharp_core.vllm_plugin import cores, registry
 from qsharp_core.vllm_plugin.audit import Auditor
 from qsharp_core.vllm_plugin.memory import keep_freed_memory
@@ -30,9 +30,7 @@ from qsharp_core.vllm_plugin.ranks import Ranks
 from qsharp_core.vllm_plugin.registry import LoadedCritic
 from qsharp_core.vllm_plugin.settings import EngineSettings
 from qsharp_core.vllm_plugin.telemetry import Columns, Sender, Status, StepFacts
-
-TAILS = {"floor": Tail.FLOOR, "keep": Tail.KEEP, "drop": Tail.DROP}
-METHODS = {"qsharp": Method.QSHARP, "cd": Method.CD}
+from qsharp_core.wire.guidance import Method, Tail
 
 
 @dataclass(eq=False)
@@ -311,10 +309,10 @@ class GuidanceCore:
         for i, request in enumerate(requests):
             if request.critic is not None and request.failure is None:
                 members.setdefault(id(request.critic), (request.critic, []))[1].append(i)
-        methods = [METHODS[p.method] for p in params]
+        methods = [Method(p.method) for p in params]
         least_RK = policy.least_log_ref(counts, [p.min_prob for p in params], max(asked, default=1))
         temperature_R = policy.effective_temperature(self._column(temperatures))
-        tails = [TAILS[p.tail] for p in params]
+        tails = [Tail(p.tail) for p in params]
         ranges = [r.critic.card.reward_range if r.critic else (0.0, 1.0) for r in requests]
         bounds = [
             (policy.tail_tilt(tail, p.eta or 1.0, between), between[1])

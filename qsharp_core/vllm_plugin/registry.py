@@ -20,8 +20,9 @@ from qsharp_core.critic.engine import CriticEngine
 from qsharp_core.critic.scorer import Scorer
 from qsharp_core.errors import CriticError, NoCriticError, UnknownCriticError
 from qsharp_core.vllm_plugin import cores, flash
-from qsharp_core.vllm_plugin.params import MAX_CANDIDATES
 from qsharp_core.vllm_plugin.settings import EngineSettings, parse_critic
+from qsharp_core.wire.critics import CriticStatus
+from qsharp_core.wire.guidance import MAX_CANDIDATES
 
 BLOCK_SIZE = 16
 DEFAULT_CACHE_BYTES = 2 * 2**30
@@ -132,21 +133,23 @@ class Registry:
                 torch.cuda.empty_cache()
                 self._loading.release()
 
-    def describe(self) -> list[dict[str, Any]]:
-        """For the API process: one entry a version, plain data."""
+    def describe(self) -> list[CriticStatus]:
+        """What the API process is told: one entry for each loaded version."""
         return [
-            {
-                "name": critic.card.name,
-                "version": critic.card.version,
-                "path": str(critic.path),
-                "active": self.active.get(critic.card.name) == key,
-                "leaving": critic.leaving,
-                "users": critic.users,
-                "max_length": critic.max_length,
-                "kv_blocks": critic.engine.blocks.blocks if critic.engine else None,
-                "kv_blocks_used": critic.engine.blocks.used if critic.engine else None,
-                "card": critic.card.model_dump(mode="json", exclude_none=True),
-            }
+            CriticStatus(
+                name=critic.card.name,
+                version=critic.card.version,
+                path=str(critic.path),
+                active=self.active.get(critic.card.name) == key,
+                leaving=critic.leaving,
+                users=critic.users,
+                max_length=critic.max_length,
+                native=critic.card.backbone == "reference",
+                reward_range=critic.card.reward_range,
+                kv_blocks=critic.engine.blocks.blocks if critic.engine else None,
+                kv_blocks_used=critic.engine.blocks.used if critic.engine else None,
+                card=critic.card.model_dump(mode="json", exclude_none=True),
+            )
             for key, critic in self.critics.items()
         ]
 
