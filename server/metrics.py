@@ -38,7 +38,10 @@ KV_BLOCKS = Gauge(
     multiprocess_mode="mostrecent",
 )
 PREFIX_TOKENS = Counter("qsharp_critic_prefix_tokens", "Tokens of histories that were new to a critic's cache")
-PREFIX_HITS = Counter("qsharp_critic_prefix_hit_tokens", "Those of them whose keys and values were there already")
+PREFIX_HITS = Counter(
+    "qsharp_critic_prefix_hit_tokens",
+    "Tokens of new histories whose keys and values were cached already",
+)
 SPLITS = Counter(
     "qsharp_critic_split_passes", "Passes that critics ran because a step's rows did not fit their memory together"
 )
@@ -60,18 +63,20 @@ CRITIC_ACTIVATED = Gauge(
 )
 COMPLETION_VALUE = Summary(
     "qsharp_completion_value",
-    "Value, V, of guided completions where their critic was first asked, in reward",
+    "Value V of guided completions, at the first step at which their critic was asked, in reward",
 )
 BELLMAN_RESIDUAL = Summary(
     "qsharp_bellman_residual",
-    "How far a critic is from its own word of a token before, |V(x') - V(x) - eta ln(pi/ref)|, in reward",
+    "How far a critic disagrees with what it said one token earlier, |V(x') - V(x) - eta ln(pi/ref)|, in reward",
     ["name", "version"],
 )
 ENGINE_UP = Gauge("qsharp_engine_up", "1 if the engine's worker answered when it was last asked, 0 if not", ["engine"])
 ROLLOUTS_STORED = Counter("qsharp_rollouts_stored", "Choices stored as rollouts, and committed")
 ROLLOUT_REWARDS = Counter("qsharp_rollout_rewards", "Rewards given to rollouts that they did not have yet")
 ROLLOUT_REWARD = Summary(
-    "qsharp_rollout_reward", "These rewards, of rollouts guided throughout and of others", ["guided"]
+    "qsharp_rollout_reward",
+    "New rewards of rollouts, by whether a critic guided them throughout",
+    ["guided"],
 )
 CALIBRATION = Summary(
     "qsharp_value_calibration_ratio",

@@ -166,16 +166,16 @@ async def give_rewards(request: Request) -> RewardsGiven:
     if problems:
         raise _wrong_items(problems, len(items))
     results = await store.add_rewards([GivenReward(item.id, item.reward, item.source) for item in checked])
-    given = [result for result in results if result is not None]
-    if len(given) < len(results):
+    taken = [result for result in results if result is not None]
+    if len(taken) < len(results):
         unknown = [
             ItemProblem(index=index, id=item.id, param="id", message=_no_rollout(item.id))
             for index, (item, result) in enumerate(zip(checked, results, strict=True))
             if result is None
         ]
         raise _wrong_items(unknown, len(items))
-    _observe(given, request)
-    return RewardsGiven(data=[RewardGiven(id=r.id, reward=r.reward, changed=r.changed) for r in given])
+    _observe(taken, request)
+    return RewardsGiven(data=[RewardGiven(id=r.id, reward=r.reward, changed=r.changed) for r in taken])
 
 
 @router.get("/{rollout_id}")

@@ -66,7 +66,11 @@ def _eta(request: GuidedRequest, options: GuidanceOptions, settings: Settings) -
 
 
 def _samples_nothing_for_us(request: GuidedRequest, needed: bool) -> bool:
-    """Whether the request uses beam search, or only scores its prompt; `needed` says that neither will do."""
+    """Whether the request uses beam search, or only scores its prompt.
+
+    Raises:
+        GuidanceError: it does, although something is `needed` (guidance, reports or storing) that this cannot have.
+    """
     if getattr(request, "use_beam_search", False):
         if needed:
             raise GuidanceError("use_beam_search cannot be combined with guidance or store", "use_beam_search")

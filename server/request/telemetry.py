@@ -71,7 +71,7 @@ class ReportedSample:
         self._news.set()
 
     def check(self, length: int | None = None) -> None:
-        """Raises `CriticFailure` if a step has failed; with `length`, only if it is one of the first positions."""
+        """Raises `CriticFailure` if a step has failed. With `length` only the first `length` positions count."""
         if self.failure is not None and (length is None or self.failure[0] < length):
             reason = self.failure[1]
             raise CriticFailure(f"the critic failed while it guided this request: {reason}", reason)

@@ -73,8 +73,8 @@ def connect(url: str) -> Engine:
         if isinstance(error, ConfigError):
             raise
         reason = str(error.orig if isinstance(error, DBAPIError) else error).strip()
-        shown = parsed.render_as_string(hide_password=True)
-        raise ConfigError(f"the rollout store {shown} cannot be opened: {reason}") from error
+        safe_url = parsed.render_as_string(hide_password=True)
+        raise ConfigError(f"the rollout store {safe_url} cannot be opened: {reason}") from error
     return engine
 
 
