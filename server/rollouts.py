@@ -62,8 +62,15 @@ router = APIRouter(prefix=PATH)
 
 @router.get("")
 async def list_rollouts(request: Request) -> Response:
-    """In the order they were stored. Query: `critic`, `guided`, `has_reward`, `model`, `metadata.KEY`, `after`, …"""
+    """In the order they were stored. Query: filters of `FilterQuery`, `after`, `limit`, `order`."""
     return await asyncio.to_thread(_page, state_of(request).store, parse(request, PageQuery))
+
+
+@router.get("/count")
+async def count(request: Request) -> dict[str, Any]:
+    """How many rollouts the query's filters leave."""
+    store, filters = state_of(request).store, parse(request, FilterQuery).filters()
+    return {"object": "rollouts.count", "count": await asyncio.to_thread(store.count, filters)}
 
 
 @router.get("/export")

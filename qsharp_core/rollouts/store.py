@@ -72,12 +72,14 @@ class Filters:
         guided: whether a critic guided it throughout.
         metadata: entries that it has, all of them.
         has_reward: whether it has one.
+        has_valid_position: whether a reward labels a position of it, so that it can be trained on.
     """
 
     critic: str | None = None
     guided: bool | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     has_reward: bool | None = None
+    has_valid_position: bool | None = None
     model: str | None = None
 
     def apply(self, query: Select[Any], dialect: str) -> Select[Any]:
@@ -92,6 +94,11 @@ class Filters:
             query = query.where(table.eta.is_not(None) if self.guided else table.eta.is_(None))
         if self.has_reward is not None:
             query = query.where(table.reward.is_not(None) if self.has_reward else table.reward.is_(None))
+        if self.has_valid_position is not None:
+            first = table.first_valid_position
+            # A token id takes four bytes (`schema.pack`).
+            valid = first.is_not(None) & (4 * first < func.length(table.completion_token_ids))
+            query = query.where(valid if self.has_valid_position else ~valid)
         if self.model is not None:
             query = query.where(table.model == clean(self.model))
         for name, value in self.metadata.items():
@@ -266,6 +273,12 @@ class RolloutStore:
             seq = select(rollouts.c.seq).where(rollouts.c.id == clean(after))
             query = query.where(_behind(self._scalar(seq, after), order))
         return self._page(query, limit, order)
+
+    def count(self, filters: Filters) -> int:
+        """How many rollouts the filters leave."""
+        query = filters.apply(select(func.count()).select_from(rollouts), self._dialect)
+        with self._engine.connect() as connection:
+            return connection.scalar(query) or 0
 
     def list_responses(self, filters: Filters, after: str | None, limit: int, order: Order) -> tuple[list[str], bool]:
         """Ids of stored chat completions, as `page`, and whether more follow.

@@ -13,9 +13,11 @@ from typing import Any
 
 from tqdm import tqdm
 
-from trainer.client import RefusedError, ServerClient, each
 from trainer.rewards.base import Case
 from trainer.rewards.verifiers import Judge, Tally, TaskRef, Verdict
+from trainer.rollouts.client import ServerClient
+from trainer.rollouts.concurrency import each
+from trainer.rollouts.errors import RefusedError
 from trainer.tasks import registry
 from trainer.tasks.base import Problem, TaskError
 

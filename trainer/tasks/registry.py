@@ -15,7 +15,7 @@ from trainer.tasks.files import file_task
 GROUP = "qsharp.tasks"
 BUILT_IN = {
     "sums": "trainer.tasks.sums:TASK",
-    "tree_mdp": "trainer.tree_mdp:TASK",
+    "tree_mdp": "trainer.tasks.tree_mdp:TASK",
     "gsm8k": "trainer.tasks.gsm8k:TASK",
     "math": "trainer.tasks.competition_math:TASK",
     "star_graph": "trainer.tasks.star_graph:TASK",

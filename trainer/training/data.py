@@ -19,9 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from qsharp_core.returns import Bernoulli, ReturnDistribution
+from trainer.training.prefix_tree import PrefixTree, TokenIds, merge
 from trainer.training.settings import TrainingError
-
-TokenIds = NDArray[np.int32]
 
 REQUIRED = ("id", "prompt_token_ids", "completion_token_ids", "first_valid_position", "reward")
 OPTIONAL = ("temperature", "top_p", "top_k", "min_p", "metadata")
@@ -51,7 +50,7 @@ class SamplingPolicy:
 
 
 @dataclass(frozen=True, eq=False)
-class Rollout:
+class LabelledRollout:
     """A completion with its reward, positions `first_valid …` of which may be trained on (at least one).
 
     `weights` are those positions' in the loss, `[valid]`; None: all alike, 1 together.
@@ -77,9 +76,9 @@ class Rollout:
         return np.concatenate([self.prompt, self.completion])
 
     @property
-    def order(self) -> bytes:
-        """Sorts rollouts by their tokens, so that those with a common prefix are neighbours."""
-        return self.token_ids.astype(">i4").tobytes()
+    def start(self) -> int:
+        """The index of the first valid position in `token_ids`."""
+        return len(self.prompt) + self.first_valid
 
     @property
     def valid(self) -> int:
@@ -96,7 +95,7 @@ class DataSet:
         counts: rows read, and why rows were left out.
     """
 
-    rollouts: list[Rollout]
+    rollouts: list[LabelledRollout]
     counts: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -173,7 +172,7 @@ def _batch_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _rollout(row: dict[str, Any], group_by: str | None) -> Rollout:
+def _rollout(row: dict[str, Any], group_by: str | None) -> LabelledRollout:
     prompt, completion = row["prompt_token_ids"], row["completion_token_ids"]
     first = max(row["first_valid_position"], 0)
     if not len(prompt) and first == 0 and len(completion) > 1:
@@ -185,7 +184,7 @@ def _rollout(row: dict[str, Any], group_by: str | None) -> Rollout:
         if group_by not in metadata:
             raise TrainingError(f"rollout {row['id']} has no {group_by!r} in its metadata: --group-by cannot split it")
         group = str(metadata[group_by]).encode()
-    return Rollout(
+    return LabelledRollout(
         id=row["id"],
         prompt=prompt,
         completion=completion,
@@ -200,6 +199,12 @@ def _metadata(value: Any) -> dict[str, Any]:
     """A JSON string, or Parquet's maps and structs."""
     parsed = json.loads(value) if isinstance(value, str) else value
     return dict(parsed or {})
+
+
+def merge_rollouts(rollouts: Sequence[LabelledRollout]) -> tuple[PrefixTree, list[NDArray[np.int32]]]:
+    """The prefix tree of all rollouts together, and for each rollout the nodes of its valid positions."""
+    tree = merge([r.token_ids for r in rollouts])
+    return tree, [path[r.start :] for r, path in zip(rollouts, tree.paths, strict=True)]
 
 
 def refuse_longer(data: DataSet, limit: int | None) -> DataSet:
@@ -244,13 +249,13 @@ def is_held_out(group: str, fraction: float) -> bool:
     return int(group, 16) < fraction * 2**256
 
 
-def split(rollouts: Sequence[Rollout], fraction: float) -> tuple[list[Rollout], list[Rollout]]:
+def split(rollouts: Sequence[LabelledRollout], fraction: float) -> tuple[list[LabelledRollout], list[LabelledRollout]]:
     """Training and held-out rollouts: `(train, held_out)`, with no group in both.
 
     Raises:
         TrainingError: one side is empty though it should not be.
     """
-    sides: tuple[list[Rollout], list[Rollout]] = ([], [])
+    sides: tuple[list[LabelledRollout], list[LabelledRollout]] = ([], [])
     for r in rollouts:
         sides[is_held_out(r.group, fraction)].append(r)
     train, held_out = sides
@@ -261,7 +266,7 @@ def split(rollouts: Sequence[Rollout], fraction: float) -> tuple[list[Rollout], 
     return train, held_out
 
 
-def without_uniform_prompts(rollouts: Sequence[Rollout]) -> list[Rollout]:
+def without_uniform_prompts(rollouts: Sequence[LabelledRollout]) -> list[LabelledRollout]:
     """Without the rollouts of prompts that always earned the same: they say nothing about which token is better."""
     rewards: dict[bytes, set[float]] = defaultdict(set)
     for r in rollouts:

@@ -1,7 +1,7 @@
 """The reference run over prefixes: the hidden state that its language-model head reads, and log-probabilities.
 
-Prefixes run as trees, each once; what all of them begin with, a few-shot prompt for instance, is run before all passes
-and kept as keys and values. A model that does not obey a tree's mask runs each path as a row of its own.
+Prefixes run as trees, each once. What all of them begin with, a few-shot prompt for instance, is run before all passes,
+and its keys and values are kept. With a model that does not obey a tree's mask each path is run as a row of its own.
 """
 
 import hashlib
@@ -20,9 +20,10 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from qsharp_core.critic.reference import identify
-from trainer.training.features.prefixes import NO_NODE, Pass, Prefixes, ancestors, common_chain, cut, needed, visible
+from trainer.training.base import quiet
+from trainer.training.features.passes import TreePass, common_chain, cut, needed
 from trainer.training.features.store import BYTES, FeatureStore, as_keys
-from trainer.training.model import quiet
+from trainer.training.prefix_tree import NO_NODE, PrefixTree, ancestors, visible
 from trainer.training.settings import TrainingError
 
 PASS_NODES = {"cpu": 256, "cuda": 2048}
@@ -144,7 +145,7 @@ class Read:
         return torch.cat(found)
 
 
-def extract(reference: ReferenceModel, tree: Prefixes, wanted: NDArray[np.int64], store: FeatureStore) -> None:
+def extract(reference: ReferenceModel, tree: PrefixTree, wanted: NDArray[np.int64], store: FeatureStore) -> None:
     """Puts what is wanted into the store.
 
     Args:
@@ -168,7 +169,7 @@ def extract(reference: ReferenceModel, tree: Prefixes, wanted: NDArray[np.int64]
     buffer.write()
 
 
-def read_nodes(reference: ReferenceModel, tree: Prefixes, read: NDArray[np.int64]) -> Iterator[Read]:
+def read_nodes(reference: ReferenceModel, tree: PrefixTree, read: NDArray[np.int64]) -> Iterator[Read]:
     """Runs what is needed and reads these nodes (ascending), each once."""
     nodes = needed(tree, read)
     wanted = np.zeros(len(tree), dtype=bool)
@@ -189,7 +190,12 @@ def read_nodes(reference: ReferenceModel, tree: Prefixes, read: NDArray[np.int64
 
 
 def _tree(
-    reference: ReferenceModel, tree: Prefixes, one: Pass, chain: int, cache: DynamicCache, wanted: NDArray[np.bool_]
+    reference: ReferenceModel,
+    tree: PrefixTree,
+    one: TreePass,
+    chain: int,
+    cache: DynamicCache,
+    wanted: NDArray[np.bool_],
 ) -> Read | None:
     """A pass, of which the new and wanted nodes are read."""
     places = [i for i in range(one.old, len(one.nodes)) if wanted[one.nodes[i]]]
@@ -207,7 +213,7 @@ def _tree(
     return Read(one.nodes[places], hidden, logits)
 
 
-def _rows(reference: ReferenceModel, tree: Prefixes, read: NDArray[np.int64]) -> Iterator[Read]:
+def _rows(reference: ReferenceModel, tree: PrefixTree, read: NDArray[np.int64]) -> Iterator[Read]:
     """Each path in full; those that are part of a longer one are read with it."""
     left = set(read.tolist())
     for node in read[::-1].tolist():  # descendants before ancestors
@@ -221,8 +227,8 @@ def _rows(reference: ReferenceModel, tree: Prefixes, read: NDArray[np.int64]) ->
 
 def _obeys_trees(
     reference: ReferenceModel,
-    tree: Prefixes,
-    one: Pass,
+    tree: PrefixTree,
+    one: TreePass,
     chain: int,
     cache: DynamicCache,
     wanted: NDArray[np.bool_],

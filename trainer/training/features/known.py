@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.training.features.extract import ReferenceModel, extract
-from trainer.training.features.prefixes import Prefixes
 from trainer.training.features.store import FeatureStore, Shard, as_keys
+from trainer.training.prefix_tree import PrefixTree
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +46,7 @@ class Features:
         return made
 
 
-def features(reference: ReferenceModel, store: FeatureStore, tree: Prefixes, nodes: NDArray[np.int64]) -> Features:
+def features(reference: ReferenceModel, store: FeatureStore, tree: PrefixTree, nodes: NDArray[np.int64]) -> Features:
     """Of nodes (each after another one), in their order.
 
     Raises:

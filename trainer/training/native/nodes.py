@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qsharp_core.returns import Categorical, ReturnDistribution
-from trainer.training.data import Rollout
+from trainer.training.data import LabelledRollout, merge_rollouts
 from trainer.training.features.extract import ReferenceModel
 from trainer.training.features.known import Features, features
-from trainer.training.features.prefixes import merge
 from trainer.training.features.store import FeatureStore
 from trainer.training.settings import TrainingError
 
@@ -58,7 +57,7 @@ class Targets:
 
 
 def read_rollouts(
-    reference: ReferenceModel, store: FeatureStore, rollouts: Sequence[Rollout]
+    reference: ReferenceModel, store: FeatureStore, rollouts: Sequence[LabelledRollout]
 ) -> tuple[Features, Labels]:
     """Features of all judged nodes of rollouts, and their labels.
 
@@ -67,8 +66,8 @@ def read_rollouts(
     """
     if alone := next((r for r in rollouts if not len(r.prompt) and r.first_valid == 0), None):
         raise TrainingError(f"rollout {alone.id} has an empty prompt: the reference reads nothing before its token")
-    tree = merge(rollouts)
-    nodes, judged = np.unique(np.concatenate(tree.labelled), return_inverse=True)
+    tree, labelled = merge_rollouts(rollouts)
+    nodes, judged = np.unique(np.concatenate(labelled), return_inverse=True)
     return features(reference, store, tree, nodes.astype(np.int64)), Labels(
         judged.astype(np.int64),
         np.repeat(np.arange(len(rollouts)), [r.valid for r in rollouts]),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qsharp_core.critic.native import NativeHead
 from qsharp_core.returns import ReturnDistribution
-from trainer.training.data import Rollout
+from trainer.training.data import LabelledRollout
 from trainer.training.features.known import Features
 from trainer.training.heldout import Predictions, predictions
 from trainer.training.native.nodes import Labels
@@ -22,7 +22,7 @@ def predict_labels(
     inputs: Features,
     labels: Labels,
     embeddings: Tensor,
-    rollouts: Sequence[Rollout],
+    rollouts: Sequence[LabelledRollout],
 ) -> Predictions:
     """Of every label of rollouts: each node is scored once.
 
