@@ -117,20 +117,17 @@ def largest(values_RV: Tensor, most: int) -> tuple[Tensor, Tensor]:
     return top_RK, picked_RK.gather(1, place_RK // CHUNK) * CHUNK + place_RK % CHUNK
 
 
-def select_candidates(
-    logits_RV: Tensor, temperature_R: Tensor | None, least_RK: Tensor, out_RV: Tensor | None = None
-) -> Candidates:
+def select_candidates(logits_RV: Tensor, temperature_R: Tensor | None, least_RK: Tensor) -> Candidates:
     """`C(x)`: the most likely tokens of `ref`, less those below `min_prob`; a single one is none.
 
     Args:
         logits_RV: float32, after vLLM's masks and biases, before temperature.
         temperature_R: effective ones; None where all are 1.
         least_RK: of `least_log_ref`.
-        out_RV: where to write `log_ref_RV`; by default into new memory.
     """
     if temperature_R is not None:
         logits_RV = logits_RV / temperature_R.to(logits_RV.dtype)[:, None]
-    log_ref_RV = torch.log_softmax(logits_RV, -1, out=out_RV)
+    log_ref_RV = logits_RV.log_softmax(-1)
     top, ids_RK = largest(log_ref_RV, least_RK.shape[1])
     log_ref_RK = top.double()
     mask_RK = log_ref_RK >= least_RK[:, : ids_RK.shape[1]]

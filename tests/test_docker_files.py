@@ -107,7 +107,7 @@ def test_the_trainer_takes_its_flags() -> None:
     args = loop._parser().parse_args(ours)
     assert (name, args.watch, args.url) == ("loop", True, "http://server:8000")
     assert str(args.out) == "/var/lib/qsharp/critics"
-    assert loop._training_parser("name").parse_args(training).layers == 3
+    assert loop._training_parser("name").parse_args(training).backbone == "reference"
 
 
 def test_the_images_are_of_the_pinned_versions_and_not_roots() -> None:

@@ -28,7 +28,6 @@ from qsharp_core.vllm_plugin.memory import keep_freed_memory
 from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.vllm_plugin.ranks import Ranks
 from qsharp_core.vllm_plugin.registry import LoadedCritic
-from qsharp_core.vllm_plugin.selection import Selector
 from qsharp_core.vllm_plugin.settings import EngineSettings
 from qsharp_core.vllm_plugin.telemetry import Columns, Sender, Status, StepFacts
 
@@ -165,7 +164,6 @@ class GuidanceCore:
         self.sender = Sender(device)
         rate = EngineSettings.of(vllm_config).audit_rate
         self.auditor = Auditor(rate, device, cores.spare(vllm_config, device))
-        self.selector = Selector(cores.beside(vllm_config) if device.type == "cpu" else None)
         self._batch: _Batch | None = None
         self._step: _Step | None = None
         self._checks: deque[_Check] = deque()
@@ -239,7 +237,7 @@ class GuidanceCore:
         batch = self._batch_of(rows)
         # The whole vocabulary is copied no more often than it must: with all rows guided, not here.
         logits_RV = logits if batch.covers(logits) else logits.index_select(0, batch.index_R)
-        candidates = self.selector.select(logits_RV, batch.softmax_R, batch.least_RK)
+        candidates = policy.select_candidates(logits_RV, batch.softmax_R, batch.least_RK)
         started = time.perf_counter()
         tilt_RK, broken_R = self._tilts(batch, rows, candidates, hidden, last_R)
         seconds = time.perf_counter() - started
