@@ -85,8 +85,8 @@ async def _evaluate(args: argparse.Namespace) -> EvaluationReport:
 
 
 def _vote(name: str) -> Vote:
-    found: Vote = VOTES.get(name) or registry.find(name, {}, "qsharp.votes", "vote")
-    return found
+    vote: Vote = VOTES.get(name) or registry.find(name, {}, "qsharp.votes", "vote")
+    return vote
 
 
 def _parser() -> argparse.ArgumentParser:

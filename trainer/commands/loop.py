@@ -41,8 +41,8 @@ def main(argv: list[str]) -> None:
     Raises:
         LoopError, TrainingError, CollectError, EvaluateError, RequestError, TaskError, VerifierError, JournalError
     """
-    own, training = _split(argv)
-    args = _parser().parse_args(own)
+    flags, training = _split(argv)
+    args = _parser().parse_args(flags)
     args.verifier = args.verifier or [OWN]
     if not args.watch and args.rounds is None and args.max_rollouts is None and args.max_hours is None:
         raise LoopError("say when to stop: --rounds, --max-rollouts or --max-hours (or --watch)")

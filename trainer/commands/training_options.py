@@ -38,8 +38,8 @@ def settings_of(args: argparse.Namespace) -> TrainSettings:
         raise TrainingError("--atoms is for --distribution categorical")
     fields = {k: v for k, v in vars(args).items() if k in TrainSettings.model_fields and v is not None}
     if args.continue_from is not None:
-        own = ("backbone", "layers", "head", "atoms", "reward_range", "mlp", "borrow_embeddings", "tokenizer")
-        fixed = [field for field in own if fields.get(field)]
+        architecture = ("backbone", "layers", "head", "atoms", "reward_range", "mlp", "borrow_embeddings", "tokenizer")
+        fixed = [field for field in architecture if fields.get(field)]
         if fixed or args.distribution:
             name = (fixed or ["distribution"])[0].replace("_", "-")
             raise TrainingError(f"--{name} is the continued critic's own: leave it out, or start from --base")

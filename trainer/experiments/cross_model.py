@@ -110,15 +110,15 @@ async def run(recipe: CrossModel, folder: Path, console: Console) -> CrossModelO
                 target.parent.mkdir(parents=True, exist_ok=True)
                 error = write_quantised(local_folder(model), target, reference.quantise)
                 model = str(target)
-            own = reference.embeddings == "own" and bool(read_card(critic).borrow)
-            path = with_own_embeddings(critic, local_folder(root), folder / "critic") if own else critic
+            kept = reference.embeddings == "own" and bool(read_card(critic).borrow)
+            path = with_own_embeddings(critic, local_folder(root), folder / "critic") if kept else critic
             _, _, report = await _measured(
                 recipe, reference, model, ["--critic", str(path)], task, judge, folder, console
             )
             reports.append(report)
             outcomes.append(
                 ReferenceOutcome(
-                    reference=reference.name, model=model, relative_error=error, own_embeddings=own,
+                    reference=reference.name, model=model, relative_error=error, own_embeddings=kept,
                     results=report.results,
                 )
             )  # fmt: skip
@@ -135,15 +135,15 @@ async def _measured(
     folder: Path, console: Console,
 ) -> tuple[str, Path, EvaluationReport]:  # fmt: skip
     """Serves a reference and measures it. Returns its folder or hub id, the critic's folder, and the report."""
-    own = folder / reference.name
-    own.mkdir(parents=True, exist_ok=True)
-    async with opened(model, recipe.server, own, console, critic=critic) as served:
+    place = folder / reference.name
+    place.mkdir(parents=True, exist_ok=True)
+    async with opened(model, recipe.server, place, console, critic=critic) as served:
         loaded = await served.client.critic(None)
         if loaded is None:
             raise RecipeError("critic: name one, there is none that comes with the first reference")
         evaluation = recipe.evaluate.of(recipe, served.model, loaded["id"], task.task)
         report = await evaluate(
-            served.client, judge, task, evaluation, own / "evaluation", concurrency=recipe.server.concurrency
+            served.client, judge, task, evaluation, place / "evaluation", concurrency=recipe.server.concurrency
         )
         return served.root, Path(loaded["path"]), report
 

@@ -146,10 +146,10 @@ class Published(RecipeFields):
 
     def others(self) -> str:
         """What no row of the table shows, and the source, as people read it."""
-        found = [
+        others = [
             f"{name.replace('_', ' ')} {one.accuracy:g} %" for name, one in self.results.items() if name not in ROWS
         ]
-        return ", ".join([*found, self.source])
+        return ", ".join([*others, self.source])
 
 
 class RolloutFields(RecipeFields):

@@ -44,7 +44,7 @@ class CollectResult(ReportPart):
     guided_by: str | None
 
 
-class RewardResult(ReportPart):
+class JudgeResult(ReportPart):
     """How many rewards were given, their mean, and the completions that verifiers failed on or did not apply to."""
 
     given: int
@@ -105,7 +105,7 @@ class RoundReport(ReportPart):
     round: int
     begin: BeginResult | None
     collect: CollectResult | None
-    reward: RewardResult | None
+    reward: JudgeResult | None
     export: ExportResult | None
     train: TrainingReport | None
     activate: ActivateResult | None

@@ -1,8 +1,9 @@
 """Rounds of collect, reward, export, train, activate, evaluate, against a running server.
 
 Round 0 is unguided. Later rounds roll in with the active critic and roll out with the reference. Each round trains the
-next version on the rollouts of all rounds so far. It is activated if it beats the active one on held-out rollouts (the
-first: if it beats the best constant); if not, it stays published, and the next round goes on with the one before.
+next version on the rollouts of all rounds so far. A version is activated if it beats the active one on held-out
+rollouts; the first must beat the best constant. Otherwise it stays published, and the next round goes on with the
+version before.
 
     RUN/state.jsonl           the stages that are done
     RUN/round-0/              the round's files: collect.jsonl, rollouts.parquet, training/, evaluation/
@@ -22,8 +23,8 @@ from trainer.loop.report import (
     CollectResult,
     EvaluateResult,
     ExportResult,
+    JudgeResult,
     LoopReport,
-    RewardResult,
     RoundReport,
 )
 from trainer.loop.settings import Budget, LoopSettings
@@ -115,9 +116,7 @@ class _Loop:
         await self._stage(
             number, "collect", CollectResult, lambda: stages.collect_all(client, settings, collection, folder)
         )
-        await self._stage(
-            number, "reward", RewardResult, lambda: stages.reward_all(client, judge, settings, collection)
-        )
+        await self._stage(number, "reward", JudgeResult, lambda: stages.reward_all(client, judge, settings, collection))
         await self._stage(number, "export", ExportResult, lambda: stages.export_all(client, collection, folder))
         data = [self._folder / f"round-{n}" / stages.ROLLOUTS for n in range(number + 1)]
         report = await self._stage(
@@ -151,7 +150,7 @@ class _Loop:
                 round=number,
                 begin=state.result(number, "begin", BeginResult),
                 collect=state.result(number, "collect", CollectResult),
-                reward=state.result(number, "reward", RewardResult),
+                reward=state.result(number, "reward", JudgeResult),
                 export=state.result(number, "export", ExportResult),
                 train=state.result(number, "train", TrainingReport),
                 activate=state.result(number, "activate", ActivateResult),

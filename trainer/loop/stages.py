@@ -9,7 +9,7 @@ from tenacity import AsyncRetrying
 from trainer.evaluation.evaluate import PLOT, evaluate
 from trainer.evaluation.plot import plot
 from trainer.evaluation.settings import Evaluation
-from trainer.loop.report import CollectResult, EvaluateResult, ExportResult, RewardResult, SettingSummary
+from trainer.loop.report import CollectResult, EvaluateResult, ExportResult, JudgeResult, SettingSummary
 from trainer.loop.settings import EvaluationPlan, LoopSettings
 from trainer.loop.versions import LoopError, Version
 from trainer.rewards.run import Problems, reward
@@ -59,9 +59,7 @@ async def collect_all(
     return CollectResult(**fields, guided_by=collection.guidance.critic if collection.guidance else None)
 
 
-async def reward_all(
-    client: ServerClient, judge: Judge, settings: LoopSettings, collection: Collection
-) -> RewardResult:
+async def reward_all(client: ServerClient, judge: Judge, settings: LoopSettings, collection: Collection) -> JudgeResult:
     """Judges a round's rollouts, and gives them their rewards.
 
     Raises:
@@ -81,7 +79,7 @@ async def reward_all(
         first = f"; the first: {result.failures[0]['reason']}" if result.failures else ""
         raise LoopError(f"no rollout of this round could be judged: name a --verifier that applies{first}")
     tally = result.tally
-    return RewardResult(given=result.given, mean=tally.mean, failed=tally.failed, not_applicable=tally.not_applicable)
+    return JudgeResult(given=result.given, mean=tally.mean, failed=tally.failed, not_applicable=tally.not_applicable)
 
 
 async def export_all(client: ServerClient, collection: Collection, folder: Path) -> ExportResult:

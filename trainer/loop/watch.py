@@ -1,7 +1,7 @@
 """The long-running mode: a server is used, its rollouts get rewards from whoever judges them, and the critic keeps up.
 
-It waits until enough rollouts that can be trained on are new in the store, trains the next version from all of them,
-activates it if it is better, and waits again. A server that is away is waited for.
+A watch waits until enough rollouts that can be trained on are new in the store, trains the next version from all of
+them, activates it if it is better, and waits again. A server that is away is waited for.
 
     RUN/state.jsonl           the stages that are done
     RUN/round-0/              the round's files: rollouts.parquet, training/
@@ -64,7 +64,7 @@ class WatchSettings:
 async def watch(
     client: ServerClient, served: ServedCritic, settings: WatchSettings, folder: Path, console: Console
 ) -> None:
-    """Runs until it is cancelled, or has made its rounds.
+    """Runs until it is cancelled, or has made as many rounds as the settings say.
 
     Raises:
         RequestError: the server refuses.
@@ -172,12 +172,12 @@ async def count_trainable(client: ServerClient, query: dict[str, str]) -> int:
 def trainable(path: Path) -> set[str]:
     """Ids of the rollouts in an export that have a reward and a position that may be trained on."""
     columns = ["id", "completion_token_ids", "first_valid_position", "reward"]
-    found: set[str] = set()
+    ids: set[str] = set()
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(columns=columns):
             first = batch["first_valid_position"].to_numpy(zero_copy_only=False).astype(float)
             lengths = batch["completion_token_ids"].value_lengths().to_numpy(zero_copy_only=False)
             rewards = batch["reward"].to_numpy(zero_copy_only=False).astype(float)
             chosen = np.nonzero((first < lengths) & ~np.isnan(rewards))[0]  # a comparison with NaN is False
-            found.update(batch["id"][i].as_py() for i in chosen.tolist())
-    return found
+            ids.update(batch["id"][i].as_py() for i in chosen.tolist())
+    return ids

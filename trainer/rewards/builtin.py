@@ -10,7 +10,7 @@ _LONGEST_NUMBER = 400  # characters: an exponent or a fraction beyond it is no a
 
 
 def exact(case: Case) -> float | None:
-    """1 if the completion is the answer, or one of several, but for white space around it."""
+    """1 if the completion is the answer, or one of several accepted answers, apart from white space around it."""
     if case.answer is None:
         return None
     accepted = case.answer if isinstance(case.answer, list) else [case.answer]
@@ -18,7 +18,7 @@ def exact(case: Case) -> float | None:
 
 
 def numeric(case: Case) -> float | None:
-    r"""1 if the completion's last number (that in its last `\boxed{…}`, if it has one) equals the answer's last."""
+    r"""1 if the completion's last number, or the one in its last `\boxed{…}`, equals the answer's last number."""
     wanted = None if case.answer is None else _number(str(case.answer))
     if wanted is None:
         return None
@@ -31,11 +31,11 @@ def star_graph(case: Case) -> float | None:
 
 
 def _number(text: str) -> Fraction | None:
-    """The last number in a text, exactly; None if there is none."""
-    found = last_number(text)
-    if found is None or len(found) > _LONGEST_NUMBER:
+    """The last number in a text as an exact fraction; None if there is none."""
+    number = last_number(text)
+    if number is None or len(number) > _LONGEST_NUMBER:
         return None
-    above, _, below = found.partition("/")
+    above, _, below = number.partition("/")
     if len(above.lower().partition("e")[2]) > 3:
         return None
     try:

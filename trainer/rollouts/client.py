@@ -126,8 +126,8 @@ class ServerClient:
         item = body["metadata"][ITEM]
 
         async def attempt(unsure: bool) -> StoredCompletion:
-            if unsure and (found := await self._find(item)) is not None:
-                return StoredCompletion(found)
+            if unsure and (rollout := await self._find(item)) is not None:
+                return StoredCompletion(rollout)
             answer = await self._send("POST", path, json=body)
             try:
                 (choice,) = answer["choices"]
@@ -180,7 +180,13 @@ class ServerClient:
         return name
 
     async def critic(self, name: str | None) -> JSONObject | None:
-        """The critic that a request with `guidance.critic = name` gets now, as `/v1/critics` shows it; None: no critic.
+        """The critic that a request with `guidance.critic = name` gets now, as `/v1/critics` shows it.
+
+        Args:
+            name: `name` or `name@version`; None is the server's default critic.
+
+        Returns:
+            None if no name is given and the server has no critic.
 
         Raises:
             RequestError: no critic of that name is loaded.
@@ -195,8 +201,8 @@ class ServerClient:
 
     async def _find(self, item: str) -> str | None:
         page = await self._send("GET", "/v1/rollouts", params={f"metadata.{ITEM}": item, "limit": 1})
-        found: str | None = page["first_id"]
-        return found
+        rollout: str | None = page["first_id"]
+        return rollout
 
     async def _send(self, method: str, path: str, **content: Any) -> JSONObject:
         try:

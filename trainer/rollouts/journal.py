@@ -1,8 +1,8 @@
 """What a command has done, kept so that the same command goes on where it was killed.
 
-A file of JSON lines. The first says what the work is (`Journal.header`), the others are entries, appended as things are
-done. Each is handed to the operating system at once: a killed process loses none, and a line that was cut short by a
-kill is dropped when the file is opened again.
+A journal is a file of JSON lines. The first line, the header, says what the work is. The others are entries, which are
+appended as things are done. Each is handed to the operating system at once, so a killed process loses none. A line that
+a kill has cut short is dropped when the file is opened again.
 """
 
 import fcntl
@@ -19,10 +19,10 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot() -> str | None:
-    """Names the time since this machine was started; None where it cannot be told.
+    """An id of this start of the machine; None if the system does not tell.
 
-    A process that is killed loses nothing of what it has written, a machine that crashes may: the end of a journal
-    begun before the last start cannot be trusted.
+    A process that is killed loses nothing of what it has written, but a machine that crashes may. So the end of a
+    journal that was written before the last start cannot be trusted.
     """
     return BOOT_ID.read_text().strip() if BOOT_ID.exists() else None
 
@@ -32,14 +32,14 @@ class JournalError(QSharpError):
 
 
 class Journal:
-    """Opens, or begins, a journal.
+    """An open journal, which no other process can open.
 
     Args:
-        path: the file.
-        header: what the work is; a file that began with another one is refused.
+        path: the file; it is begun if it is not there.
+        header: what the work is; a file with another header is refused.
 
     Attributes:
-        entries: what was there when it was opened.
+        entries: the entries that were there when it was opened.
 
     Raises:
         JournalError
@@ -71,7 +71,7 @@ class Journal:
         self._file.write(json.dumps(entry, separators=(",", ":")).encode() + b"\n")
 
     def close(self) -> None:
-        """Ends, with everything on disk."""
+        """Closes the journal, with everything on disk."""
         os.fsync(self._file.fileno())
         self._file.close()
 
@@ -94,12 +94,12 @@ class Journal:
         except ValueError as error:
             raise JournalError(f"{self.path} is not a journal of this program: {error}") from error
 
-    def _compare(self, found: Any, wanted: dict[str, Any]) -> None:
-        if not isinstance(found, dict):
+    def _compare(self, begun: Any, header: dict[str, Any]) -> None:
+        if not isinstance(begun, dict):
             raise JournalError(f"{self.path} is not a journal of this program")
-        other = [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
-        if other:
-            shown = "; ".join(f"{name} was {found.get(name)!r:.80}, is {wanted.get(name)!r:.80}" for name in other)
+        differing = [name for name in {**header, **begun} if begun.get(name) != header.get(name)]
+        if differing:
+            changes = [f"{name} was {begun.get(name)!r:.80}, is {header.get(name)!r:.80}" for name in differing]
             raise JournalError(
-                f"{self.path} was begun with other settings: {shown}. Use another file, or those settings"
+                f"{self.path} was begun with other settings: {'; '.join(changes)}. Use another file, or those settings"
             )

@@ -71,16 +71,16 @@ def _of_file(path: Path) -> list[tuple[str, str]]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise TaskError(f"{path} cannot be read: {error.strerror}; unset QSHARP_DATA to use the hub") from error
-    found = []
+    rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            found.append((str(row["question"]), str(row["answer"])))
+            rows.append((str(row["question"]), str(row["answer"])))
         except (ValueError, KeyError, TypeError) as error:
             raise TaskError(f'{path}, line {number}: must be {{"question": …, "answer": …}}: {error!r}') from error
-    return found
+    return rows
 
 
 @cache
@@ -92,7 +92,7 @@ def _of_hub(source: Source) -> list[tuple[str, str]]:
             f"{source.repository} is read with the package datasets: pip install datasets; "
             f"or set QSHARP_DATA to a folder that has {source.file}"
         ) from error
-    found = []
+    pairs = []
     for config in source.configs:
         try:
             rows = load_dataset(source.repository, config, split=source.split)
@@ -101,5 +101,5 @@ def _of_hub(source: Source) -> list[tuple[str, str]]:
                 f"{source.repository} could not be loaded from the hub ({type(error).__name__}: {error}); "
                 f"QSHARP_DATA may name a folder that has {source.file}"
             ) from error
-        found += [(str(row[source.question]), str(row[source.answer])) for row in rows]
-    return found
+        pairs += [(str(row[source.question]), str(row[source.answer])) for row in rows]
+    return pairs

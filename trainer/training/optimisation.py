@@ -26,7 +26,7 @@ Schedule = Callable[[int, float], float]
 
 
 @dataclass(frozen=True)
-class Step:
+class OptimisationStep:
     """A step that was made.
 
     Attributes:
@@ -89,7 +89,7 @@ class Optimisation:
     ) -> None:
         self._bar.close()
 
-    def step(self, gradients: Callable[[], float]) -> Step:
+    def step(self, gradients: Callable[[], float]) -> OptimisationStep:
         """Makes a step.
 
         Args:
@@ -110,7 +110,7 @@ class Optimisation:
             optimizer.step()
             optimizer.zero_grad()
         self._bar.update()
-        return Step(self.done, loss, self._groups[0][0]["lr"], norm, time.perf_counter() - began)
+        return OptimisationStep(self.done, loss, self._groups[0][0]["lr"], norm, time.perf_counter() - began)
 
     def show(self, **figures: str | int) -> None:
         """Shows figures beside the progress bar."""
@@ -122,9 +122,9 @@ def run_parts(
     parts: Iterable[tuple[int, Sequence[Batch]]],
     gradients: Callable[[Batch], float],
     *,
-    after_step: Callable[[int, Batch, Step], None],
-    after_part: Callable[[int, Step], None],
-    checkpoint: Callable[[Step], None] = lambda step: None,
+    after_step: Callable[[int, Batch, OptimisationStep], None],
+    after_part: Callable[[int, OptimisationStep], None],
+    checkpoint: Callable[[OptimisationStep], None] = lambda step: None,
 ) -> None:
     """Makes the steps of parts: of epochs, for instance.
 

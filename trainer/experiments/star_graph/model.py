@@ -1,7 +1,7 @@
-"""The small reference: an ordinary Llama to vLLM and transformers, and a tokenizer with one token a node.
+"""The reference: an ordinary Llama to vLLM and transformers, and a tokenizer in which each node is a token.
 
-Commas are no tokens: the decoder puts them between nodes. `|` is one: without it, which node of an edge comes first
-shows in nothing but the parity of its position, which takes a critic several times as long to learn.
+Commas are not tokens: the decoder puts them between nodes. `|` is a token. Without it only the parity of a node's
+position would tell which node of an edge comes first, and a critic takes several times as long to learn that.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ HEAD = 32  # vLLM's attention on CPUs wants heads of 32 or 64
 
 
 class SmallModel(BaseModel):
-    """A Llama made for the task, with a token a node."""
+    """A Llama made for the task, in which each node is a token."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["small"] = "small"
@@ -28,7 +28,7 @@ class SmallModel(BaseModel):
 
 
 class PretrainedModel(BaseModel):
-    """A decoder from a folder or the hub, with its own tokenizer: the paper's text format."""
+    """A decoder from a folder or the hub with its own tokenizer, which reads the paper's text format."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Literal["pretrained"]

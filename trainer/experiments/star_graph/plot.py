@@ -1,4 +1,4 @@
-"""`report.png`: accuracy against KL, with the least KL that it could have, and accuracy over eta."""
+"""`report.png`: accuracy against KL, beside the least KL that an accuracy can have, and accuracy over eta."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""The reference's rollouts on fresh graphs: sampled and logged by a server, judged here, rewards posted to it.
+"""The reference's rollouts on fresh graphs: a server samples and logs them, and they are judged here.
 
-Requests carry many prompts and the rewards of an answer go back in one request, so that serving such a small model is
-not mostly HTTP. What comes back is trained on at once; the server's store keeps all of it.
+A request has many prompts, and their rewards go back in one request, because with such a small model HTTP would
+otherwise take most of the time. Rollouts are trained on at once; the server's store keeps all of them.
 """
 
 import asyncio
@@ -59,13 +59,13 @@ async def sample(client: ServerClient, asking: Asking, graphs: Sequence[Graph], 
     assert len(choices) == len(graphs) * asking.samples
     results, items = [], []
     for i, graph in enumerate(graphs):
-        own = choices[i * asking.samples : (i + 1) * asking.samples]
-        rewards = [_reward(graph, choice["text"]) for choice in own]
+        group = choices[i * asking.samples : (i + 1) * asking.samples]
+        rewards = [_reward(graph, choice["text"]) for choice in group]
         items += [
             {"id": choice["rollout_id"], "reward": reward, "source": VERIFIER}
-            for choice, reward in zip(own, rewards, strict=True)
+            for choice, reward in zip(group, rewards, strict=True)
         ]
-        results.append(GraphRollouts(own[0]["prompt_token_ids"], [choice["token_ids"] for choice in own], rewards))
+        results.append(GraphRollouts(group[0]["prompt_token_ids"], [choice["token_ids"] for choice in group], rewards))
     await client.post("/v1/rollouts/rewards", {"items": items})
     return results
 

@@ -39,14 +39,14 @@ def rows_of(
     prompts: Sequence[Sequence[int]], branches: Sequence[Sequence[Sequence[int]]], device: torch.device
 ) -> Rows:
     """Rows of which row `b` is `prompts[b]` followed by its branches, each of which goes on from the prompt's end."""
-    sizes = [len(prompt) + sum(map(len, own)) for prompt, own in zip(prompts, branches, strict=True)]
+    sizes = [len(prompt) + sum(map(len, tails)) for prompt, tails in zip(prompts, branches, strict=True)]
     shape = (len(prompts), max(sizes))
     ids, positions, branch = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, PADDING, np.int64)
-    for b, (prompt, own) in enumerate(zip(prompts, branches, strict=True)):
+    for b, (prompt, completions) in enumerate(zip(prompts, branches, strict=True)):
         end = len(prompt)
         ids[b, :end], positions[b, :end], branch[b, :end] = prompt, np.arange(end), PROMPT
         at = end
-        for number, tokens in enumerate(own, 1):
+        for number, tokens in enumerate(completions, 1):
             where = slice(at, at + len(tokens))
             ids[b, where], branch[b, where] = tokens, number
             positions[b, where] = np.arange(end, end + len(tokens))

@@ -1,4 +1,4 @@
-"""A head on the reference's hidden states, as a run trains it."""
+"""A native critic, a head on the reference's hidden states, as a run trains it."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -14,7 +14,7 @@ from qsharp_core.critic.native import NativeHead
 from qsharp_core.returns import Categorical, ReturnDistribution
 from trainer.training.features.known import Features
 from trainer.training.native.nodes import Targets
-from trainer.training.optimisation import Optimisation, Step, adamw, run_parts, warmup_cosine
+from trainer.training.optimisation import Optimisation, OptimisationStep, adamw, run_parts, warmup_cosine
 from trainer.training.report import StepLine
 from trainer.training.run import Progress, Run
 from trainer.training.settings import TrainSettings
@@ -106,7 +106,7 @@ def fit_head(
         loss.backward()
         return loss.item()
 
-    def after_step(part: int, index: Tensor, step: Step) -> None:
+    def after_step(part: int, index: Tensor, step: OptimisationStep) -> None:
         nonlocal progress
         line = StepLine(
             step=step.number, epoch=part, loss=step.loss, lr=step.rate, grad_norm=step.norm,
@@ -117,7 +117,7 @@ def fit_head(
         progress = progress.model_copy(update={"step": step.number})
         optimisation.show(loss=f"{step.loss:.4f}")
 
-    def after_part(part: int, step: Step) -> None:
+    def after_part(part: int, step: OptimisationStep) -> None:
         nonlocal progress
         head.eval()
         held_out = evaluate(step.number, part)

@@ -1,9 +1,10 @@
 """Rollouts as tensors for one pass: padded rows, or one tree of the prefixes they share.
 
-Both give the same loss and gradient. In a tree every distinct prefix is a node that is run once and sees its own
-ancestors only; the labels of all rollouts through it are read off the same output.
+Both give the same loss and gradient. In a tree every distinct prefix is a node, which is run once and sees its own
+ancestors only. The labels of all rollouts through a node are read off the same output.
 
-Shapes: B rows of S tokens (a tree: B = 1, S nodes), M judged positions, L labels (one a rollout and valid position).
+Shapes: B rows of S tokens (a tree: B = 1, S nodes), M judged positions, L labels (one for each valid position of each
+rollout).
 """
 
 from collections.abc import Sequence
@@ -19,19 +20,19 @@ from trainer.training.prefix_tree import merge, sort_key, visible
 
 @dataclass(frozen=True)
 class Batch:
-    """One pass.
+    """The tensors of one pass.
 
     Attributes:
         input_ids: `[B, S]`.
-        attention_mask: `[B, S]`, 1 where there is a token; a tree's is `[1, 1, S, S]`, True where the row sees.
+        attention_mask: `[B, S]`, 1 where there is a token; for a tree `[1, 1, S, S]`, True where a node sees another.
         position_ids: `[B, S]`.
-        at: `[M]` judged tokens, as indices into the `B * S` tokens.
-        before: `[M]` the token before each.
-        judged: `[L]` each label's index into the M.
-        rewards: `[L]`.
-        weights: `[L]`, each label's in the loss.
-        rollout: `[L]` the label's rollout, as a number of the caller's.
-        position: `[L]` its position in the completion.
+        at: the judged tokens, as indices into the `B * S` tokens, `[M]`.
+        before: the token before each of them, as such an index, `[M]`.
+        judged: the index of each label's token among the M, `[L]`.
+        rewards: of each label, `[L]`.
+        weights: of each label in the loss, `[L]`.
+        rollout: the index of each label's rollout, `[L]`.
+        position: of each label in the completion, `[L]`.
     """
 
     input_ids: Tensor
@@ -46,16 +47,16 @@ class Batch:
     position: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on a device."""
+        """The batch on a device."""
         return Batch(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
     def without_weight(self) -> "Batch":
-        """The same, judged by nobody: for a process that has nothing to do in a step, and must take part."""
+        """The batch with weights of 0, for a process that has nothing to do in a step and must take part in it."""
         return Batch(**{f.name: getattr(self, f.name) for f in fields(self)} | {"weights": self.weights * 0})
 
 
 def padded(indices: Sequence[int], rollouts: Sequence[LabelledRollout]) -> Batch:
-    """A row for each of `rollouts[i]`, padded on the right."""
+    """A batch with a row for each of `rollouts[i]`, padded on the right."""
     width = max(rollouts[i].length for i in indices)
     ids = np.zeros((len(indices), width), dtype=np.int64)
     mask = np.zeros((len(indices), width), dtype=np.int64)
@@ -70,7 +71,7 @@ def padded(indices: Sequence[int], rollouts: Sequence[LabelledRollout]) -> Batch
 
 
 def tree(indices: Sequence[int], rollouts: Sequence[LabelledRollout]) -> Batch:
-    """One row that is the prefix tree of all `rollouts[i]`."""
+    """A batch of one row, which is the prefix tree of all `rollouts[i]`."""
     order = sorted(indices, key=lambda i: (sort_key(rollouts[i].token_ids), i))
     merged = merge([rollouts[i].token_ids for i in order])
     seen = visible(merged, np.arange(len(merged)))
@@ -92,7 +93,7 @@ def _labelled(
     position_ids: Tensor,
     paths: Sequence[np.ndarray],
 ) -> Batch:
-    """Puts each rollout's labels on its path: the index of each of its tokens among the `B * S`."""
+    """Puts each rollout's labels on its path, which has the index of each of its tokens among the `B * S` tokens."""
     at, before, rewards, weights, rollout, position = [], [], [], [], [], []
     for i, path in zip(indices, paths, strict=True):
         r = rollouts[i]

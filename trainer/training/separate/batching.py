@@ -1,9 +1,9 @@
-"""Which rollouts make a step, and which passes through the backbone make these. Indices only; pure functions.
+"""Which rollouts make a step, and in which passes through the backbone a step is run. Pure functions on indices.
 
-A *step* is a random set of rollouts of about `batch_tokens` tokens, whatever their lengths: batches of like length
-would be batches of like reward. A step is run in *passes* that waste little: rows of similar length (padding at most
-`MAX_PADDING` in each, by construction), or trees of rollouts that share prefixes (no padding at all). Neither the cut
-into passes nor the number of processes changes the step's loss.
+A *step* is a random set of rollouts of about `batch_tokens` tokens. Rollouts are not chosen by their length, because
+those of similar length have similar rewards. A step is run in *passes* that waste little: rows of similar length (at
+most `MAX_PADDING` of a pass is padding, by construction), or trees of rollouts that share prefixes (no padding at all).
+Neither the cut into passes nor the number of processes changes the step's loss.
 """
 
 import random
@@ -20,10 +20,11 @@ TREE_NODES = 2048
 def plan_epoch(
     rollouts: Sequence[LabelledRollout], batch_tokens: int, together: bool, seed: int, epoch: int
 ) -> list[list[int]]:
-    """The steps of an epoch: every rollout once, in an order that `seed` and `epoch` decide.
+    """The steps of an epoch, in which every rollout comes once, in an order that `seed` and `epoch` decide.
 
     Args:
-        together: rollouts of one prompt come in one step as far as they fit; their shared prefixes run once then.
+        batch_tokens: tokens of a step.
+        together: whether rollouts of one prompt come in one step as far as they fit, so that shared prefixes run once.
     """
     groups: dict[object, list[int]] = {}
     for i, r in enumerate(rollouts):
@@ -70,10 +71,10 @@ def tree_passes(indices: Sequence[int], rollouts: Sequence[LabelledRollout], max
     for i in sorted(indices, key=lambda i: (sort_key(sequences[i]), i)):
         if passes:
             # In sorted order no earlier sequence shares more than the one before.
-            own = len(sequences[i]) - shared_prefix(sequences[passes[-1][-1]], sequences[i])
-            if nodes + own <= max_nodes:
+            new = len(sequences[i]) - shared_prefix(sequences[passes[-1][-1]], sequences[i])
+            if nodes + new <= max_nodes:
                 passes[-1].append(i)
-                nodes += own
+                nodes += new
                 continue
         passes.append([i])
         nodes = len(sequences[i])
@@ -81,7 +82,7 @@ def tree_passes(indices: Sequence[int], rollouts: Sequence[LabelledRollout], max
 
 
 def share(passes: Sequence[list[int]], processes: int) -> list[list[list[int]]]:
-    """Deals a step's passes to the processes, the largest first; some may get none if there is not enough."""
+    """Deals a step's passes to the processes, the largest first. If there are too few, some processes get none."""
     left = [list(p) for p in passes]
     while len(left) < processes:
         largest = max(left, key=len)

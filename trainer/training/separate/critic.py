@@ -1,4 +1,4 @@
-"""A critic with a backbone of its own, as a run trains it."""
+"""A separate critic, one with a backbone of its own, as a run trains it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ class SeparateTrainable:
     """A separate critic as `trainable.TrainableCritic`.
 
     Raises:
-        TrainingError, CriticError: what it starts from cannot be read.
+        TrainingError, CriticError: the base, or the critic to continue, cannot be read.
     """
 
     def __init__(self, settings: TrainSettings, outputs: Outputs, accelerator: Accelerator) -> None:

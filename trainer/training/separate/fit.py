@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from qsharp_core.returns import ReturnDistribution
 from trainer.training.data import LabelledRollout
-from trainer.training.optimisation import Optimisation, Step, adamw, run_parts, warmup_cosine
+from trainer.training.optimisation import Optimisation, OptimisationStep, adamw, run_parts, warmup_cosine
 from trainer.training.report import StepLine
 from trainer.training.run import Progress, Run
 from trainer.training.separate.batches import Batch
@@ -77,7 +77,7 @@ def fit(job: Fit, run: Run) -> Progress:
         run.forget_after(progress.step)
     accelerator.wait_for_everyone()
 
-    def after_step(epoch: int, indices: Sequence[int], step: Step) -> None:
+    def after_step(epoch: int, indices: Sequence[int], step: OptimisationStep) -> None:
         nonlocal progress
         speed = round(sum(job.rollouts[i].length for i in indices) / step.seconds, 1)
         if main:
@@ -90,12 +90,12 @@ def fit(job: Fit, run: Run) -> Progress:
         progress = progress.model_copy(update={"step": step.number})
         optimisation.show(epoch=epoch, loss=f"{step.loss:.4f}", **{"tok/s": f"{speed:.0f}"})
 
-    def after_epoch(epoch: int, step: Step) -> None:
+    def after_epoch(epoch: int, step: OptimisationStep) -> None:
         nonlocal progress
         loss = job.evaluate(step.number, epoch)
         progress = run.keep_best(job.scorer, progress, loss, epoch, write=main and settings.select == "best")
 
-    def checkpoint(step: Step) -> None:
+    def checkpoint(step: OptimisationStep) -> None:
         if main and (step.number % job.checkpoint_every == 0 or step.number == total):
             run.save(job.scorer, optimizer, progress)
 

@@ -1,4 +1,4 @@
-"""From a step's rollouts to this process's batches."""
+"""The batches that this process runs of a step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +21,9 @@ class Passes:
     """How steps are run.
 
     Attributes:
-        trees: whether rollouts share their prefixes.
-        max_tokens: tokens (or nodes) of a pass.
-        process, processes: which of how many this is.
+        trees: whether rollouts that share a prefix run as a tree.
+        max_tokens: the most tokens (or nodes) of a pass.
+        process, processes: the number of this process, from 0, and of all processes.
     """
 
     trees: bool
@@ -32,13 +32,13 @@ class Passes:
     processes: int = 1
 
     def cut(self, indices: Sequence[int], rollouts: Sequence[LabelledRollout]) -> list[list[int]]:
-        """A step's passes, of all processes."""
+        """The passes of a step, those of all processes."""
         if self.trees:
             return tree_passes(indices, rollouts, min(self.max_tokens, TREE_NODES))
         return padded_passes(indices, {i: rollouts[i].length for i in indices}, self.max_tokens)
 
     def batches(self, indices: Sequence[int], rollouts: Sequence[LabelledRollout]) -> list[Batch]:
-        """This process's batches of a step: at least one, without weight if there is nothing to do."""
+        """This process's batches of a step. There is at least one; it has no weight if there is nothing to do."""
         ours = share(self.cut(indices, rollouts), self.processes)[self.process]
         if not ours:
             return [padded(indices[:1], rollouts).without_weight()]
@@ -47,7 +47,7 @@ class Passes:
 
 
 def saving(steps: Sequence[list[int]], rollouts: Sequence[LabelledRollout], max_tokens: int) -> float:
-    """The part of the tokens that trees leave to run, estimated on some steps."""
+    """The fraction of the tokens that is left to run in trees, estimated on some steps."""
     nodes = tokens = 0
     cut = Passes(True, max_tokens)
     for indices in steps[:4]:
@@ -59,7 +59,7 @@ def saving(steps: Sequence[list[int]], rollouts: Sequence[LabelledRollout], max_
 def passes_of(
     settings: TrainSettings, accelerator: Accelerator, critic: Critic, rollouts: list[LabelledRollout]
 ) -> Passes:
-    """Trees where the backbone obeys their mask and they save enough."""
+    """How a critic's steps are run: as trees if its backbone obeys their mask and they save enough, else as rows."""
     max_tokens = max(settings.batch_tokens // settings.grad_accumulation, 1)
     trees = settings.share_prefixes
     if trees:

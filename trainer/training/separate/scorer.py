@@ -22,7 +22,11 @@ class LabelScorer(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, at: Tensor, before: Tensor
     ) -> Tensor:
-        """Outputs `[M, n_out]` in float32, entry `m` about token `at[m]` after a prefix that ends in `before[m]`."""
+        """The outputs for tokens after their prefixes, `[M, n_out]` float32.
+
+        Args:
+            input_ids, attention_mask, position_ids, at, before: see `batches.Batch`.
+        """
         hidden = self.hidden(input_ids, attention_mask, position_ids)
         head = self.critic.head
         if head.shape.kind == "V":
@@ -58,9 +62,9 @@ def summed_loss(returns: ReturnDistribution, outputs_L: Tensor, batch: Batch, ki
 
 @torch.inference_mode()
 def understands_trees(critic: Critic, rollouts: list[LabelledRollout], device: torch.device) -> bool:
-    """Whether the backbone obeys a tree's mask and positions: compared with rows, on the longest and other rollouts.
+    """Whether the backbone obeys a tree's mask and positions: a tree is compared with rows, on a few rollouts.
 
-    Not all do: some have no such mask, and a sliding window shorter than the data is not in it.
+    Not all backbones do: some do not take such a mask, and it does not hold a sliding window shorter than the data.
     """
     longest = max(range(len(rollouts)), key=lambda i: rollouts[i].length)
     alike = [i for i, r in enumerate(rollouts) if r.group == rollouts[longest].group and i != longest][:1]

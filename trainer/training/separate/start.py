@@ -31,10 +31,10 @@ class Start:
 
 
 def start(settings: TrainSettings) -> Start:
-    """The critic that a run begins with; the same for the same settings.
+    """The critic that a run begins with, which is the same for the same settings.
 
     Raises:
-        TrainingError, CriticError: what it starts from cannot be read.
+        TrainingError, CriticError: the base, or the critic to continue, cannot be read.
     """
     torch.manual_seed(settings.seed)
     base = local_folder(settings.base) if settings.base else None
