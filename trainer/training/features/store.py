@@ -73,7 +73,7 @@ class FeatureStore:
         self.shards = [self._open(path.with_suffix("")) for path in sorted(self._folder.glob(f"[!.]*{ENTRIES}"))]
 
     def find(self, keys_N: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where entries are: each entry's shard, by index, or -1 if it is in none, and its place in the shard; both `[N]`."""
+        """Each entry's shard, by index, or -1 if it is in none, and its place in the shard; both `[N]`."""
         shard_N = np.full(len(keys_N), -1)
         place_N = np.zeros(len(keys_N), dtype=np.int64)
         for number, shard in enumerate(self.shards):
