@@ -2,11 +2,11 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from qsharp_core.critic.checkpoint import CriticCard
 from trainer.training.outputs import Outputs
 from trainer.training.prepare import DataRequirements, Prepared
+from trainer.training.publish import CardFields
 from trainer.training.report import HeldOutReport, ParentReport
 from trainer.training.settings import TrainSettings, distribution_card
 
@@ -24,7 +24,7 @@ def card_fields(
     prepared: Prepared,
     held_out: HeldOutReport | None,
     against: ParentReport | None,
-) -> dict[str, Any]:
+) -> CardFields:
     """The card's fields, except its version and what the critic is made of. They say nothing of this machine."""
     policies = [asdict(p) for p in prepared.policies]
     return {

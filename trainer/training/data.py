@@ -22,6 +22,8 @@ from qsharp_core.returns import Bernoulli, ReturnDistribution
 from trainer.training.prefix_tree import PrefixTree, TokenIds, merge
 from trainer.training.settings import TrainingError
 
+Row = dict[str, Any]
+"""A row of a Parquet file, by column."""
 REQUIRED = ("id", "prompt_token_ids", "completion_token_ids", "first_valid_position", "reward")
 OPTIONAL = ("temperature", "top_p", "top_k", "min_p", "metadata")
 
@@ -36,7 +38,7 @@ class SamplingPolicy:
     min_p: float = 0.0
 
     @classmethod
-    def of(cls, row: dict[str, Any]) -> "SamplingPolicy":
+    def of(cls, row: Row) -> "SamplingPolicy":
         """The policy of a stored rollout; null, and the values by which vLLM says "off", are the default."""
 
         def number(name: str, default: float) -> float:
@@ -128,7 +130,7 @@ def read(paths: Sequence[Path], group_by: str | None = None) -> DataSet:
         TrainingError: a file cannot be read, or lacks a column or the metadata's entry.
     """
     counts: Counter[str] = Counter()
-    by_id: dict[str, dict[str, Any]] = {}
+    by_id: dict[str, Row] = {}
     for row in _rows(paths):
         counts["read"] += 1
         known = by_id.get(row["id"])
@@ -150,7 +152,7 @@ def read(paths: Sequence[Path], group_by: str | None = None) -> DataSet:
     return DataSet(rollouts, counts)
 
 
-def _rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def _rows(paths: Sequence[Path]) -> Iterator[Row]:
     for path in paths:
         files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
         if not files:
@@ -168,7 +170,7 @@ def _rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
                 raise TrainingError(f"{file} cannot be read: {error}") from error
 
 
-def _batch_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+def _batch_rows(batch: pa.RecordBatch) -> Iterator[Row]:
     """Yields rows as dicts with token ids as arrays, because Python lists of them take ten times the memory."""
     tokens = ("prompt_token_ids", "completion_token_ids")
     plain = batch.drop_columns(list(tokens)).to_pylist()
@@ -179,7 +181,7 @@ def _batch_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _rollout(row: dict[str, Any], group_by: str | None) -> LabelledRollout:
+def _rollout(row: Row, group_by: str | None) -> LabelledRollout:
     prompt, completion = row["prompt_token_ids"], row["completion_token_ids"]
     first = max(row["first_valid_position"], 0)
     if not len(prompt) and first == 0 and len(completion) > 1:

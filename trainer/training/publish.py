@@ -6,6 +6,9 @@ from typing import Any
 
 from qsharp_core.critic.checkpoint import CARD, CriticCard, read_card
 
+CardFields = dict[str, Any]
+"""Fields of a `critic.json`."""
+
 
 def versions(out: Path, name: str) -> list[int]:
     """The numbers of the versions that are published under a name, ascending."""
@@ -20,7 +23,7 @@ def latest(out: Path, name: str) -> Path | None:
     return out / name / str(numbers[-1]) if numbers else None
 
 
-def publish(out: Path, fields: dict[str, Any], save: Callable[[Path, CriticCard], None], run_id: str) -> Path:
+def publish(out: Path, fields: CardFields, save: Callable[[Path, CriticCard], None], run_id: str) -> Path:
     """Writes the next version. If the run has published one already, that version is returned.
 
     A run that was killed between publishing and noting that it has published comes here twice.

@@ -5,13 +5,14 @@ A run calls the methods in the order below, and `begin` once, before any method 
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from qsharp_core.critic.checkpoint import CriticCard
 from trainer.training.data import LabelledRollout
 from trainer.training.heldout import Predictions
 from trainer.training.parents import Parent
 from trainer.training.prepare import DataRequirements, Prepared
+from trainer.training.publish import CardFields
 from trainer.training.report import MetricsLine
 from trainer.training.run import Progress, Run
 
@@ -47,7 +48,7 @@ class TrainableCritic(Protocol):
     def predict(self, rollouts: Sequence[LabelledRollout]) -> Predictions:
         """The critic's predictions on held-out rollouts."""
 
-    def card(self) -> dict[str, Any]:
+    def card(self) -> CardFields:
         """The fields of `critic.json` that say what the critic is made of."""
 
     def save(self, folder: Path, card: CriticCard) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,6 +23,7 @@ from trainer.training.native.reference import reference_of, store_of
 from trainer.training.outputs import Outputs
 from trainer.training.parents import Parent
 from trainer.training.prepare import DataRequirements, Prepared
+from trainer.training.publish import CardFields
 from trainer.training.run import Progress, Run
 from trainer.training.separate.parent import predict_separate
 from trainer.training.settings import TrainingError, TrainSettings
@@ -108,7 +108,7 @@ class NativeTrainable:
         assert self._held_out is not None
         return predict_labels(self._head, self._returns, *self._held_out, self._embeddings, rollouts)
 
-    def card(self) -> dict[str, Any]:
+    def card(self) -> CardFields:
         return {
             "backbone": "reference",
             "head": "Q",

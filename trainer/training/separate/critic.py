@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +14,7 @@ from trainer.training.native.parent import predict_native
 from trainer.training.outputs import Outputs
 from trainer.training.parents import Parent
 from trainer.training.prepare import DataRequirements, Prepared
+from trainer.training.publish import CardFields
 from trainer.training.run import Progress, Run
 from trainer.training.separate.fit import Fit, fit
 from trainer.training.separate.parent import predict_separate
@@ -79,7 +79,7 @@ class SeparateTrainable:
     def predict(self, rollouts: Sequence[LabelledRollout]) -> Predictions:
         return predict(self._critic, rollouts, self._passes, self._accelerator)
 
-    def card(self) -> dict[str, Any]:
+    def card(self) -> CardFields:
         shape = self._critic.head.shape
         return {
             "head": shape.kind,
