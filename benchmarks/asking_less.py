@@ -22,10 +22,11 @@ from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks.load import send
-from trainer.client import ServerClient
-from trainer.collect import Sampling
-from trainer.evaluate import Evaluation, Setting, evaluate
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.settings import Evaluation, Setting
 from trainer.rewards.verifiers import OWN, Judge, TaskRef, Weighted
+from trainer.rollouts.client import ServerClient
+from trainer.rollouts.parameters import SamplingParameters
 from trainer.serving import serve
 from trainer.tasks.registry import find_task
 
@@ -73,7 +74,7 @@ async def measure(url: str, settings: list[Asking], samples: int, rounds: int) -
     async with Judge([Weighted(OWN)]) as judge, ServerClient(url, connections=CLIENTS) as server:
         model = (await server.get("/v1/models"))["data"][0]["id"]
         critic = (await server.get("/v1/critics"))["data"][0]["id"]
-        sampling = Sampling(max_tokens=task.task.sampling.max_tokens, stop=task.task.sampling.stop)
+        sampling = SamplingParameters(max_tokens=task.task.sampling.max_tokens, stop=task.task.sampling.stop)
         speeds = await speed(url, settings, task, model, sampling, rounds)
         results = []
         for asking in tqdm(settings, desc="accuracy", unit="setting"):
@@ -94,7 +95,7 @@ async def measure(url: str, settings: list[Asking], samples: int, rounds: int) -
 
 
 async def speed(
-    url: str, settings: list[Asking], task: TaskRef, model: str, sampling: Sampling, rounds: int
+    url: str, settings: list[Asking], task: TaskRef, model: str, sampling: SamplingParameters, rounds: int
 ) -> dict[Asking, dict[str, Any]]:
     """Tokens per second of each round, and candidates asked of the critic per token."""
     problems = task.task.of_split("held_out")[:REQUESTS]

@@ -13,13 +13,13 @@ COMMANDS = {
         "server.commands.critics",
         "the critics of a running server: list, load, activate, roll back, unload, score",
     ),
-    "collect": ("trainer.collect_command", "sample a task's problems through a server, which stores the rollouts"),
-    "reward": ("trainer.rewards.command", "have verifiers judge stored rollouts"),
-    "train": ("trainer.training.command", "make the next version of a critic from logged rollouts"),
-    "evaluate": ("trainer.evaluate_command", "measure a task's accuracy against KL, over eta and methods"),
-    "loop": ("trainer.loop.command", "round after round: rollouts become the next critic of a running server"),
-    "run": ("trainer.recipes.command", "run an experiment that a recipe describes, and report on it"),
-    "export": ("trainer.export", "write stored rollouts to a Parquet file"),
+    "collect": ("trainer.commands.collect", "sample a task's problems through a server, which stores the rollouts"),
+    "reward": ("trainer.commands.reward", "have verifiers judge stored rollouts"),
+    "train": ("trainer.commands.train", "make the next version of a critic from logged rollouts"),
+    "evaluate": ("trainer.commands.evaluate", "measure a task's accuracy against KL, over eta and methods"),
+    "loop": ("trainer.commands.loop", "round after round: rollouts become the next critic of a running server"),
+    "run": ("trainer.commands.run", "run an experiment that a recipe describes, and report on it"),
+    "export": ("trainer.commands.export", "write stored rollouts to a Parquet file"),
 }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from trainer.branching import LISTED, TOP, Listed, Place, branch, listed_in_choice, listed_in_prompt, place_of
+from trainer.rollouts.branching import LISTED, TOP, Listed, Place, branch, listed_in_choice, listed_in_prompt, place_of
 
 
 def listed(logits: torch.Tensor, most: int, drawn: int) -> dict[int, float]:

@@ -17,20 +17,29 @@ import pytest
 from qsharp_core import cli
 from tests import fake_server
 from tests.fake_server import FakeServer
-from trainer import client, collect_command, journal
-from trainer.client import ServerClient, ServerError
-from trainer.collect import CollectError, Collection, Guidance, Sampling, collect, cut_of, items_of, seed_of
-from trainer.journal import Journal, JournalError
+from trainer.commands import collect as collect_command
+from trainer.rollouts import journal, retrying
+from trainer.rollouts.client import ServerClient
+from trainer.rollouts.collect import CollectError, collect
+from trainer.rollouts.collection import Collection, cut_of, items_of, seed_of
+from trainer.rollouts.errors import RequestError
+from trainer.rollouts.journal import Journal, JournalError
+from trainer.rollouts.parameters import GuidanceParameters, SamplingParameters
 from trainer.tasks.base import Problem, Task, TaskError
 from trainer.tasks.registry import find_task
 
 SUMS = find_task("sums")
 UNGUIDED = Collection(
-    task="sums", split="train", model="fake", samples=2, sampling=Sampling(max_tokens=48, stop=("\n",)), limit=10
+    task="sums",
+    split="train",
+    model="fake",
+    samples=2,
+    sampling=SamplingParameters(max_tokens=48, stop=("\n",)),
+    limit=10,
 )
 ROLLED = Collection(
     **{**{name: getattr(UNGUIDED, name) for name in UNGUIDED.__dataclass_fields__},
-       "guidance": Guidance(eta=0.1, critic="fake@1", candidates=8), "roll_in": True, "round": 1}
+       "guidance": GuidanceParameters(eta=0.1, critic="fake@1", candidates=8), "roll_in": True, "round": 1}
 )  # fmt: skip
 
 
@@ -42,7 +51,7 @@ def fake(tmp_path: Path) -> Iterator[FakeServer]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "_backoff", lambda state: 0.01)
+    monkeypatch.setattr(retrying, "_backoff", lambda state: 0.01)
 
 
 def run(fake: FakeServer, state: Path, collection: Collection = UNGUIDED, task: Task = SUMS, **options: Any) -> Any:
@@ -126,7 +135,7 @@ def test_a_completion_of_one_token_is_not_cut(fake: FakeServer, tmp_path: Path) 
     task = Task(name="letters", splits=("all",), problems=lambda _: [Problem(id="a", prompt="say")])
     fields = {name: getattr(ROLLED, name) for name in ROLLED.__dataclass_fields__}
     short = Collection(
-        **{**fields, "task": "letters", "split": "all", "sampling": Sampling(max_tokens=1), "limit": None}
+        **{**fields, "task": "letters", "split": "all", "sampling": SamplingParameters(max_tokens=1), "limit": None}
     )
     assert run(fake, tmp_path / "state", short, task).too_short == 2
     assert len(fake.stored()) == 2  # the parents
@@ -263,7 +272,7 @@ def test_an_item_that_fails_is_noted_and_tried_again_by_the_next_run(fake: FakeS
 
 def test_when_everything_fails_it_ends(fake: FakeServer, tmp_path: Path) -> None:
     fake.refuse = lambda body: True
-    with pytest.raises(ServerError, match="400: too long"):
+    with pytest.raises(RequestError, match="400: too long"):
         run(fake, tmp_path / "state")
     assert fake.posts["sample"] < 30
 
@@ -280,7 +289,7 @@ def test_patience_ends(tmp_path: Path) -> None:
         async with ServerClient("http://127.0.0.1:9", patience=0.2) as server:
             await server.model()
 
-    with pytest.raises(ServerError, match="cannot be reached"):
+    with pytest.raises(RequestError, match="cannot be reached"):
         asyncio.run(go())
 
 
@@ -290,7 +299,7 @@ def test_wrong_urls_are_told_at_once(tmp_path: Path) -> None:
             await server.model()
 
     for url in ("localhost:8000", "ftp://x", "http://x:port", "nonsense"):
-        with pytest.raises(ServerError):
+        with pytest.raises(RequestError):
             asyncio.run(go(url))
 
 
@@ -383,7 +392,7 @@ def test_wrong_commands_are_told(fake: FakeServer, tmp_path: Path) -> None:
         (["--task", "json:loads"], TaskError, "not a trainer.tasks.base.Task"),
         (["--task", "no_such_module:x"], TaskError, "cannot be loaded"),
         (["--task", "sums", "--split", "test"], TaskError, "splits train, held_out"),
-        (["--task", "sums", "--eta", "1", "--critic", "other"], ServerError, "loaded are fake@1"),
+        (["--task", "sums", "--eta", "1", "--critic", "other"], RequestError, "loaded are fake@1"),
         (["--prompts", str(tmp_path / "missing")], TaskError, "cannot be read"),
     ):
         with pytest.raises(kind, match=message):

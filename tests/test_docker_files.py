@@ -12,8 +12,7 @@ import http_check
 from server.commands import serve
 from server.presets import smollm2
 from tests.compose import DOCKER, filled_in, load
-from trainer.loop import command as loop
-from trainer.training import arguments
+from trainer.commands import loop as loop
 
 ROOT = Path(__file__).parent.parent
 DASHBOARDS = sorted((DOCKER / "grafana" / "dashboards").glob("*.json"))
@@ -108,7 +107,7 @@ def test_the_trainer_takes_its_flags() -> None:
     args = loop._parser().parse_args(ours)
     assert (name, args.watch, args.url) == ("loop", True, "http://server:8000")
     assert str(args.out) == "/var/lib/qsharp/critics"
-    assert arguments.parser("").parse_args([*training, "--data", "-", "--out", "-"]).backbone == "reference"
+    assert loop._training_parser("name").parse_args(training).backbone == "reference"
 
 
 def test_the_images_are_of_the_pinned_versions_and_not_roots() -> None:

@@ -26,7 +26,7 @@ from server.store.filters import Filters
 from server.store.rollouts import RolloutStore
 from tests import models
 from tests.conftest import Server
-from trainer.branching import LISTED, asked_with, listed_in_choice, listed_in_prompt
+from trainer.rollouts.branching import LISTED, listed_in_choice, listed_in_prompt, with_alternatives
 from trainer.serving import serve
 
 PROMPT = list(range(20, 40))
@@ -244,10 +244,13 @@ def test_what_else_the_reference_might_have_drawn_is_told(http: httpx.Client, st
     asking: dict[str, Any] = {"max_tokens": 12, "ignore_eos": True, "return_token_ids": True, "store": False}
     if form == "chat":
         asking |= {"model": "tiny", "messages": [{"role": "user", "content": "abc"}], "eta": None, "seed": 3}
-        answer = http.post("/v1/chat/completions", json=asking | asked_with(chat=True)).raise_for_status().json()
+        answer = http.post("/v1/chat/completions", json=asking | with_alternatives(chat=True)).raise_for_status().json()
         prompt = answer["prompt_token_ids"]
     else:
-        answer, prompt = complete(http, **asking, **(asked_with(chat=False) if form == "completion" else {})), PROMPT
+        answer, prompt = (
+            complete(http, **asking, **(with_alternatives(chat=False) if form == "completion" else {})),
+            PROMPT,
+        )
     (choice,) = answer["choices"]
     own = choice["token_ids"]
     if form == "prompt":

@@ -10,10 +10,10 @@ from qsharp_core.critic.checkpoint import read_card
 from qsharp_core.rollouts import parquet
 from server.store.filters import Filters
 from server.store.rollouts import RolloutStore
+from trainer.experiments.star_graph.recipe import run
+from trainer.experiments.star_graph.settings import StarGraphRecipe
 from trainer.rewards.base import Case
 from trainer.rewards.builtin import star_graph as verify
-from trainer.star_graph.recipe import run
-from trainer.star_graph.settings import StarGraphRecipe
 
 
 def recipe(**changes: object) -> StarGraphRecipe:
@@ -32,11 +32,11 @@ def recipe(**changes: object) -> StarGraphRecipe:
 def test_a_recipe_from_nothing(tmp_path: Path) -> None:
     console = Console(quiet=True)
     found = asyncio.run(run(recipe(), tmp_path, console))
-    assert found == json.loads((tmp_path / "report.json").read_text())
-    assert [(r["method"], r["eta"]) for r in found["results"]] == [
+    assert found.model_dump(mode="json") == json.loads((tmp_path / "report.json").read_text())
+    assert [(r.method, r.eta) for r in found.results] == [
         ("reference", None), ("qsharp", 1.0), ("qsharp", 0.1), ("cd", 1.0), ("cd", 0.1)
     ]  # fmt: skip
-    assert all(r["n"] == 10 for r in found["results"])
+    assert all(r.n == 10 for r in found.results)
     assert (tmp_path / "report.png").stat().st_size > 10_000
     assert read_card(tmp_path / "critics" / "star-graph" / "1").recommended_eta == 0.1
     # What it learned from was logged by the server, with rewards, all positions valid.

@@ -13,14 +13,14 @@ import pytest
 
 from qsharp_core import cli
 from tests.conftest import ADMIN_KEY
-from trainer import tree_mdp
+from trainer.experiments.tree_mdp.model import token_ids, write_model
 from trainer.serving import serve
-from trainer.tree_mdp import FIGURE_4
+from trainer.tasks.tree_mdp import FIGURE_4
 
 ETAS = (0.15, 0.3, 5.0)
 ROLLOUTS = 1500
 SAMPLES = 100
-IDS = tree_mdp.token_ids(FIGURE_4)
+IDS = token_ids(FIGURE_4)
 NAMES = {i: name for name, i in IDS.items()}
 NODES = {node.name: node for node in FIGURE_4.nodes()}
 
@@ -41,7 +41,7 @@ def guided(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guided]:
     The recipe finds these rollouts in the store, and goes on with them.
     """
     root = tmp_path_factory.mktemp("figure-4")
-    model = tree_mdp.write_model(root / "model")
+    model = write_model(root / "model")
     flags = [
         str(model), "--served-model-name", "tree", "--dtype", "float32", "--enforce-eager", "--max-model-len", "32",
         "--max-num-seqs", "32", "--kv-cache-memory-bytes", "50000000", "--admin-key", ADMIN_KEY,

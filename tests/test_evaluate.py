@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainer.evaluate import _Run
+from trainer.evaluation.evaluate import _Run
 
 
 class Scores:

@@ -19,13 +19,17 @@ from server.store.rollouts import GivenReward
 from tests import fake_server, models
 from tests.fake_server import FakeServer, Loaded
 from tests.test_trainer_runs import assert_same
-from trainer import client
-from trainer.journal import Journal, JournalError
+from trainer.commands.loop import main
 from trainer.loop import training, watch
-from trainer.loop.activation import LoopError, ServedCritic, Verdict, Version, verdict
-from trainer.loop.command import main
-from trainer.loop.stages import export_to
+from trainer.loop.activation import ActivationDecision, ServedCritic, decide
+from trainer.loop.versions import LoopError, Version
+from trainer.loop.watch import count_trainable
+from trainer.rollouts import retrying
+from trainer.rollouts.client import ServerClient
+from trainer.rollouts.errors import TransientError
+from trainer.rollouts.journal import Journal, JournalError
 from trainer.training import job
+from trainer.training.report import TrainingReport
 
 QUESTIONS = [(a, b, c) for a in range(1, 6) for b in range(1, 3) for c in range(1, 3)]
 
@@ -53,7 +57,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run_job(path: Path) -> None:
         assert job.run(job.Job.model_validate_json(path.read_bytes())) == 0
 
-    monkeypatch.setattr(client, "_backoff", lambda state: 0.01)
+    monkeypatch.setattr(retrying, "_backoff", lambda state: 0.01)
     monkeypatch.setattr(training, "run_job", run_job)
     torch.set_num_threads(1)
 
@@ -149,7 +153,7 @@ def test_a_head_on_the_models_own_hidden_states_learns_from_branches(
 
 @pytest.fixture
 def always_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "verdict", lambda report, active: Verdict(True, "told so"))
+    monkeypatch.setattr(training, "decide", lambda report, active: ActivationDecision(True, "told so"))
 
 
 @pytest.mark.usefixtures("always_better")
@@ -201,8 +205,8 @@ def test_kills_between_stages_change_nothing(
 def test_what_is_not_better_is_published_and_not_activated(
     fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = iter([Verdict(True, "good"), Verdict(False, "worse")])
-    monkeypatch.setattr(training, "verdict", lambda report, active: next(told))
+    told = iter([ActivationDecision(True, "good"), ActivationDecision(False, "worse")])
+    monkeypatch.setattr(training, "decide", lambda report, active: next(told))
     main(arguments(fake, tmp_path, "run", "--continue"))
     first, second = report_of(tmp_path)["rounds"]
     assert first["activate"] == {"activated": True, "why": "good", "critic": "tiny@1"}
@@ -215,18 +219,32 @@ def test_what_is_not_better_is_published_and_not_activated(
     assert {key: one.active for key, one in fake.critics.items()} == {"fake@1": True, "tiny@1": True}
 
 
+def trained(overall: dict[str, Any] | None, parent: dict[str, Any] | None = None) -> TrainingReport:
+    """A training's report with these measures."""
+    measures = overall and {"n": 1, "rollouts": 1, "reward_mean": 0.5, "auc": None, "ece": 0.0, **overall}
+    held_out: dict[str, Any] = {
+        "overall": measures,
+        "by_position": [],
+        "last_token": measures,
+        "branches": None,
+        "prompts": 1,
+    }
+    fields = {"critic": "a@2", "data": {}, "steps": 1, "best_epoch": None, "held_out": measures and held_out}
+    return TrainingReport.model_validate(fields | {"parent": parent and {"held_out": measures, **parent}})
+
+
 def test_verdicts() -> None:
     overall = {"log_loss": 0.6, "log_loss_constant": 0.7, "brier": 0.3, "brier_constant": 0.2}
-    assert verdict({"held_out": {"overall": overall}, "parent": None}, None).better
+    assert decide(trained(overall), None).better
     del overall["log_loss_constant"]  # a categorical critic's
-    assert not verdict({"held_out": {"overall": overall}, "parent": None}, None).better
-    assert not verdict({"held_out": None, "parent": None}, None).better
-    comparison = {"by": "log_loss", "improvement": 0.01, "standard_error": 0.002, "better": True}
-    report = {"held_out": {"overall": overall}, "parent": {"critic": "a@1", "comparison": comparison}}
-    assert verdict(report, "a@1").better
-    assert "by +0.01000 ± 0.00200" in verdict(report, "a@1").why
-    assert not verdict(report, "a@0").better  # it was compared with another one
-    assert not verdict({**report, "parent": {"critic": "a@1", "comparison": None}}, "a@1").better
+    assert not decide(trained(overall), None).better
+    assert not decide(trained(None), None).better
+    comparison = {"by": "log_loss", "improvement": 0.01, "standard_error": 0.002, "prompts": 9, "better": True}
+    report = trained(overall, {"critic": "a@1", "comparison": comparison})
+    assert decide(report, "a@1").better
+    assert "by +0.01000 ± 0.00200" in decide(report, "a@1").why
+    assert not decide(report, "a@0").better  # it was compared with another one
+    assert not decide(trained(overall, {"critic": "a@1", "comparison": None}), "a@1").better
 
 
 def test_a_version_that_a_restarted_server_lost_is_loaded_again(fake: FakeServer, tmp_path: Path) -> None:
@@ -234,7 +252,7 @@ def test_a_version_that_a_restarted_server_lost_is_loaded_again(fake: FakeServer
     older = models.write_critic(tmp_path / "tiny" / "1", name="tiny", version="1")
 
     async def current(remembered: Path) -> Version | None:
-        async with client.ServerClient(fake.url) as server:
+        async with ServerClient(fake.url) as server:
             return await ServedCritic(server, "tiny", tmp_path).current(Version.at(remembered))
 
     fake.critics["tiny@1"] = Loaded("tiny", "1", active=True)
@@ -294,7 +312,7 @@ def test_watching_waits_for_new_rewards(fake: FakeServer, tmp_path: Path, monkey
         """What happens between two looks into the store."""
         looks[0] += 1
         if looks[0] == 1:
-            raise client.PassingError("the server is away")
+            raise TransientError("the server is away")
         if looks[0] == 4:
             assert "tiny@1" not in fake.critics
             await fake.store.add_rewards([GivenReward(one, float(i % 2), None) for i, one in enumerate(ids[30:40])])
@@ -303,10 +321,10 @@ def test_watching_waits_for_new_rewards(fake: FakeServer, tmp_path: Path, monkey
         if looks[0] == 8:
             assert fake.critics["tiny@1"].active
             await fake.store.add_rewards([GivenReward(one, float(i % 2), None) for i, one in enumerate(ids[40:])])
-        return await export_to(*given)
+        return await count_trainable(*given)
 
     monkeypatch.setattr(watch, "wait_random_exponential", lambda *_: lambda state: 0.01)
-    monkeypatch.setattr(watch, "export_to", looking)
+    monkeypatch.setattr(watch, "count_trainable", looking)
     main(watch_flags(fake, tmp_path, rounds=2))
     assert looks[0] == 8
     assert fake.critics["tiny@2"].active

@@ -10,11 +10,12 @@ import torch
 from qsharp_core import cli
 from tests import models
 from tests.conftest import ADMIN_KEY, Server
-from trainer.journal import Journal, JournalError
+from trainer.commands import run
+from trainer.experiments import files
+from trainer.experiments.files import RecipeError
 from trainer.loop import training
-from trainer.recipes import command, files
-from trainer.recipes.files import RecipeError
 from trainer.rewards.base import Case
+from trainer.rollouts.journal import Journal, JournalError
 from trainer.tasks.base import Problem, Task
 from trainer.training import job
 
@@ -212,13 +213,13 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
         assert kind in shown
         assert said
     with pytest.raises(RecipeError, match="--list"):
-        command.main([])
+        run.main([])
 
 
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     recipe = files.load("tree-mdp")
-    with Journal(tmp_path / command.LOCK, recipe.identity), pytest.raises(JournalError, match="in use"):
-        command.main(["tree-mdp", "--out", str(tmp_path)])
+    with Journal(tmp_path / run.LOCK, recipe.identity), pytest.raises(JournalError, match="in use"):
+        run.main(["tree-mdp", "--out", str(tmp_path)])
 
 
 def test_a_server_that_does_not_come_up_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

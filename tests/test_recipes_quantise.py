@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qsharp_core.critic import checkpoint
 from tests import models
-from trainer.recipes.quantise import Quantise, rounded, with_own_embeddings, write_quantised
+from trainer.experiments.quantise import Quantise, rounded, with_own_embeddings, write_quantised
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import torch
 from qsharp_core import policy
 from qsharp_core.residual import Step, bellman_residuals
 from qsharp_core.wire.guidance import Tail
-from trainer.tree_mdp import Node
+from trainer.tasks.tree_mdp import Node
 
 ETAS = (0.05, 0.3, 2.0)
 LEAST, MOST = -1.0, 2.0

@@ -152,6 +152,9 @@ def test_pages_are_in_the_order_of_commits(store: RolloutStore) -> None:
         (Filters(critic="su"), ""),
         (Filters(has_reward=True), "b"),
         (Filters(has_reward=False), "acd"),
+        (Filters(has_valid_position=True), "d"),
+        (Filters(has_valid_position=False), "abc"),
+        (Filters(has_valid_position=True, has_reward=True), ""),
         (Filters(metadata={"run": "1"}), "ab"),
         (Filters(metadata={"run": "1", 'a"b.c': "%"}), "b"),
         (Filters(metadata={"run": "3"}), ""),
@@ -172,6 +175,17 @@ def test_filters(store: RolloutStore, filters: Filters, wanted: str) -> None:
     found = [r.id for r in store.page(filters).data]
     assert found == [several[name].id for name in wanted]
     assert [r.id for batch in store.batches(filters, 2) for r in batch] == found
+    assert store.count(filters) == len(found)
+
+
+def test_a_position_beyond_the_completion_is_not_valid(store: RolloutStore) -> None:
+    """As an import may have it: the last position is the completion's last token."""
+    length = len(made().completion_token_ids)
+    positions = [None, 0, length - 1, length, length + 1]
+    run(store.add([made(first_valid_position=position) for position in positions]))
+    valid = [r.first_valid_position for r in store.page(Filters(has_valid_position=True)).data]
+    assert valid == [0, length - 1]
+    assert store.count(Filters(has_valid_position=False)) == 3
 
 
 def test_batches_are_what_was_there_when_they_began(store: RolloutStore) -> None:

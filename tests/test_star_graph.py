@@ -17,16 +17,15 @@ from tokenizers.decoders import DecodeStream
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.models import tokenizer as character_tokenizer
-from trainer.recipes import files
+from trainer.experiments import files
+from trainer.experiments.star_graph import critic as critics
+from trainer.experiments.star_graph import model, reference, report, rows
+from trainer.experiments.star_graph.optimizer import OptimizerSpec, optimizers
+from trainer.experiments.star_graph.settings import StarGraphRecipe
 from trainer.rewards.base import Case
 from trainer.rewards.verifiers import load
-from trainer.star_graph import critic as critics
-from trainer.star_graph import model, reference, report, rows
-from trainer.star_graph.graphs import Shape, as_text, draw
-from trainer.star_graph.optimizer import Optimizer, OptimizerSpec
-from trainer.star_graph.settings import StarGraphRecipe
 from trainer.tasks.registry import find_task
-from trainer.tasks.star_graph import star_graph_task
+from trainer.tasks.star_graph import Shape, as_text, draw, star_graph_task
 
 CPU = torch.device("cpu")
 RECIPES = [name for name in files.built_in() if name.startswith("star-graph")]
@@ -166,8 +165,7 @@ def test_only_paths_are_judged() -> None:
 
 def test_muon_is_for_the_layers_matrices() -> None:
     made, _ = model.build(SMALL, 12, seed=0)
-    stepping = Optimizer(made.base_model, [made], OptimizerSpec(), steps=10)
-    adamw, muon = stepping._optimizers
+    adamw, muon = optimizers(made.base_model, [made], OptimizerSpec())
     matrices = {id(p) for group in muon.param_groups for p in group["params"]}
     names = {name for name, p in made.named_parameters() if id(p) in matrices}
     assert names == {name for name, p in made.named_parameters() if ".layers." in name and p.ndim == 2}
@@ -185,8 +183,8 @@ def test_a_reference_learns_a_graph_of_one_arm() -> None:
         made, tokens, [(Shape(degree=1, length=2, labels=6), 300)], batch=32, heads=1, weight=0.5,
         optimizer=OptimizerSpec(learning_rate=1e-2, other_learning_rate=3e-3), device=CPU,
     )  # fmt: skip
-    assert [entry["step"] for entry in log] == [100, 200, 300]
-    assert log[-1]["next"] < 0.05 < log[0]["next"]
+    assert [entry.step for entry in log] == [100, 200, 300]
+    assert log[-1].next < 0.05 < log[0].next
 
 
 def test_a_critic_learns_what_a_first_node_is_worth() -> None:
@@ -194,13 +192,15 @@ def test_a_critic_learns_what_a_first_node_is_worth() -> None:
     made, _ = model.build(SMALL, 12, seed=0)
     rng = random.Random(0)
 
-    def drawn() -> critics.Rollouts:
+    def drawn() -> critics.GraphRollouts:
         prompt = rng.sample(range(4, 16), 3)
         first = rng.sample(prompt, 3)
-        return critics.Rollouts(prompt, [[node, 0] for node in first], [float(node == prompt[0]) for node in first])
+        return critics.GraphRollouts(
+            prompt, [[node, 0] for node in first], [float(node == prompt[0]) for node in first]
+        )
 
     critic = critics.fresh_critic(made)
-    learner = critics.Learner(critic, OptimizerSpec(learning_rate=1e-2, other_learning_rate=3e-3), 150, CPU)
+    learner = critics.CriticTrainer(critic, OptimizerSpec(learning_rate=1e-2, other_learning_rate=3e-3), 150, CPU)
     with torch.no_grad():
         first = learner.loss([drawn() for _ in range(64)]).item()
     assert first == pytest.approx(math.log(2))  # a fresh head does not steer
@@ -213,7 +213,7 @@ def test_a_critic_learns_what_a_first_node_is_worth() -> None:
 
 def test_the_buffer_forgets_the_oldest() -> None:
     buffer = critics.Buffer(3)
-    made = [critics.Rollouts([i], [[i]], [1.0]) for i in range(5)]
+    made = [critics.GraphRollouts([i], [[i]], [1.0]) for i in range(5)]
     buffer.add(made)
     assert len(buffer) == 3
     assert {r.prompt[0] for r in buffer.draw(100)} == {2, 3, 4}
@@ -270,12 +270,12 @@ def test_recipes_are_read_and_train(name: str, tmp_path: Path) -> None:
         made, tokens, stages, batch=2, heads=settings.heads, weight=settings.weight, optimizer=settings.optimizer,
         device=CPU, graphs=settings.graphs,
     )  # fmt: skip
-    assert math.isfinite(log[-1]["next"])
+    assert math.isfinite(log[-1].next)
     critic = critics.fresh_critic(made)
-    learner = critics.Learner(critic, recipe.critic.optimizer, 2, CPU)
+    learner = critics.CriticTrainer(critic, recipe.critic.optimizer, 2, CPU)
     graph = draw(recipe.shape, "0")
     own = tokens([as_text(arm) for arm in graph.arms])["input_ids"]
-    rollouts = critics.Rollouts(
+    rollouts = critics.GraphRollouts(
         tokens(graph.prompt)["input_ids"], own, [float(i == graph.right) for i in range(len(own))]
     )
     losses = [learner.step([rollouts]) for _ in range(2)]

@@ -7,11 +7,11 @@ from qsharp_core import policy
 from qsharp_core.critic.checkpoint import check_vocabulary, load, read_card
 from qsharp_core.wire.guidance import Tail
 from server.presets.known import PRESETS
+from trainer.experiments.star_graph.critic import outputs_of, right_arm
+from trainer.experiments.star_graph.rows import PROMPT, rows_of
 from trainer.rewards.base import Case
 from trainer.rewards.builtin import star_graph as verify
-from trainer.star_graph.critic import outputs_of, right_arm
-from trainer.star_graph.graphs import Shape, draw
-from trainer.star_graph.rows import PROMPT, rows_of
+from trainer.tasks.star_graph import Shape, draw
 
 CPU = torch.device("cpu")
 PRESET = PRESETS["star-graph"]

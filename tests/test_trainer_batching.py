@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 
-from trainer.training.batching import MAX_PADDING, padded_passes, plan_epoch, share, shared_prefix, tree_passes
-from trainer.training.data import Rollout, SamplingPolicy
+from trainer.training.data import LabelledRollout, SamplingPolicy
+from trainer.training.prefix_tree import shared_prefix
+from trainer.training.separate.batching import MAX_PADDING, padded_passes, plan_epoch, share, tree_passes
 
 VOCAB = 50
 
 
-def rollouts(n: int, longest: int = 400, prompts: int = 12) -> list[Rollout]:
+def rollouts(n: int, longest: int = 400, prompts: int = 12) -> list[LabelledRollout]:
     """Lengths spread over two orders of magnitude."""
     dice = np.random.default_rng(0)
     heads = [dice.integers(0, VOCAB, dice.integers(3, 30)).astype(np.int32) for _ in range(prompts)]
@@ -15,7 +16,7 @@ def rollouts(n: int, longest: int = 400, prompts: int = 12) -> list[Rollout]:
     for i in range(n):
         completion = dice.integers(0, 3, int(np.exp(dice.uniform(0, np.log(longest))))).astype(np.int32)
         p = i % prompts
-        made.append(Rollout(str(i), heads[p], completion, 0, 1.0, SamplingPolicy(), str(p)))
+        made.append(LabelledRollout(str(i), heads[p], completion, 0, 1.0, SamplingPolicy(), str(p)))
     return made
 
 

@@ -8,24 +8,25 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests import models
-from trainer.training.data import Rollout, SamplingPolicy
+from trainer.training.data import LabelledRollout, SamplingPolicy, merge_rollouts
 from trainer.training.features.extract import ReferenceModel
 from trainer.training.features.known import features
-from trainer.training.features.prefixes import ancestors, common_chain, cut, merge, needed, visible
+from trainer.training.features.passes import common_chain, cut, needed
 from trainer.training.features.store import FeatureStore, as_keys
+from trainer.training.prefix_tree import ancestors, visible
 from trainer.training.settings import TrainingError
 
 CPU = torch.device("cpu")
 LARGE = 10**9
 
 
-def rollout(name: str, prompt: list[int], completion: list[int], first: int = 0) -> Rollout:
-    return Rollout(
+def rollout(name: str, prompt: list[int], completion: list[int], first: int = 0) -> LabelledRollout:
+    return LabelledRollout(
         name, np.array(prompt, np.int32), np.array(completion, np.int32), first, 1.0, SamplingPolicy(), "group"
     )
 
 
-def world(prompts: int = 5, each: int = 6, shots: int = 7) -> list[Rollout]:
+def world(prompts: int = 5, each: int = 6, shots: int = 7) -> list[LabelledRollout]:
     """Rollouts of up to 30 tokens after prompts that begin alike; they agree in their first tokens."""
     dice = np.random.default_rng(0)
     common = dice.integers(3, 90, shots).tolist()
@@ -40,19 +41,19 @@ def world(prompts: int = 5, each: int = 6, shots: int = 7) -> list[Rollout]:
 
 def test_every_distinct_prefix_is_one_node() -> None:
     data = world()
-    tree = merge(data)
+    tree, labelled = merge_rollouts(data)
     prefixes = {tuple(r.token_ids[: n + 1].tolist()) for r in data for n in range(r.length)}
     assert len(tree) == len(prefixes)
     paths = [tuple(tree.tokens_N[[*ancestors(tree, n), n]].tolist()) for n in range(len(tree))]
     assert set(paths) == prefixes
     assert tree.depths_N.tolist() == [len(path) - 1 for path in paths]
     assert len(np.unique(as_keys(tree.keys_N))) == len(tree)
-    for r, nodes in zip(data, tree.labelled, strict=True):
+    for r, nodes in zip(data, labelled, strict=True):
         assert [paths[n] for n in nodes] == [
             tuple(r.token_ids[: len(r.prompt) + t + 1].tolist()) for t in range(r.first_valid, len(r.completion))
         ]
     # The digest is the prefix's own, whatever else is in the tree.
-    alone = merge(data[3:4])
+    alone, _ = merge_rollouts(data[3:4])
     known = {path: tree.keys_N[n].tobytes() for n, path in enumerate(paths)}
     for n in range(len(alone)):
         assert known[tuple(alone.tokens_N[: n + 1].tolist())] == alone.keys_N[n].tobytes()
@@ -60,8 +61,8 @@ def test_every_distinct_prefix_is_one_node() -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 40, 1000])
 def test_passes_run_every_node_once_after_its_ancestors(size: int) -> None:
-    tree = merge(world())
-    read = np.unique(tree.parents_N[np.unique(np.concatenate(tree.labelled))]).astype(np.int64)
+    tree, labelled = merge_rollouts(world())
+    read = np.unique(tree.parents_N[np.unique(np.concatenate(labelled))]).astype(np.int64)
     nodes = needed(tree, read)
     assert set(nodes) == {int(n) for r in read for n in [*ancestors(tree, int(r)), r]}
     chain = common_chain(tree, nodes)
@@ -77,9 +78,9 @@ def test_passes_run_every_node_once_after_its_ancestors(size: int) -> None:
 
 
 def test_nothing_is_common_where_sequences_begin_differently() -> None:
-    tree = merge([rollout("a", [5, 6], [7, 8]), rollout("b", [6, 6], [7, 8])])
+    tree, _ = merge_rollouts([rollout("a", [5, 6], [7, 8]), rollout("b", [6, 6], [7, 8])])
     assert common_chain(tree, np.arange(len(tree))) == 0
-    single = merge([rollout("a", [5, 6, 7], [8])])
+    single, _ = merge_rollouts([rollout("a", [5, 6, 7], [8])])
     assert common_chain(single, np.arange(len(single))) == 3
 
 
@@ -93,17 +94,17 @@ def test_features_are_those_of_plain_forward_passes(
     folder = models.write_reference(tmp_path / "reference", kind)
     reference = ReferenceModel(folder, torch.float32, CPU, temperature)
     data = world()
-    tree = merge(data)
-    nodes = np.unique(np.concatenate(tree.labelled)).astype(np.int64)
+    tree, labelled = merge_rollouts(data)
+    nodes = np.unique(np.concatenate(labelled)).astype(np.int64)
     found = features(reference, FeatureStore(tmp_path / "f", reference.digest, found_width(folder), LARGE), tree, nodes)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     hidden = found.hidden(torch.arange(len(nodes))).float()
-    for r, labelled in zip(data, tree.labelled, strict=True):
+    for r, own in zip(data, labelled, strict=True):
         with torch.inference_mode():
             ids = torch.from_numpy(r.token_ids.astype(np.int64))[None]
             plain = model(input_ids=ids, output_hidden_states=True)
         log_probs = (plain.logits[0] / temperature).log_softmax(-1)
-        at = np.searchsorted(nodes, labelled)
+        at = np.searchsorted(nodes, own)
         places = np.arange(len(r.prompt) + r.first_valid, r.length)
         tokens = ids[0, places]
         assert found.tokens_M[at].tolist() == tokens.tolist()
@@ -121,27 +122,27 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return models.write_reference(tmp_path_factory.mktemp("reference"), "llama")
 
 
-def nodes_of(tree: object) -> np.ndarray:
-    return np.unique(np.concatenate(tree.labelled)).astype(np.int64)  # type: ignore[attr-defined]
+def nodes_of(labelled: list[np.ndarray]) -> np.ndarray:
+    return np.unique(np.concatenate(labelled)).astype(np.int64)
 
 
 def test_what_is_known_is_not_run_again(llama: Path, tmp_path: Path) -> None:
     data = world()
-    tree = merge(data[:12])
+    tree, labelled = merge_rollouts(data[:12])
     first = ReferenceModel(llama, torch.float32, CPU)
-    before = features(first, FeatureStore(tmp_path, first.digest, 64, LARGE), tree, nodes_of(tree))
+    before = features(first, FeatureStore(tmp_path, first.digest, 64, LARGE), tree, nodes_of(labelled))
     again = ReferenceModel(llama, torch.float32, CPU)
     store = FeatureStore(tmp_path, again.digest, 64, LARGE)
-    after = features(again, store, tree, nodes_of(tree))
+    after = features(again, store, tree, nodes_of(labelled))
     assert again._model is None  # never loaded
     everything = torch.arange(len(before))
     assert torch.equal(before.hidden(everything), after.hidden(everything))
     assert torch.equal(before.log_ref_M, after.log_ref_M)
     # More rollouts of the same prompts: only what is new.
     known = sum(len(shard.keys_E) for shard in store.shards)
-    tree = merge(data)
-    features(again, store, tree, nodes_of(tree))
-    assert sum(len(shard.keys_E) for shard in store.shards) == len(nodes_of(tree)) > known
+    tree, labelled = merge_rollouts(data)
+    features(again, store, tree, nodes_of(labelled))
+    assert sum(len(shard.keys_E) for shard in store.shards) == len(nodes_of(labelled)) > known
     # Another precision and another temperature are other features.
     others = {ReferenceModel(llama, torch.bfloat16, CPU).digest, ReferenceModel(llama, torch.float32, CPU, 0.5).digest}
     assert len(others | {again.digest}) == 3
@@ -149,16 +150,16 @@ def test_what_is_known_is_not_run_again(llama: Path, tmp_path: Path) -> None:
 
 def test_the_folder_does_not_grow_beyond_its_bound(llama: Path, tmp_path: Path) -> None:
     data = world()
-    tree = merge(data)
+    tree, labelled = merge_rollouts(data)
     reference = ReferenceModel(llama, torch.float32, CPU)
     with pytest.raises(TrainingError, match="--features-gb"):
-        features(reference, FeatureStore(tmp_path, reference.digest, 64, 1000), tree, nodes_of(tree))
+        features(reference, FeatureStore(tmp_path, reference.digest, 64, 1000), tree, nodes_of(labelled))
     assert not list(tmp_path.glob("*/*"))
     # What another run left makes room, the oldest first, and what this one reads stays.
     old = ReferenceModel(llama, torch.float32, CPU, 0.5)
-    features(old, FeatureStore(tmp_path, old.digest, 64, LARGE), tree, nodes_of(tree))
+    features(old, FeatureStore(tmp_path, old.digest, 64, LARGE), tree, nodes_of(labelled))
     held = sum(path.stat().st_size for path in tmp_path.glob("*/*"))
-    found = features(reference, FeatureStore(tmp_path, reference.digest, 64, int(held * 1.5)), tree, nodes_of(tree))
+    found = features(reference, FeatureStore(tmp_path, reference.digest, 64, int(held * 1.5)), tree, nodes_of(labelled))
     assert not list((tmp_path / old.digest).glob("*"))
     assert found.hidden(torch.arange(len(found))).isfinite().all()
 

@@ -15,9 +15,9 @@ from tests import models
 from tests import trainer_data as world
 from tests.trainer_data import LENGTH, A, B
 from trainer.training import data
-from trainer.training.command import train
 from trainer.training.outputs import Outputs
 from trainer.training.settings import TrainSettings
+from trainer.training.train import train
 
 PROMPT = world.prompt_of(0)
 

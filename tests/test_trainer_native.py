@@ -22,7 +22,6 @@ from qsharp_core.returns import Bernoulli, Categorical, ReturnDistribution
 from tests import models
 from tests import trainer_data as world
 from trainer.training import data
-from trainer.training.features.prefixes import merge
 from trainer.training.native.fit import node_losses
 from trainer.training.native.nodes import Labels, targets_of
 from trainer.training.siblings import weighed
@@ -204,8 +203,8 @@ def test_nodes_have_the_gradient_of_their_rollouts(
         for i, r in enumerate(rollouts):
             object.__setattr__(r, "reward", (i % 11) / 10)
     rollouts = weighed(rollouts) if weigh == "nodes" else rollouts
-    tree = merge(rollouts)
-    nodes, judged = np.unique(np.concatenate(tree.labelled), return_inverse=True)
+    _, labelled = data.merge_rollouts(rollouts)
+    nodes, judged = np.unique(np.concatenate(labelled), return_inverse=True)
     valid = [r.valid for r in rollouts]
     rewards = np.repeat(np.array([r.reward for r in rollouts], np.float32), valid)
     weights = np.concatenate([np.full(r.valid, 1 / r.valid) if r.weights is None else r.weights for r in rollouts])

@@ -17,7 +17,7 @@ from qsharp_core.cli import main
 from qsharp_core.critic import checkpoint
 from tests import models
 from tests import trainer_data as world
-from trainer.training.fit import learning_rate
+from trainer.training.optimisation import warmup_cosine
 from trainer.training.publish import publish
 from trainer.training.run import Run
 
@@ -225,8 +225,8 @@ def test_two_processes_take_the_same_steps_as_one(place: Path, tmp_path: Path) -
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    rates = [learning_rate(s, 100, 1.0, 0.1) for s in range(1, 101)]
+    rates = [warmup_cosine(s, 100, 1.0, 0.1) for s in range(1, 101)]
     assert rates[:10] == pytest.approx([k / 10 for k in range(1, 11)])
     assert rates[9:] == sorted(rates[9:], reverse=True)
     assert 0 < rates[-1] < 1e-3
-    assert learning_rate(1, 1, 1.0, 0.0) == 1.0
+    assert warmup_cosine(1, 1, 1.0, 0.0) == 1.0

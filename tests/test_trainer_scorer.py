@@ -10,15 +10,15 @@ from torch import Tensor
 from qsharp_core.critic import checkpoint
 from qsharp_core.critic.model import Critic
 from tests import models
-from trainer.training.batches import Batch, padded, tree
-from trainer.training.data import Rollout, SamplingPolicy
-from trainer.training.passes import Passes, saving
-from trainer.training.scorer import Scorer, outputs_of, summed_loss, understands_trees
+from trainer.training.data import LabelledRollout, SamplingPolicy
+from trainer.training.separate.batches import Batch, padded, tree
+from trainer.training.separate.passes import Passes, saving
+from trainer.training.separate.scorer import LabelScorer, outputs_of, summed_loss, understands_trees
 
 CPU = torch.device("cpu")
 
 
-def rollouts(n: int = 9, few_shot: int = 0) -> list[Rollout]:
+def rollouts(n: int = 9, few_shot: int = 0) -> list[LabelledRollout]:
     """Two prompts with a common beginning, completions that often agree, one of them twice."""
     dice = np.random.default_rng(0)
     shots = dice.integers(3, 90, few_shot)
@@ -26,7 +26,7 @@ def rollouts(n: int = 9, few_shot: int = 0) -> list[Rollout]:
     for i in range(n):
         prompt = np.concatenate([shots, [10, 11, 20 + i % 2]]).astype(np.int32)
         completion = dice.integers(60, 62, 2 + i % 5).astype(np.int32)
-        made.append(Rollout(str(i), prompt, completion, i % 2, float(i % 3 == 0), SamplingPolicy(), str(i % 2)))
+        made.append(LabelledRollout(str(i), prompt, completion, i % 2, float(i % 3 == 0), SamplingPolicy(), str(i % 2)))
     made.append(made[0])
     return made
 
@@ -36,7 +36,7 @@ def critic_of(tmp_path: Path, kind: str, head: str, **kwargs: object) -> Critic:
     return critic.requires_grad_(True)
 
 
-def plainly(critic: Critic, data: list[Rollout]) -> tuple[Tensor, dict[tuple[int, int], Tensor]]:
+def plainly(critic: Critic, data: list[LabelledRollout]) -> tuple[Tensor, dict[tuple[int, int], Tensor]]:
     """The loss summed over rollouts, and each label's outputs, by `Critic.forward` of each rollout alone."""
     total = torch.zeros(())
     outputs: dict[tuple[int, int], Tensor] = {}
@@ -59,7 +59,7 @@ def test_outputs_loss_and_gradient_are_those_of_plain_forward_passes(tmp_path: P
     critic, data = critic_of(tmp_path, kind, head, mlp=8 if head == "V" else None), rollouts()
     expected_loss, expected = plainly(critic, data)
     expected_gradient = gradient(critic, expected_loss)
-    scorer = Scorer(critic)
+    scorer = LabelScorer(critic)
     assert understands_trees(critic, data, CPU)
     for batch in (padded(range(len(data)), data), tree(range(len(data)), data)):
         outputs = outputs_of(scorer, batch)
@@ -76,7 +76,7 @@ def test_categorical_rewards_that_share_a_node_are_judged_one_by_one(tmp_path: P
     distribution = {"kind": "categorical", "atoms": [0.0, 0.25, 1.0]}
     critic, data = critic_of(tmp_path, "llama", "V", distribution=distribution), rollouts()
     batch = tree(range(len(data)), data)
-    loss = summed_loss(critic.distribution, outputs_of(Scorer(critic), batch), batch)
+    loss = summed_loss(critic.distribution, outputs_of(LabelScorer(critic), batch), batch)
     torch.testing.assert_close(loss, plainly(critic, data)[0], atol=1e-4, rtol=1e-5)
     assert len(batch.at) < len(batch.judged)
 
@@ -86,7 +86,7 @@ def test_categorical_rewards_that_share_a_node_are_judged_one_by_one(tmp_path: P
 def test_the_loss_does_not_hang_on_passes_and_processes(tmp_path: Path, trees: bool, processes: int) -> None:
     critic, data = critic_of(tmp_path, "llama", "V"), rollouts()
     expected, _ = plainly(critic, data)
-    scorer, total = Scorer(critic), 0.0
+    scorer, total = LabelScorer(critic), 0.0
     for process in range(processes):
         batches = Passes(trees, 20, process, processes).batches(range(len(data)), data)
         assert batches

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from trainer.training.data import Rollout, SamplingPolicy
+from trainer.training.data import LabelledRollout, SamplingPolicy
 from trainer.training.siblings import ONLY_WAY, weighed
 
 PROMPT = np.array([7, 8], dtype=np.int32)
 
 
-def rollout(name: str, completion: list[int], first: int = 0, prompt: np.ndarray = PROMPT) -> Rollout:
-    return Rollout(name, prompt, np.array(completion, dtype=np.int32), first, 1.0, SamplingPolicy(), "g")
+def rollout(name: str, completion: list[int], first: int = 0, prompt: np.ndarray = PROMPT) -> LabelledRollout:
+    return LabelledRollout(name, prompt, np.array(completion, dtype=np.int32), first, 1.0, SamplingPolicy(), "g")
 
 
 def test_nodes_count_once_and_less_where_they_are_the_only_way() -> None:

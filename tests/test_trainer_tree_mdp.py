@@ -11,13 +11,14 @@ from qsharp_core.critic import checkpoint
 from qsharp_core.critic.model import HeadKind
 from qsharp_core.returns import tilt
 from tests import trainer_data as world
-from trainer import tree_mdp
-from trainer.training.command import train
+from trainer.experiments.tree_mdp.model import reward_of, token_ids, write_model
+from trainer.tasks import tree_mdp
+from trainer.tasks.tree_mdp import FIGURE_4, Node
 from trainer.training.outputs import Outputs
 from trainer.training.settings import TrainSettings
-from trainer.tree_mdp import FIGURE_4, Node
+from trainer.training.train import train
 
-IDS = tree_mdp.token_ids(FIGURE_4)
+IDS = token_ids(FIGURE_4)
 ETAS = (0.15, 0.3, 5.0)
 """A reward never seen at a node keeps a probability of some 1e-5 there, which `exp(1 / eta)` multiplies: 22,026 at
 `eta = 0.1`. Far smaller `eta` would ask how sure one can be that it cannot happen, which no data of this size tells."""
@@ -26,7 +27,7 @@ ROLLOUTS = 1500
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tree_mdp.write_model(tmp_path_factory.mktemp("tree"))
+    return write_model(tmp_path_factory.mktemp("tree"))
 
 
 def paths(node: Node = FIGURE_4, before: tuple[str, ...] = ()) -> dict[str, list[int]]:
@@ -61,8 +62,8 @@ def test_what_is_optimal() -> None:
         root = eta * np.log(0.5 * np.exp(0.1 / eta) + 0.5 * np.exp(expected / eta))
         assert FIGURE_4.optimal_q(eta) == pytest.approx(root)
     assert [nodes["left"].mean(), nodes["right"].mean()] == pytest.approx([0.1, 0.05])
-    assert tree_mdp.reward_of(FIGURE_4, [IDS["right"], IDS["win"], IDS["<end>"]]) == 1.0
-    assert tree_mdp.reward_of(FIGURE_4, [IDS["right"]]) is None
+    assert reward_of(FIGURE_4, [IDS["right"], IDS["win"], IDS["<end>"]]) == 1.0
+    assert reward_of(FIGURE_4, [IDS["right"]]) is None
 
 
 def test_guidance_in_closed_form() -> None:
@@ -92,7 +93,7 @@ def test_a_trained_critic_gives_q_star_at_every_node(model: Path, tmp_path: Path
             node = node.children[dice.choice(len(node.children), p=[c.chance for c in node.children])]
             completion.append(IDS[node.name])
         completion.append(IDS[tree_mdp.END])
-        rows.append(world.row(f"r{i}", [IDS["root"]], completion, tree_mdp.reward_of(FIGURE_4, completion)))
+        rows.append(world.row(f"r{i}", [IDS["root"]], completion, reward_of(FIGURE_4, completion)))
     settings = TrainSettings(
         base=str(model), head=head, atoms=(0.0, 0.1, 1.0), held_out=0.0, epochs=120, learning_rate=0.03,
         batch_tokens=100_000, weight_decay=0.0, clip=10.0,

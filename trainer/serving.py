@@ -1,4 +1,7 @@
-"""Starts a server as a user would, in a process of its own, and waits until it answers: demo, measurements, tests."""
+"""Starts a server as a user would, in a process of its own, and waits until it answers.
+
+Experiments, measurements and tests use it.
+"""
 
 import asyncio
 import os
@@ -30,16 +33,16 @@ def serve(
     stop: threading.Event | None = None,
     grace: float = 30.0,
 ) -> Iterator[str]:
-    """Runs `qsharp serve ARGUMENTS` on a free loopback port; yields its base URL and stops it at the end.
+    """Runs `qsharp serve ARGUMENTS` on a free loopback port, yields its base URL, and stops it at the end.
 
     Args:
         arguments: the model and flags.
-        log: where its output goes.
-        environment: variables on top of this process's.
-        command: what to run instead, for servers started in other ways.
-        patience: seconds to wait for an answer of /health.
-        stop: once set, it is not waited for any longer.
-        grace: seconds that it has to end by itself.
+        log: the file that the server's output goes to.
+        environment: variables that the server has beside this process's.
+        command: what to run instead of `qsharp serve`.
+        patience: seconds to wait until /health answers.
+        stop: once it is set, the server is not waited for any longer.
+        grace: seconds that the server has to end by itself.
 
     Raises:
         ServingError: it ended or did not answer; with the end of its output.
@@ -73,7 +76,7 @@ def serve(
 
 @asynccontextmanager
 async def serving(arguments: Sequence[str], log: Path, patience: float = 300.0) -> AsyncIterator[str]:
-    """`serve` for coroutines: one that is cancelled while the server starts stops it at once.
+    """`serve` for coroutines. A coroutine that is cancelled while the server starts stops the server at once.
 
     Raises:
         ServingError

@@ -10,7 +10,7 @@ from benchmarks.bellman_residual.report import made, show
 from benchmarks.bellman_residual.sampling import sample
 from benchmarks.bellman_residual.statistics import Answer, read
 from qsharp_core.residual import CERTAIN
-from trainer.evaluate import write_json
+from trainer.reports import write_json
 from trainer.serving import serve
 
 ETA = 0.1

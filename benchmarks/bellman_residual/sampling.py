@@ -8,8 +8,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from trainer.client import ServerClient, each
-from trainer.collect import Sampling, digest, seed_of
+from trainer.rollouts.client import ServerClient
+from trainer.rollouts.collection import digest, seed_of
+from trainer.rollouts.concurrency import each
+from trainer.rollouts.parameters import SamplingParameters
 from trainer.tasks.base import Problem
 from trainer.tasks.sums import TASK
 
@@ -32,7 +34,7 @@ def sample(url: str, out: Path, settings: Sequence[dict[str, Any]], samples: int
 
 async def _sample(url: str, settings: Sequence[dict[str, Any]], samples: int) -> list[list[dict[str, Any]]]:
     defaults = TASK.sampling
-    sampling = Sampling(max_tokens=defaults.max_tokens, stop=defaults.stop)
+    sampling = SamplingParameters(max_tokens=defaults.max_tokens, stop=defaults.stop)
     made: dict[tuple[int, str], list[dict[str, Any]]] = {}
     problems = TASK.of_split("held_out")
     async with ServerClient(url, connections=CLIENTS) as server:

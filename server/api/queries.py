@@ -21,6 +21,7 @@ class FilterQuery(BaseModel):
     critic: str | None = Field(default=None, description="name, or name@version")
     guided: bool | None = Field(default=None, description="true or false")
     has_reward: bool | None = Field(default=None, description="true or false")
+    has_valid_position: bool | None = Field(default=None, description="true or false")
     model: str | None = Field(default=None, description="a model's name")
     metadata: dict[str, str] = {}
 
@@ -30,6 +31,7 @@ class FilterQuery(BaseModel):
             critic=self.critic,
             guided=self.guided,
             has_reward=self.has_reward,
+            has_valid_position=self.has_valid_position,
             model=self.model,
             metadata=self.metadata,
         )

@@ -114,6 +114,13 @@ async def list_rollouts(request: Request) -> Response:
     return await asyncio.to_thread(_page, state_of(request).store, parse(request, PageQuery))
 
 
+@router.get("/count")
+async def count(request: Request) -> dict[str, Any]:
+    """How many rollouts the query's filters leave."""
+    store, filters = state_of(request).store, parse(request, FilterQuery).filters()
+    return {"object": "rollouts.count", "count": await asyncio.to_thread(store.count, filters)}
+
+
 @router.get("/export")
 async def export(request: Request) -> StreamingResponse:
     """Sends a Parquet file of all rollouts that match the query's filters."""

@@ -21,6 +21,7 @@ class Filters:
         guided: a critic guided it throughout, or did not.
         metadata: it has all these entries.
         has_reward: it has a reward, or has none.
+        has_valid_position: a reward labels a position of it, so that it can be trained on; or none.
         model: the name of the model that it was sampled from.
     """
 
@@ -28,6 +29,7 @@ class Filters:
     guided: bool | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     has_reward: bool | None = None
+    has_valid_position: bool | None = None
     model: str | None = None
 
     def apply(self, query: Select[Any], dialect: str) -> Select[Any]:
@@ -42,6 +44,11 @@ class Filters:
             query = query.where(table.eta.is_not(None) if self.guided else table.eta.is_(None))
         if self.has_reward is not None:
             query = query.where(table.reward.is_not(None) if self.has_reward else table.reward.is_(None))
+        if self.has_valid_position is not None:
+            first = table.first_valid_position
+            # A token id takes four bytes (`tables.pack`).
+            valid = first.is_not(None) & (4 * first < func.length(table.completion_token_ids))
+            query = query.where(valid if self.has_valid_position else ~valid)
         if self.model is not None:
             query = query.where(table.model == clean(self.model))
         for name, value in self.metadata.items():

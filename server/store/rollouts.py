@@ -243,6 +243,12 @@ class RolloutStore:
             query = query.where(_after(self._scalar(seq, after), order))
         return self._page(query, limit, order)
 
+    def count(self, filters: Filters) -> int:
+        """How many rollouts the filters leave."""
+        query = filters.apply(select(func.count()).select_from(rollouts), self._dialect)
+        with self._engine.connect() as connection:
+            return connection.scalar(query) or 0
+
     def list_responses(self, filters: Filters, after: str | None, limit: int, order: Order) -> tuple[list[str], bool]:
         """At most `limit` ids of stored chat completions, beginning after the id `after`, and whether more follow.
 

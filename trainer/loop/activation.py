@@ -2,91 +2,66 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from qsharp_core.critic.checkpoint import CARD
-from qsharp_core.errors import QSharpError
-from trainer.client import RefusedError, ServerClient
-
-
-class LoopError(QSharpError):
-    """The loop cannot start or go on; the message says what to change."""
-
-
-@dataclass(frozen=True)
-class Version:
-    """A published version: `name@version`, and its folder here."""
-
-    key: str
-    folder: Path
-
-    @classmethod
-    def at(cls, folder: Path) -> "Version":
-        """The version in a folder `…/<name>/<version>`."""
-        return cls(f"{folder.parent.name}@{folder.name}", folder)
-
-    @classmethod
-    def of(cls, key: str | None, out: Path) -> "Version | None":
-        """The version of a key; None for None.
-
-        Raises:
-            LoopError: it is not in `out` any more.
-        """
-        if key is None:
-            return None
-        folder = out / Path(*key.rsplit("@", 1))
-        if not (folder / CARD).is_file():
-            raise LoopError(
-                f"{key} is what this loop goes on with, and {folder} is gone: put it back, or use another --run"
-            )
-        return cls(key, folder)
+from trainer.loop.versions import Version
+from trainer.rollouts.client import JSONObject, ServerClient
+from trainer.rollouts.errors import RefusedError
+from trainer.training.report import HeldOutReport, TrainingReport
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether a new version is to be activated, and why, for people."""
+class ActivationDecision:
+    """Whether a new version is better and so to be activated, and why, for people."""
 
     better: bool
     why: str
 
 
-def verdict(report: dict[str, Any], active: str | None) -> Verdict:
-    """What the held-out rollouts say of a new version.
+def decide(report: TrainingReport, active: str | None) -> ActivationDecision:
+    """Whether held-out rollouts show that a new version is better.
 
     Args:
-        report: `metrics.json` of the training run.
-        active: key of the version that it would replace; without one, the best constant prediction is to be beaten.
+        report: of the new version's training.
+        active: key of the version that it would replace; None if there is none, and it must be better than the best
+            constant prediction.
     """
     if active is None:
-        return _against_constant(report["held_out"])
-    parent = report["parent"] or {}
-    comparison = parent.get("comparison") if parent.get("critic") == active else None
+        return _against_constant(report.held_out)
+    parent = report.parent
+    comparison = parent.comparison if parent is not None and parent.critic == active else None
     if comparison is None:
-        return Verdict(False, f"it could not be compared with {active}: hold out rollouts that both can read")
-    measure, error = comparison["by"].replace("_", " "), comparison["standard_error"]
-    margin = f"{comparison['improvement']:+.5f}" + ("" if error is None else f" ± {error:.5f}")
-    better = bool(comparison["better"])
-    return Verdict(better, f"{'better' if better else 'not better'} than {active}: held-out {measure} by {margin}")
+        return ActivationDecision(
+            False, f"it could not be compared with {active}: hold out rollouts that both can read"
+        )
+    margin = f"{comparison.improvement:+.5f}"
+    if comparison.standard_error is not None:
+        margin += f" ± {comparison.standard_error:.5f}"
+    word = "better" if comparison.better else "not better"
+    measure = comparison.by.replace("_", " ")
+    return ActivationDecision(comparison.better, f"{word} than {active}: held-out {measure} by {margin}")
 
 
-def _against_constant(held_out: dict[str, Any] | None) -> Verdict:
+def _against_constant(held_out: HeldOutReport | None) -> ActivationDecision:
     if held_out is None:
-        return Verdict(False, "nothing was held out that it could be measured on")
-    overall = held_out["overall"]
-    measure = "log_loss" if "log_loss_constant" in overall else "brier"
-    ours, constant = overall[measure], overall[f"{measure}_constant"]
-    word = "better" if ours < constant else "not better"
-    why = f"{word} than a constant: held-out {measure.replace('_', ' ')} {ours:.5f}, {constant:.5f}"
-    return Verdict(ours < constant, why)
+        return ActivationDecision(False, "nothing was held out that it could be measured on")
+    overall = held_out.overall
+    if overall.log_loss_constant is not None:
+        measure, loss, constant = "log loss", overall.log_loss, overall.log_loss_constant
+    else:
+        measure, loss, constant = "brier", overall.brier, overall.brier_constant
+    word = "better" if loss < constant else "not better"
+    return ActivationDecision(loss < constant, f"{word} than a constant: held-out {measure} {loss:.5f}, {constant:.5f}")
 
 
 class ServedCritic:
-    """One critic's versions in a running server.
+    """The versions of one critic in a running server.
 
     Args:
-        client: with the admin key.
+        client: has the admin key.
+        name: of the critic.
         out: versions are `out/<name>/<version>`.
-        seen_at: where the server finds `out`; None: at the same path.
+        seen_at: where the server finds `out`; None if it is the same path.
     """
 
     def __init__(self, client: ServerClient, name: str, out: Path, seen_at: Path | None = None) -> None:
@@ -96,13 +71,16 @@ class ServedCritic:
         self._seen_at = seen_at or out.absolute()
 
     async def current(self, remembered: Version | None) -> Version | None:
-        """The active version; None if there is none that stands in `out`.
+        """The version that guides; None if there is none, or it is not in `out`.
 
-        What was activated last is loaded again where the server lost it, by a restart. Where it is loaded and
-        another one is active, somebody rolled back: that one counts.
+        A server that was restarted has lost the version that was activated last: it is loaded and activated again. If
+        that version is loaded and another one is active, somebody rolled back, and the other one is returned.
+
+        Args:
+            remembered: the version that was activated last; None if there is none.
 
         Raises:
-            ServerError
+            RequestError
         """
         loaded = await self._loaded()
         if remembered is not None and remembered.key not in loaded:
@@ -115,10 +93,10 @@ class ServedCritic:
         return Version.at(folder) if (folder / CARD).is_file() else None
 
     async def activate(self, version: Version) -> None:
-        """Loads a version if need be, and has requests that name no version get it.
+        """Makes a version the one that requests without a version get, and loads it if it is not loaded.
 
         Raises:
-            ServerError
+            RequestError
         """
         loaded = await self._loaded()
         if version.key not in loaded:
@@ -132,10 +110,10 @@ class ServedCritic:
         await self._client.post(f"/v1/critics/{self._name}/activate", {"version": version.folder.name})
 
     async def unload_all_but(self, *kept: Version | None) -> None:
-        """Frees the memory of other versions that stand in `out`; requests on their way are waited for by the server.
+        """Unloads the other versions that are in `out`, to free their memory; the server waits for their requests.
 
         Raises:
-            ServerError
+            RequestError
         """
         keys = {version.key for version in kept if version is not None}
         for key, one in (await self._loaded()).items():
@@ -143,6 +121,6 @@ class ServedCritic:
             if ours and key not in keys and not one["active"]:
                 await self._client.delete(f"/v1/critics/{self._name}/{one['version']}")
 
-    async def _loaded(self) -> dict[str, dict[str, Any]]:
+    async def _loaded(self) -> dict[str, JSONObject]:
         listed = (await self._client.get("/v1/critics"))["data"]
         return {one["id"]: one for one in listed if one["name"] == self._name and not one.get("leaving")}

@@ -1,28 +1,40 @@
 """Rounds of collect, reward, export, train, activate, evaluate, against a running server.
 
 Round 0 is unguided. Later rounds roll in with the active critic and roll out with the reference. Each round trains the
-next version on the rollouts of all rounds so far. It is activated if it beats the active one on held-out rollouts (the
-first: if it beats the best constant); if not, it stays published, and the next round goes on with the one before.
+next version on the rollouts of all rounds so far. A version is activated if it beats the active one on held-out
+rollouts; the first must beat the best constant. Otherwise it stays published, and the next round goes on with the
+version before.
 
     RUN/state.jsonl           the stages that are done
     RUN/round-0/              the round's files: collect.jsonl, rollouts.parquet, training/, evaluation/
     RUN/report.json           what came of it, written after each stage
 """
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
-from trainer.client import ServerClient
-from trainer.evaluate import write_json
-from trainer.journal import Journal
 from trainer.loop import stages
-from trainer.loop.activation import ServedCritic, Version
+from trainer.loop.activation import ServedCritic
+from trainer.loop.report import (
+    ActivateResult,
+    BeginResult,
+    CollectResult,
+    EvaluateResult,
+    ExportResult,
+    JudgeResult,
+    LoopReport,
+    RoundReport,
+)
 from trainer.loop.settings import Budget, LoopSettings
-from trainer.loop.state import END, LoopState, Work
+from trainer.loop.state import LoopState, Result
 from trainer.loop.training import activate_if_better, train_version
+from trainer.loop.versions import Version
 from trainer.rewards.verifiers import Judge
+from trainer.rollouts.client import ServerClient
+from trainer.rollouts.journal import Journal
+from trainer.training.report import TrainingReport
 
 STATE, REPORT = "state.jsonl", "report.json"
 
@@ -35,20 +47,24 @@ async def run_loop(
     budget: Budget,
     folder: Path,
     console: Console,
-) -> dict[str, Any]:
+) -> LoopReport:
     """Runs rounds until the budget is spent.
 
     Args:
         client: of the server.
-        served: the critic's versions there; its client has the admin key.
-        folder: the run's.
+        served: the critic's versions in the server; its client has the admin key.
+        judge: who gives rewards.
+        settings: what is done in each round.
+        budget: when to stop.
+        folder: of the loop.
+        console: is told which stage begins.
 
     Returns:
         The report.
 
     Raises:
         LoopError, TrainingError: a stage cannot be done; the same command tries it again.
-        ServerError, CollectError, EvaluateError, JournalError, TaskError
+        RequestError, CollectError, EvaluateError, JournalError, TaskError
     """
     with Journal(folder / STATE, settings.identity(judge)) as journal:
         state = LoopState(journal, console)
@@ -88,60 +104,73 @@ class _Loop:
         self._state = state
 
     async def round(self, number: int) -> None:
-        """One round; stages that are done are skipped."""
-        settings, folder = self._settings, self._folder / f"round-{number}"
+        """Runs one round; stages that are done are skipped."""
+        client, judge, settings, out = self._client, self._judge, self._settings, self._settings.recipe.out
+        folder = self._folder / f"round-{number}"
         folder.mkdir(parents=True, exist_ok=True)
 
-        begun = await self._stage(number, "begin", lambda: self._begin(number))
-        active = Version.of(begun["critic"], settings.recipe.out)
+        begun = await self._stage(number, "begin", BeginResult, lambda: self._begin(number))
+        active = _version(begun.critic, out)
         await self._served.current(active)  # a restarted server may have lost it
         collection = stages.collection_of(settings, number, active)
-        await self._stage(number, "collect", lambda: stages.collect_all(self._client, settings, collection, folder))
-        await self._stage(number, "reward", lambda: stages.reward_all(self._client, self._judge, settings, collection))
-        await self._stage(number, "export", lambda: stages.export_all(self._client, collection, folder))
+        await self._stage(
+            number, "collect", CollectResult, lambda: stages.collect_all(client, settings, collection, folder)
+        )
+        await self._stage(number, "reward", JudgeResult, lambda: stages.reward_all(client, judge, settings, collection))
+        await self._stage(number, "export", ExportResult, lambda: stages.export_all(client, collection, folder))
         data = [self._folder / f"round-{n}" / stages.ROLLOUTS for n in range(number + 1)]
-        report = await self._stage(number, "train", lambda: train_version(settings.recipe, folder, data, active))
+        report = await self._stage(
+            number, "train", TrainingReport, lambda: train_version(settings.recipe, folder, data, active)
+        )
         activated = await self._stage(
-            number, "activate", lambda: activate_if_better(self._served, settings.recipe, report, active)
+            number,
+            "activate",
+            ActivateResult,
+            lambda: activate_if_better(self._served, settings.recipe, report, active),
         )
         plan = settings.evaluation
         # The same version, measured again, would be the same samples.
-        if plan is not None and (activated["activated"] or number == 0):
-            now = Version.of(activated["critic"], settings.recipe.out)
+        if plan is not None and (activated.activated or number == 0):
+            now = _version(activated.critic, out)
             await self._served.current(now)
             await self._stage(
-                number, "evaluate", lambda: stages.evaluate_all(self._client, self._judge, settings, plan, now, folder)
+                number,
+                "evaluate",
+                EvaluateResult,
+                lambda: stages.evaluate_all(client, judge, settings, plan, now, folder),
             )
-        await self._stage(number, END, nothing)
+        await self._state.end(number)
+        self.report().write(self._folder / REPORT)
 
-    def report(self) -> dict[str, Any]:
-        """Of all rounds, as far as they are."""
-        rounds = []
-        for number in range(self._state.begun):
-            found = {name: self._state.result(number, name) for name in stages.STAGES}
-            rounds.append({"round": number, **found, "seconds": self._state.seconds_of(number)})
-        return {"critic": self._remembered(self._state.begun), "seconds": self._state.seconds, "rounds": rounds}
+    def report(self) -> LoopReport:
+        """The report of all rounds, as far as they are."""
+        state = self._state
+        rounds = [
+            RoundReport(
+                round=number,
+                begin=state.result(number, "begin", BeginResult),
+                collect=state.result(number, "collect", CollectResult),
+                reward=state.result(number, "reward", JudgeResult),
+                export=state.result(number, "export", ExportResult),
+                train=state.result(number, "train", TrainingReport),
+                activate=state.result(number, "activate", ActivateResult),
+                evaluate=state.result(number, "evaluate", EvaluateResult),
+                seconds=state.seconds_of(number),
+            )
+            for number in range(state.begun)
+        ]
+        return LoopReport(critic=state.active_after(state.begun), seconds=state.seconds, rounds=rounds)
 
-    async def _stage(self, number: int, name: str, work: Work) -> dict[str, Any]:
-        result = await self._state.stage(number, name, work)
-        write_json(self._folder / REPORT, self.report())
+    async def _stage(self, number: int, name: str, kind: type[Result], work: Callable[[], Awaitable[Result]]) -> Result:
+        result = await self._state.stage(number, name, kind, work)
+        self.report().write(self._folder / REPORT)
         return result
 
-    async def _begin(self, number: int) -> dict[str, Any]:
-        remembered = Version.of(self._remembered(number), self._settings.recipe.out)
+    async def _begin(self, number: int) -> BeginResult:
+        remembered = _version(self._state.active_after(number), self._settings.recipe.out)
         active = await self._served.current(remembered)
-        return {"critic": active.key if active else None}
-
-    def _remembered(self, number: int) -> str | None:
-        """The version that the rounds before a round left active."""
-        for before in reversed(range(number)):
-            done = self._state.result(before, "activate")
-            if done is not None:
-                key: str | None = done["critic"]
-                return key
-        return None
+        return BeginResult(critic=active.key if active else None)
 
 
-async def nothing() -> dict[str, Any]:
-    """What a round's end does: it is noted."""
-    return {}
+def _version(key: str | None, out: Path) -> Version | None:
+    return None if key is None else Version.of(key, out)

@@ -4,24 +4,25 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.collect import Sampling
-from trainer.evaluate import Setting
-from trainer.loop.activation import Version
+from trainer.evaluation.settings import Setting
+from trainer.loop.versions import Version
 from trainer.rewards.verifiers import Judge, TaskRef
+from trainer.rollouts.parameters import SamplingParameters
+from trainer.training.outputs import FEATURES_BYTES
 from trainer.training.settings import TrainSettings
 
-# A continued critic's own.
+# A continued critic has its own.
 ARCHITECTURE = {"layers", "head", "atoms", "reward_range", "mlp", "borrow_embeddings", "tokenizer"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """When to stop; None is no limit. A round is begun if it fits, and then runs to its end.
+    """When a loop stops; None is no limit. A round begins if it fits into the budget, and then runs to its end.
 
     Attributes:
-        rounds: in all.
-        rollouts: of the reference, roll-outs included; roll-ins are not counted.
-        seconds: no round is begun after so many, counted over all runs of the command.
+        rounds: the most rounds in all.
+        rollouts: the most rollouts of the reference in all, roll-outs included; roll-ins are not counted.
+        seconds: no round begins after so many, counted over all runs of the command.
     """
 
     rounds: int | None = None
@@ -30,14 +31,17 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How versions are made.
+class CriticRecipe:
+    """How versions of a critic are made.
 
     Attributes:
-        settings: of the first version, and of all if they start anew.
-        continues: later versions go on from the active one, instead of from the base.
+        settings: of the training of the first version, and of all versions unless they continue.
         out: versions are `out/<name>/<version>`.
+        continues: whether later versions go on from the active one, instead of from the base.
         eta: recommended in the cards.
+        dtype: of the published weights.
+        checkpoint_every: steps between two checkpoints.
+        features, features_bytes: where features of the reference are kept, and how much; see `training.outputs`.
     """
 
     settings: TrainSettings
@@ -46,13 +50,15 @@ class Recipe:
     eta: float | None = None
     dtype: Literal["float32", "bf16"] = "float32"
     checkpoint_every: int = 200
+    features: Path | None = None
+    features_bytes: int = FEATURES_BYTES
 
     def identity(self) -> dict[str, Any]:
-        """For a loop's journal."""
+        """What tells this recipe from others, as JSON's data for a loop's journal."""
         return {"train": self.settings.model_dump(mode="json"), "continues": self.continues, "out": str(self.out)}
 
     def settings_after(self, active: Version | None) -> TrainSettings:
-        """Of the next version."""
+        """The settings of the next version's training."""
         if active is None or not self.continues:
             return self.settings
         kept = self.settings.model_dump(exclude=ARCHITECTURE)
@@ -61,7 +67,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationPlan:
-    """What is measured after each round, beside the reference."""
+    """What is measured after each round, beside the reference; see `evaluation.settings.Evaluation`."""
 
     split: str
     samples: int
@@ -74,19 +80,27 @@ class LoopSettings:
     """What a loop does.
 
     Attributes:
-        samples: rollouts of each problem, by round; the last number is that of all later rounds.
-        branches: further ones of each problem in the first round, which leave these.
-        eta, guidance: of the roll-ins; `guidance` are other fields of the requests.
-        evaluation: None is no evaluation.
+        task: whose problems are sampled.
+        split: of the task.
+        model: the name that the server serves the reference under.
+        samples: rollouts of each problem, by round; the last number holds for all later rounds, too.
+        sampling: how rollouts are sampled.
+        eta, guidance: how roll-ins are guided; `guidance` are options of the requests, by name.
+        recipe: how versions are made.
+        evaluation: what is measured after each round; None is nothing.
+        limit: only the first so many problems are sampled; None is all of them.
+        seed: another seed makes other rollouts.
+        concurrency: requests at once.
+        branches: further rollouts of each problem in the first round, which branch off the others.
     """
 
     task: TaskRef
     split: str
     model: str
     samples: tuple[int, ...]
-    sampling: Sampling
+    sampling: SamplingParameters
     eta: float
-    recipe: Recipe
+    recipe: CriticRecipe
     guidance: tuple[tuple[str, Any], ...] = ()
     evaluation: EvaluationPlan | None = None
     limit: int | None = None
@@ -95,15 +109,15 @@ class LoopSettings:
     branches: int = 0
 
     def rollouts_of(self, number: int) -> int:
-        """Rollouts of the reference of each problem in a round."""
+        """The number of the reference's rollouts of each problem in a round, branches included."""
         return self.samples_of(number) + (self.branches if number == 0 else 0)
 
     def samples_of(self, number: int) -> int:
-        """Whole ones, or roll-outs, of each problem in a round."""
+        """The number of the reference's rollouts of each problem in a round, branches not included."""
         return self.samples[min(number, len(self.samples) - 1)]
 
     def identity(self, judge: Judge) -> dict[str, Any]:
-        """What makes it this loop: all but what only says how fast."""
+        """What tells this loop from others, as JSON's data: all that does not merely say how fast it runs."""
         return {
             "format": 1,
             "command": "loop",

@@ -3,38 +3,41 @@
 import asyncio
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
+from tenacity import AsyncRetrying
 
 from qsharp_core.wire.metadata import RUN
-from trainer.client import LONGEST_WAIT, PassingError, ServerClient
-from trainer.collect import Collection, Guidance, checked, collect
-from trainer.evaluate import Evaluation, evaluate
-from trainer.evaluate_plot import plot
-from trainer.export import export
-from trainer.loop.activation import LoopError, Version
+from trainer.evaluation.evaluate import PLOT, evaluate
+from trainer.evaluation.plot import plot
+from trainer.evaluation.settings import Evaluation
+from trainer.loop.report import CollectResult, EvaluateResult, ExportResult, JudgeResult, SettingSummary
 from trainer.loop.settings import EvaluationPlan, LoopSettings
+from trainer.loop.versions import LoopError, Version
 from trainer.rewards.run import Problems, reward
 from trainer.rewards.verifiers import Judge
+from trainer.rollouts.client import ServerClient
+from trainer.rollouts.collect import checked, collect
+from trainer.rollouts.collection import Collection
+from trainer.rollouts.export import export
+from trainer.rollouts.parameters import GuidanceParameters
+from trainer.rollouts.retrying import policy
 
-STAGES = ("begin", "collect", "reward", "export", "train", "activate", "evaluate")
 ROLLOUTS = "rollouts.parquet"
 
 
 def collection_of(settings: LoopSettings, number: int, active: Version | None) -> Collection:
-    """A round's rollouts: the first round's, and those without a critic, are the reference's own."""
-    guided = number > 0 and active is not None
+    """The rollouts of a round. They are the reference's own in the first round, and as long as no version is active."""
+    guidance = None
+    if number > 0 and active is not None:
+        guidance = GuidanceParameters(eta=settings.eta, critic=active.key, **dict(settings.guidance))
     return Collection(
         task=settings.task.task.name,
         split=settings.split,
         model=settings.model,
         samples=settings.samples_of(number),
         sampling=settings.sampling,
-        guidance=Guidance(eta=settings.eta, critic=active.key, **dict(settings.guidance))
-        if guided and active
-        else None,
-        roll_in=guided,
+        guidance=guidance,
+        roll_in=guidance is not None,
         branches=0 if number else settings.branches,
         round=number,
         limit=settings.limit,
@@ -44,63 +47,62 @@ def collection_of(settings: LoopSettings, number: int, active: Version | None) -
 
 async def collect_all(
     client: ServerClient, settings: LoopSettings, collection: Collection, folder: Path
-) -> dict[str, Any]:
-    """Samples the round's rollouts.
+) -> CollectResult:
+    """Samples a round's rollouts.
 
     Raises:
         CollectError: some could not be made.
+        RequestError, JournalError, TaskError
     """
-    made = await collect(client, settings.task.task, collection, folder / "collect.jsonl", settings.concurrency)
-    checked(made)
-    counts = {name: value for name, value in asdict(made).items() if name != "failed"}
-    return {**counts, "guided_by": collection.guidance.critic if collection.guidance else None}
+    collected = await collect(client, settings.task.task, collection, folder / "collect.jsonl", settings.concurrency)
+    fields = asdict(checked(collected))
+    del fields["failed"]
+    return CollectResult(**fields, guided_by=collection.guidance.critic if collection.guidance else None)
 
 
-async def reward_all(
-    client: ServerClient, judge: Judge, settings: LoopSettings, collection: Collection
-) -> dict[str, Any]:
-    """Judges them.
+async def reward_all(client: ServerClient, judge: Judge, settings: LoopSettings, collection: Collection) -> JudgeResult:
+    """Judges a round's rollouts, and gives them their rewards.
 
     Raises:
         LoopError: none could be judged.
+        RequestError
     """
+    query = {f"metadata.{RUN}": collection.run}
     result = await reward(
         client,
         judge,
         Problems([settings.task]),
         source=", ".join(verifier.name for verifier in judge.verifiers),
-        filters={f"metadata.{RUN}": collection.run},
+        filters=query,
         concurrency=settings.concurrency,
     )
-    tally = result.tally
-    judged = await client.get("/v1/rollouts", {f"metadata.{RUN}": collection.run, "has_reward": "true", "limit": 1})
-    if not judged["data"]:
+    if not await client.count({**query, "has_reward": "true"}):
         first = f"; the first: {result.failures[0]['reason']}" if result.failures else ""
         raise LoopError(f"no rollout of this round could be judged: name a --verifier that applies{first}")
-    return {
-        "given": result.given,
-        "mean": tally.mean,
-        "failed": tally.failed,
-        "not_applicable": tally.not_applicable,
-    }
+    tally = result.tally
+    return JudgeResult(given=result.given, mean=tally.mean, failed=tally.failed, not_applicable=tally.not_applicable)
 
 
-async def export_all(client: ServerClient, collection: Collection, folder: Path) -> dict[str, Any]:
-    """Writes those with a reward to the round's Parquet file."""
+async def export_all(client: ServerClient, collection: Collection, folder: Path) -> ExportResult:
+    """Writes a round's rollouts that have a reward to the round's Parquet file.
+
+    Raises:
+        RequestError
+    """
     query = {f"metadata.{RUN}": collection.run, "has_reward": "true"}
-    return {"rows": await export_to(client, folder / ROLLOUTS, query)}
+    return ExportResult(rows=await export_to(client, folder / ROLLOUTS, query))
 
 
 async def export_to(client: ServerClient, path: Path, query: dict[str, str]) -> int:
-    """`export`, in a thread that ends after one attempt, so that a loop can be stopped between two of them.
+    """Exports rollouts to a file, in a thread that ends after one attempt, so that a loop can stop between attempts.
+
+    Returns:
+        The number of rollouts.
 
     Raises:
-        ServerError
+        RequestError
     """
-    trying = AsyncRetrying(
-        retry=retry_if_exception_type(PassingError), wait=wait_random_exponential(0.5, LONGEST_WAIT),
-        stop=stop_after_delay(client.patience), reraise=True,
-    )  # fmt: skip
+    trying = AsyncRetrying(**policy(client.patience))
     rows: int = await trying(asyncio.to_thread, export, client.url, path, query, key=client.key, patience=0.0)
     return rows
 
@@ -112,8 +114,12 @@ async def evaluate_all(
     plan: EvaluationPlan,
     active: Version | None,
     folder: Path,
-) -> dict[str, Any]:
-    """Measures the version that is active now; the reference alone while there is none."""
+) -> EvaluateResult:
+    """Measures the active version; the reference alone while there is none.
+
+    Raises:
+        EvaluateError, RequestError, JournalError, TaskError
+    """
     evaluation = Evaluation(
         split=plan.split,
         model=settings.model,
@@ -128,9 +134,9 @@ async def evaluate_all(
     )
     out = folder / "evaluation"
     report = await evaluate(client, judge, settings.task, evaluation, out, concurrency=settings.concurrency)
-    plot(out / "report.png", report)
-    shown = ("method", "eta", "problems", "n", *(f"{x}{se}" for x in ("accuracy", "gain", "kl") for se in ("", "_se")))
-    return {
-        "critic": evaluation.critic,
-        "results": [{name: result[name] for name in shown} for result in report["results"]],
-    }
+    plot(out / PLOT, report)
+    results = [
+        SettingSummary(**{name: getattr(result, name) for name in SettingSummary.model_fields})
+        for result in report.results
+    ]
+    return EvaluateResult(critic=evaluation.critic, results=results)

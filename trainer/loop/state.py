@@ -7,64 +7,113 @@ its samples.
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import TypeVar
 
+from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter
 from rich.console import Console
 
-from trainer.journal import Journal
+from trainer.loop.report import ActivateResult, EndResult
+from trainer.reports import ReportPart
+from trainer.rollouts.journal import Journal
 
 END = "end"
-Work = Callable[[], Awaitable[dict[str, Any]]]
+Result = TypeVar("Result", bound=ReportPart)
+
+
+class StageEntry(BaseModel):
+    """An entry of the journal: a stage that has ended.
+
+    Attributes:
+        round: number of the round, from 0.
+        stage: name of the stage.
+        seconds: of the run that finished it.
+        result: the stage's result as JSON's data; its model is in `loop.report`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    round: int
+    stage: str
+    seconds: float
+    result: dict[str, JsonValue]
 
 
 class LoopState:
     """The stages of all rounds.
 
     Args:
-        journal: open, of this loop.
-        console: told which stage begins.
+        journal: the loop's; it is open.
+        console: is told which stage begins.
     """
 
     def __init__(self, journal: Journal, console: Console) -> None:
         self._journal = journal
         self._console = console
-        self._entries: dict[tuple[int, str], dict[str, Any]] = {
-            (entry["round"], entry["stage"]): entry for entry in journal.entries
-        }
+        entries = [StageEntry.model_validate(entry) for entry in journal.entries]
+        self._entries = {(entry.round, entry.stage): entry for entry in entries}
 
-    async def stage(self, number: int, name: str, work: Work) -> dict[str, Any]:
-        """The result of a stage: that of the run that finished it, or of `work` now. It is JSON's data."""
-        done = self.result(number, name)
+    async def stage(
+        self, number: int, name: str, kind: type[Result] | TypeAdapter[Result], work: Callable[[], Awaitable[Result]]
+    ) -> Result:
+        """The result of a stage: of the run that finished it, or of `work` now.
+
+        Args:
+            number: of the round.
+            name: of the stage.
+            kind: the model of its result, or an adapter of several models.
+            work: does it.
+        """
+        done = self.result(number, name, kind)
         if done is not None:
             return done
         self._console.print(f"[bold]round {number}: {name}[/bold]", highlight=False)
         started = time.monotonic()
         result = await work()
-        entry = {"round": number, "stage": name, "seconds": time.monotonic() - started, "result": result}
-        self._journal.add(entry)
+        entry = StageEntry(
+            round=number, stage=name, seconds=time.monotonic() - started, result=result.model_dump(mode="json")
+        )
+        self._journal.add(entry.model_dump(mode="json"))
         self._entries[number, name] = entry
         return result
 
-    def result(self, number: int, name: str) -> dict[str, Any] | None:
-        """Of a stage that is done; None if it is not."""
+    async def end(self, number: int) -> None:
+        """Notes that a round has ended."""
+
+        async def nothing() -> EndResult:
+            return EndResult()
+
+        await self.stage(number, END, EndResult, nothing)
+
+    def result(self, number: int, name: str, kind: type[Result] | TypeAdapter[Result]) -> Result | None:
+        """The result of a stage that is done; None if it is not."""
         entry = self._entries.get((number, name))
-        return None if entry is None else entry["result"]
+        if entry is None:
+            return None
+        adapter = kind if isinstance(kind, TypeAdapter) else TypeAdapter(kind)
+        return adapter.validate_python(entry.result)
+
+    def active_after(self, rounds: int) -> str | None:
+        """The version that the first `rounds` rounds left active, `name@version`; None if there was none."""
+        for number in reversed(range(rounds)):
+            done = self.result(number, "activate", ActivateResult)
+            if done is not None:
+                return done.critic
+        return None
 
     def seconds_of(self, number: int) -> dict[str, float]:
-        """By stage, of the runs that finished it."""
-        return {stage: entry["seconds"] for (n, stage), entry in self._entries.items() if n == number and stage != END}
+        """Seconds by stage of a round, of the runs that finished the stages."""
+        return {stage: entry.seconds for (n, stage), entry in self._entries.items() if n == number and stage != END}
 
     @property
     def seconds(self) -> float:
-        """Of all stages together."""
-        return sum(entry["seconds"] for entry in self._entries.values())
+        """Seconds of all stages together."""
+        return sum(entry.seconds for entry in self._entries.values())
 
     @property
     def begun(self) -> int:
-        """How many rounds were begun."""
+        """The number of rounds that were begun."""
         return len({number for number, _ in self._entries})
 
     @property
     def ended(self) -> int:
-        """How many rounds have ended: the number of the next one."""
+        """The number of rounds that have ended, which is also the number of the next round."""
         return sum(stage == END for _, stage in self._entries)

@@ -1,29 +1,38 @@
 """The stages that a loop and a watch share: training the next version, and activating it if it is better."""
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from trainer.evaluate import write_json
-from trainer.loop.activation import ServedCritic, Version, verdict
-from trainer.loop.settings import Recipe
+from trainer.loop.activation import ServedCritic, decide
+from trainer.loop.report import ActivateResult
+from trainer.loop.settings import CriticRecipe
+from trainer.loop.versions import Version
+from trainer.reports import write_json
 from trainer.training.job import Job
+from trainer.training.report import TrainingReport
+from trainer.training.run import REPORT
 from trainer.training.settings import TrainingError
 
 
-async def train_version(recipe: Recipe, folder: Path, data: Sequence[Path], active: Version | None) -> dict[str, Any]:
-    """Trains and publishes, in a process of its own, and returns the run's report.
+async def train_version(
+    recipe: CriticRecipe, folder: Path, data: Sequence[Path], active: Version | None
+) -> TrainingReport:
+    """Trains and publishes the next version, in a process of its own.
 
     Args:
+        recipe: how it is made.
         folder: of the round; the run is in `folder/training`.
-        active: what the new version is compared with.
+        data: Parquet files of rollouts.
+        active: the version that it is compared with; None without one.
+
+    Returns:
+        The run's report.
 
     Raises:
-        TrainingError: it said why on the terminal.
+        TrainingError: there is no new version; the process has printed why.
     """
     job = Job(
         data=list(data),
@@ -34,16 +43,17 @@ async def train_version(recipe: Recipe, folder: Path, data: Sequence[Path], acti
         recommended_eta=recipe.eta,
         dtype=recipe.dtype,
         checkpoint_every=recipe.checkpoint_every,
+        features=recipe.features,
+        features_bytes=recipe.features_bytes,
         started_by=os.getpid(),
     )
     write_json(folder / "training.json", job.model_dump(mode="json"))
     await run_job(folder / "training.json")
-    report: dict[str, Any] = json.loads((job.run / "metrics.json").read_text())
-    return report
+    return TrainingReport.read(job.run / REPORT)
 
 
 async def run_job(path: Path) -> None:
-    """Runs a training job to its end; a cancelled one is stopped, and goes on from its checkpoint the next time.
+    """Runs the training job in a file to its end; if this is cancelled, the job stops, and goes on the next time.
 
     Raises:
         TrainingError
@@ -62,21 +72,23 @@ async def run_job(path: Path) -> None:
 
 
 async def activate_if_better(
-    served: ServedCritic, recipe: Recipe, report: dict[str, Any], active: Version | None
-) -> dict[str, Any]:
-    """Loads and activates a new version that beats the active one; keeps these two loaded.
+    served: ServedCritic, recipe: CriticRecipe, report: TrainingReport, active: Version | None
+) -> ActivateResult:
+    """Loads and activates a new version if it is better than the active one, and keeps these two loaded.
 
-    Returns:
-        `critic` is the version that is active now, None if there is none.
+    Args:
+        served: the critic in the server.
+        recipe: how versions are made.
+        report: of the new version's training.
+        active: the version that guides; None without one.
 
     Raises:
-        ServerError
+        RequestError
     """
-    new = Version.of(report["critic"], recipe.out)
-    assert new is not None
-    found = verdict(report, active.key if active else None)
-    if found.better:
+    new = Version.of(report.critic, recipe.out)
+    decision = decide(report, active.key if active else None)
+    if decision.better:
         await served.activate(new)
         await served.unload_all_but(new, active)
-    now = new if found.better else active
-    return {"activated": found.better, "why": found.why, "critic": now.key if now else None}
+    now = new if decision.better else active
+    return ActivateResult(activated=decision.better, why=decision.why, critic=now.key if now else None)

@@ -1,1 +1,9 @@
-"""Verifiers: what judges completions, how they are run, and `qsharp reward`."""
+"""Verifiers: what judges completions, and how they are run.
+
+base         what a verifier gets and gives
+builtin      verifiers that read text and are quick
+mathematics  `math_verify` as a verifier
+verifiers    verifiers by name, and the reward that several of them give together
+pool         processes that verifiers run in, which can be killed
+run          stored rollouts, judged and given their rewards
+"""

@@ -5,8 +5,9 @@ A verifier is a plain callable, sync or async:
     def long_enough(case: Case) -> float | None:
         return float(len(case.completion) > 100)
 
-It returns a reward, or None where it does not apply: nothing to compare with, a prompt of another kind. Raising,
-hanging or crashing is a *failure*: the rollout then gets no reward from anybody, for nobody knows what it earned.
+It returns a reward, or None if it does not apply because there is nothing to compare with, or the prompt is of another
+kind. Raising, hanging or crashing is a *failure*: the rollout then gets no reward from any verifier, because what it
+earned is unknown.
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from trainer.tasks.base import Problem
 
 
 class VerifierError(QSharpError):
-    """A verifier that cannot be found or used; or, while judging, that failed on one completion."""
+    """A verifier cannot be found or used; or, while judging, it failed on one completion."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +28,10 @@ class Case:
 
     Attributes:
         completion: its text.
-        problem: what it answers; None if that is not known.
-        prompt: what the model read, as text; None if it is not known.
-        messages: the request's, of a chat.
-        rollout: all that is known of it, as `GET /v1/rollouts/{id}` shows it.
+        problem: the problem that it answers; None if that is not known.
+        prompt: the text that the model read; None if it is not known.
+        messages: of the request, if it was a chat.
+        rollout: everything that is stored of it, as `GET /v1/rollouts/{id}` shows it.
     """
 
     completion: str
@@ -41,14 +42,14 @@ class Case:
 
     @property
     def answer(self) -> Any:
-        """The reference: the problem's, else what the rollout's metadata have as `answer`; None if there is none."""
+        """The reference answer: the problem's, else `answer` in the rollout's metadata; None if there is none."""
         if self.problem is not None and self.problem.answer is not None:
             return self.problem.answer
         return (self.rollout.get("metadata") or {}).get("answer")
 
     @property
     def question(self) -> str | None:
-        """The prompt's text, or that of a chat's last message."""
+        """The text of the prompt, or of a chat's last message; None if it is not known."""
         if not self.messages:
             return self.prompt
         content = self.messages[-1].get("content")

@@ -1,7 +1,7 @@
 """Runs verifiers in processes of their own, which can be killed.
 
-A verifier that hangs is killed after a time-out, one that crashes takes its process along, one that wants too much
-memory gets a MemoryError. Each costs the completion that it judged, and a new process; the others go on.
+A verifier that hangs is killed after a time-out. One that crashes takes its process along, and one that wants too much
+memory gets a MemoryError. Only the completion that it judged is lost, and a new process is started.
 
 A process runs one call at a time, and imports what it calls by name. It dies with its parent.
 """
@@ -28,7 +28,7 @@ _READY = "ready"
 
 
 class Worker:
-    """One process, started when it is first needed."""
+    """One process, which is started when it is first needed."""
 
     def __init__(self, load: Callable[[str], Callable[[Any], Any]], memory: int | None) -> None:
         self._load = load
@@ -38,7 +38,7 @@ class Worker:
         self._known: set[str] = set()
 
     def start(self) -> None:
-        """Starts the process, if none runs; from the main thread, because the process ends with the thread."""
+        """Starts the process if none runs. To be called in the main thread: the process ends with the thread."""
         if self._process is not None:
             return
         context = multiprocessing.get_context("spawn")
@@ -49,7 +49,7 @@ class Worker:
         self._known = set()
 
     def call(self, name: str, argument: Any, timeout: float) -> Any:
-        """What the callable of that name returns. Blocks.
+        """Calls the callable of that name in the process, and waits for what it returns.
 
         Raises:
             VerifierError: it raised, took longer than `timeout` seconds, or ended its process.
@@ -71,7 +71,7 @@ class Worker:
             self._process = self._pipe = None
 
     def kill(self) -> None:
-        """Ends a call in another thread, by its process."""
+        """Ends a call that another thread waits for, by killing the process."""
         if (process := self._process) is not None:
             with suppress(ValueError):  # that thread was faster
                 process.kill()
@@ -94,8 +94,8 @@ class Worker:
         return value
 
 
-class Pool:
-    """Several workers. To be used as an async context manager.
+class WorkerPool:
+    """Several worker processes, to be used as an async context manager.
 
     Args:
         load: makes a callable of a name, in the process; a module's function, so that it can be pickled.
@@ -127,7 +127,7 @@ class Pool:
             worker.stop()
 
     async def run(self, name: str, argument: Any) -> Any:
-        """Calls what is called `name`, when a worker is free.
+        """Calls the callable of that name, when a worker is free.
 
         Raises:
             VerifierError: see `Worker.call`.

@@ -1,4 +1,4 @@
-"""Asks the server for rollouts without a reward, has them judged, and gives the rewards.
+"""Has stored rollouts judged, and gives them their rewards.
 
 There is nothing to resume: a rollout that has its reward is not asked for again, and a reward given twice changes
 nothing. A rollout that could not be judged stays without one.
@@ -14,16 +14,26 @@ from typing import Any
 from tqdm import tqdm
 
 from qsharp_core.wire.metadata import PROBLEM, SPLIT, TASK
-from trainer.client import RefusedError, ServerClient, each
 from trainer.rewards.base import Case
 from trainer.rewards.verifiers import Judge, Tally, TaskRef, Verdict
+from trainer.rollouts.client import JSONObject, ServerClient
+from trainer.rollouts.concurrency import each
+from trainer.rollouts.errors import RefusedError
 from trainer.tasks import registry
 from trainer.tasks.base import Problem, TaskError
 
 
 @dataclass
 class Rewarded:
-    """What a run of the command did; `changed` had another reward before, or none; `gone` were deleted meanwhile."""
+    """What one run of `reward` did.
+
+    Attributes:
+        tally: what became of the completions.
+        given: rewards that the server took.
+        changed: those of them that differ from what the rollout had before.
+        gone: rollouts that were deleted meanwhile.
+        failures: `{rollout, verifier, reason}`.
+    """
 
     tally: Tally = field(default_factory=Tally)
     given: int = 0
@@ -34,18 +44,18 @@ class Rewarded:
 
 
 class Problems:
-    """Finds a stored rollout's problem, by what `qsharp collect` put into its metadata.
+    """Finds the problem of a stored rollout, by what `qsharp collect` put into its metadata.
 
     Args:
-        given: tasks beyond those that are registered. A name that comes with a rollout is never imported by itself.
+        tasks: tasks beyond the registered ones. A name that comes with a rollout is never imported.
     """
 
-    def __init__(self, given: Sequence[TaskRef] = ()) -> None:
-        self._tasks: dict[str, TaskRef | None] = {ref.task.name: ref for ref in given}
+    def __init__(self, tasks: Sequence[TaskRef] = ()) -> None:
+        self._tasks: dict[str, TaskRef | None] = {ref.task.name: ref for ref in tasks}
         self._problems: dict[tuple[str, str], dict[str, Problem]] = {}
 
     def of(self, rollout: Mapping[str, Any]) -> tuple[TaskRef | None, Problem | None]:
-        """The rollout's task and problem; None for what is not known."""
+        """The task and the problem of a rollout; each is None if it is not known."""
         metadata = rollout["metadata"]
         name, split = metadata.get(TASK), metadata.get(SPLIT, "")
         if name is None:
@@ -58,10 +68,10 @@ class Problems:
             return None, None
         if (name, split) not in self._problems:
             try:
-                found = task.task.of_split(split)
+                problems = task.task.of_split(split)
             except TaskError:
-                found = []
-            self._problems[name, split] = {problem.id: problem for problem in found}
+                problems = []
+            self._problems[name, split] = {problem.id: problem for problem in problems}
         return task, self._problems[name, split].get(metadata.get(PROBLEM, ""))
 
 
@@ -77,18 +87,21 @@ async def reward(
     concurrency: int = 16,
     failures: Path | None = None,
 ) -> Rewarded:
-    """Gives rewards.
+    """Judges stored rollouts, and gives them rewards.
 
     Args:
-        source: kept with every reward: who judged.
+        client: of the server that stores the rollouts.
+        judge: who judges.
+        problems: finds the problems that the rollouts answer.
+        source: who judged, which is kept with every reward.
         filters: of `GET /v1/rollouts`.
-        again: judges those that have a reward, too.
-        batch: rollouts asked for, and rewards given, at a time.
-        concurrency: completions judged at once.
-        failures: JSON lines `{rollout, verifier, reason}` are appended to this file.
+        again: whether rollouts that have a reward are judged, too.
+        batch: rollouts of a request, and of a batch of rewards.
+        concurrency: completions that are judged at once.
+        failures: a file that JSON lines `{rollout, verifier, reason}` are appended to.
 
     Raises:
-        ServerError
+        RequestError
     """
     result = Rewarded()
     started = time.monotonic()
@@ -99,7 +112,7 @@ async def reward(
         async for page in client.pages(query, batch):
             verdicts: list[Verdict] = [Verdict(None)] * len(page)
 
-            async def one(index: int, page: list[dict[str, Any]] = page, verdicts: list[Verdict] = verdicts) -> None:
+            async def one(index: int, page: list[JSONObject] = page, verdicts: list[Verdict] = verdicts) -> None:
                 task, problem = problems.of(page[index])
                 verdicts[index] = await judge.judge(case_of(page[index], problem), task)
                 bar.update()
@@ -115,7 +128,7 @@ async def reward(
 
 
 def case_of(rollout: Mapping[str, Any], problem: Problem | None) -> Case:
-    """A stored rollout, to be judged."""
+    """What verifiers read of a stored rollout."""
     return Case(
         completion=rollout["completion_text"],
         problem=problem,
@@ -150,5 +163,5 @@ async def _give(client: ServerClient, result: Rewarded, judged: list[tuple[str, 
             items = [item for item in items if item["id"] not in gone]
             continue
         result.given += len(items)
-        result.changed += sum(given["changed"] for given in answer["data"])
+        result.changed += sum(entry["changed"] for entry in answer["data"])
         return

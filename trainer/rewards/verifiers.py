@@ -1,7 +1,7 @@
-"""Verifiers by name, run side by side, and what they make together.
+"""Verifiers by name, run side by side, and the reward that they give together.
 
-The reward of a completion is the mean, by weight, of what the verifiers that apply to it gave. If none applies, or one
-fails, it has none: what nobody judged is not scored 0.
+The reward of a completion is the weighted mean of the rewards of all verifiers that apply to it. If none applies, or
+one fails, the completion has no reward: what nobody judged is not scored 0.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from trainer.rewards.base import Case, Verifier, VerifierError
-from trainer.rewards.pool import Pool
+from trainer.rewards.pool import WorkerPool
 from trainer.tasks import registry
 from trainer.tasks.base import Task
 
@@ -33,14 +33,14 @@ QUICK = {name: BUILT_IN[name] for name in ("exact", "numeric", "star_graph")}
 
 @dataclass(frozen=True)
 class Weighted:
-    """A verifier's name and weight."""
+    """The name and the weight of a verifier."""
 
     name: str
     weight: float = 1.0
 
     @classmethod
     def parse(cls, text: str) -> "Weighted":
-        """`NAME` or `NAME=WEIGHT`.
+        """Parses `NAME` or `NAME=WEIGHT`.
 
         Raises:
             VerifierError
@@ -57,10 +57,11 @@ class Weighted:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a completion; `reward` is None if it has none.
+    """What verifiers said of a completion.
 
     Attributes:
-        rewards: by verifier, of those that applied.
+        reward: of the completion; None if it has none.
+        rewards: by verifier, of the verifiers that applied.
         failures: by verifier, why it failed.
     """
 
@@ -70,7 +71,7 @@ class Verdict:
 
 
 def combined(verifiers: Sequence[Weighted], rewards: Mapping[str, float], failures: Mapping[str, str]) -> Verdict:
-    """The weighted mean of the rewards there are; none if a verifier failed."""
+    """The verdict of several verifiers: the weighted mean of their rewards, and no reward if one of them failed."""
     weights = {verifier.name: verifier.weight for verifier in verifiers if verifier.name in rewards}
     if failures or not weights:
         return Verdict(None, rewards, failures)
@@ -80,7 +81,7 @@ def combined(verifiers: Sequence[Weighted], rewards: Mapping[str, float], failur
 
 @dataclass
 class Tally:
-    """What became of many completions."""
+    """What verifiers said of many completions; `total` is the sum of the rewards."""
 
     judged: int = 0
     not_applicable: int = 0
@@ -89,7 +90,7 @@ class Tally:
     by_verifier: dict[str, Counter[str]] = field(default_factory=dict)
 
     def add(self, verdict: Verdict, verifiers: Sequence[Weighted]) -> None:
-        """Counts one."""
+        """Counts a verdict."""
         if verdict.reward is not None:
             self.judged += 1
             self.total += verdict.reward
@@ -99,20 +100,20 @@ class Tally:
             self.not_applicable += 1
         for verifier in verifiers:
             counts = self.by_verifier.setdefault(verifier.name, Counter())
-            given = verifier.name in verdict.rewards
-            counts["judged" if given else "failed" if verifier.name in verdict.failures else "not_applicable"] += 1
+            judged = verifier.name in verdict.rewards
+            counts["judged" if judged else "failed" if verifier.name in verdict.failures else "not_applicable"] += 1
 
     @property
     def mean(self) -> float | None:
-        """Of the rewards given."""
+        """The mean reward of the completions that have one; None if none has."""
         return self.total / self.judged if self.judged else None
 
 
 class Judge:
-    """Runs verifiers on completions. To be used as an async context manager.
+    """Runs verifiers on completions, to be used as an async context manager.
 
     Args:
-        verifiers: which, each once.
+        verifiers: each of another name.
         workers: processes.
         timeout: seconds that a verifier has for a completion.
         memory: bytes that such a process may have; None is no limit.
@@ -129,7 +130,7 @@ class Judge:
             raise VerifierError("name at least one verifier, and each only once")
         self.verifiers = tuple(verifiers)
         self._timeout = timeout
-        self._pool = Pool(load, workers, timeout, memory)
+        self._pool = WorkerPool(load, workers, timeout, memory)
         # Loaded here too: a wrong name is told at once, and async ones are run here.
         self._loaded: dict[str, Verifier] = {name: load(name) for name in names if name != OWN}
 
@@ -142,11 +143,11 @@ class Judge:
         await self._pool.__aexit__(kind, error, trace)
 
     async def judge(self, case: Case, task: "TaskRef | None" = None) -> Verdict:
-        """The verdict on one completion; `task` is what its problem belongs to."""
-        given = await asyncio.gather(*(self._one(verifier.name, case, task) for verifier in self.verifiers))
+        """The verdict on one completion; `task` is the task that its problem belongs to."""
+        answers = await asyncio.gather(*(self._one(verifier.name, case, task) for verifier in self.verifiers))
         rewards: dict[str, float] = {}
         failures: dict[str, str] = {}
-        for verifier, (reward, failure) in zip(self.verifiers, given, strict=True):
+        for verifier, (reward, failure) in zip(self.verifiers, answers, strict=True):
             if failure is not None:
                 failures[verifier.name] = failure
             elif reward is not None:
@@ -174,8 +175,8 @@ class Judge:
     async def _here(self, verifier: Verifier, case: Case) -> Any:
         try:
             async with asyncio.timeout(self._timeout):
-                found = verifier(case)
-                return await found if inspect.isawaitable(found) else found
+                reward = verifier(case)
+                return await reward if inspect.isawaitable(reward) else reward
         except TimeoutError as error:
             raise VerifierError(f"took longer than {self._timeout:g} s") from error
         except Exception as error:  # whatever a verifier raises costs its own completion
@@ -184,29 +185,28 @@ class Judge:
 
 @dataclass(frozen=True)
 class TaskRef:
-    """A task, and the spec that another process finds it by; None if it has no such spec."""
+    """A task, and the name or `module:object` that another process finds it by; None if there is none."""
 
     task: Task
     spec: str | None = None
 
 
 def load(name: str) -> Verifier:
-    """The verifier of that name, of an entry point, or at `module:function`; `task=SPEC` is a task's reward.
+    """The verifier that a name, or `module:function`, means; `task=SPEC` is the reward of a task.
 
     Raises:
         VerifierError, TaskError
     """
     if name.startswith(TASK_PREFIX):
         return own_reward(registry.find_task(name.removeprefix(TASK_PREFIX)))
-    found = registry.find(name, BUILT_IN, GROUP, "verifier")
-    if not callable(found):
-        raise VerifierError(f"verifier {name} is a {type(found).__name__}, which cannot be called")
-    verifier: Verifier = found
+    verifier: Verifier = registry.find(name, BUILT_IN, GROUP, "verifier")
+    if not callable(verifier):
+        raise VerifierError(f"verifier {name} is a {type(verifier).__name__}, which cannot be called")
     return verifier
 
 
 def own_reward(task: Task) -> Verifier:
-    """A task's reward as a verifier."""
+    """The reward of a task as a verifier."""
     reward = task.reward
 
     def verifier(case: Case) -> Any:
@@ -216,7 +216,7 @@ def own_reward(task: Task) -> Verifier:
 
 
 def is_async(verifier: Verifier) -> bool:
-    """Whether calling it gives something to await."""
+    """Whether a call of the verifier must be awaited."""
     return inspect.iscoroutinefunction(verifier) or inspect.iscoroutinefunction(getattr(verifier, "__call__", None))  # noqa: B004
 
 

@@ -1,1 +1,13 @@
-"""Tasks: problems, prompts and a reward for a completion's text. Pure, without models."""
+"""Tasks: problems, prompts and a reward for a completion's text. Pure functions, without models and servers.
+
+base              what a task is
+registry          tasks and other things, found by name
+files             JSON lines as a task
+answers           the answer in a completion's text
+mathematics       mathematical answers compared
+sums              sums of three digits
+benchmarks        questions of public benchmarks, from the hub or from files
+gsm8k, competition_math   two of these
+star_graph        paths in star graphs
+tree_mdp          a tree whose optimal policy is known
+"""

@@ -10,13 +10,13 @@ NUMBER = re.compile(r"(?:(?<![\w)])[-−])?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.
 
 
 def last_number(text: str) -> str | None:
-    """The last number in a text, as it stands there without thousands' commas; None if there is none."""
-    found = [match.group() for match in NUMBER.finditer(text)]
-    return found[-1].replace(",", "").replace("−", "-") if found else None
+    """The last number in a text, without its thousands' commas; None if there is none."""
+    numbers = [match.group() for match in NUMBER.finditer(text)]
+    return numbers[-1].replace(",", "").replace("−", "-") if numbers else None
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What the last `\boxed{…}` holds; None if there is none, or it does not end."""
+    r"""What the last `\boxed{…}` of a text holds; None if there is none, or it is not closed."""
     starts = [match.end() for match in _BOXED.finditer(text)]
     if not starts:
         return None

@@ -20,13 +20,13 @@ class TaskError(QSharpError):
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """One thing to ask; either `prompt` or `messages` is given.
+    """One problem of a task; it has either a `prompt` or `messages`.
 
     Attributes:
         id: unique within the task, the same in every run.
         prompt: text, or token ids.
         messages: of a chat, as OpenAI's API has them.
-        answer: the reference that verifiers compare with; None if there is none.
+        answer: the answer that verifiers compare with; None if there is none.
         data: whatever else the task's reward needs, as JSON's data.
     """
 
@@ -37,7 +37,7 @@ class Problem:
     data: Mapping[str, Any] = field(default_factory=dict)
 
     def request(self) -> tuple[str, dict[str, Any]]:
-        """The route that it is asked on, and the field of the request that asks it."""
+        """The route that the problem is asked on, and the fields of the request that ask it."""
         if self.messages is not None:
             return "/v1/chat/completions", {"messages": list(self.messages)}
         return "/v1/completions", {"prompt": self.prompt}
@@ -45,7 +45,7 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingDefaults:
-    """What the task needs unless the user says otherwise."""
+    """How a task's problems are sampled unless the user says otherwise."""
 
     max_tokens: int = DEFAULT_MAX_TOKENS
     stop: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ Vote = Callable[[str], str | None]
 
 
 def whole_text(text: str) -> str | None:
-    """The answer that a completion votes for in a majority: all of it; None if it is empty."""
+    """The answer that a completion votes for in a majority, if that is its whole text; None if the text is empty."""
     return text.strip() or None
 
 
@@ -65,10 +65,12 @@ class Task:
     """A task.
 
     Attributes:
-        problems: those of a split, in an order that is always the same.
-        splits: the names it knows.
-        reward: of a completion's text, None where it cannot be judged; None if the task has no reward of its own.
-        vote: the answer that a completion's text stands for, None if it gives none: for majorities.
+        name: of the task.
+        problems: returns the problems of a split, in an order that is always the same.
+        splits: the names of its splits; empty if any name will do.
+        sampling: how problems are sampled unless the user says otherwise.
+        reward: judges a completion's text, and returns None if it cannot; None if the task has no reward of its own.
+        vote: the answer that a completion's text gives, for majorities; it returns None if the text gives none.
     """
 
     name: str
@@ -79,16 +81,16 @@ class Task:
     vote: Vote = whole_text
 
     def of_split(self, split: str) -> list[Problem]:
-        """The problems of a split, checked.
+        """The problems of a split.
 
         Raises:
             TaskError: there is no such split, it is empty, or two problems share an id.
         """
         if self.splits and split not in self.splits:
             raise TaskError(f"task {self.name} has the splits {', '.join(self.splits)}; got {split!r}")
-        found = list(self.problems(split))
-        if not found:
+        problems = list(self.problems(split))
+        if not problems:
             raise TaskError(f"task {self.name} has no problems in its split {split!r}")
-        if len({problem.id for problem in found}) < len(found):
+        if len({problem.id for problem in problems}) < len(problems):
             raise TaskError(f"task {self.name} has problems of the same id in its split {split!r}")
-        return found
+        return problems

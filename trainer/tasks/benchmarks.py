@@ -18,7 +18,7 @@ INSTRUCTION = "Reason step by step, and put your final answer in \\boxed{}."
 
 
 class DataSettings(BaseSettings):
-    """From the environment: `QSHARP_DATA`."""
+    """Settings from the environment: `QSHARP_DATA`."""
 
     model_config = SettingsConfigDict(env_prefix="QSHARP_")
     data: Path | None = None
@@ -26,12 +26,12 @@ class DataSettings(BaseSettings):
 
 @dataclass(frozen=True)
 class Source:
-    """Where a split is.
+    """Where the rows of a split are.
 
     Attributes:
-        file: in the folder that `QSHARP_DATA` names.
-        repository, configs, split: on the hub; the configurations' rows are taken one after the other.
-        question, answer: the fields there; those of the file are called so.
+        file: the file's name in the folder that `QSHARP_DATA` names; its fields are called `question` and `answer`.
+        repository, configs, split: the data set on the hub; the rows of its configurations follow one another.
+        question, answer: the names of the fields on the hub.
     """
 
     file: str
@@ -45,25 +45,24 @@ class Source:
         """Questions and answers, in an order that is always the same.
 
         Raises:
-            TaskError: they cannot be had; says what to do.
+            TaskError: they cannot be read; the message says what to do.
         """
         folder = DataSettings().data
         return _of_hub(self) if folder is None else _of_file(folder / self.file)
 
 
 def asked(number: int, question: str, answer: str) -> Problem:
-    """A question as a chat, its answer as mathematics."""
+    """A problem that asks a question in a chat and expects a mathematical answer."""
     messages = [{"role": "user", "content": f"{question}\n\n{INSTRUCTION}"}]
     return Problem(id=str(number), messages=messages, answer=f"\\boxed{{{answer}}}")
 
 
 def correct(problem: Problem, text: str) -> float | None:
-    """1 if a completion's answer equals the problem's, as `math_verify` sees it."""
-    # Heavy, and wanted only where completions are judged: in a process that can be killed.
-    from trainer.rewards.base import Case
-    from trainer.rewards.mathematics import math_verify
+    """1 if a completion's answer equals the problem's, by `math_verify`; None if the problem's is no mathematics."""
+    # Slow to import, and wanted only where completions are judged: in a process that can be killed.
+    from trainer.tasks.mathematics import equal
 
-    return math_verify(Case(completion=text, problem=problem))
+    return None if problem.answer is None else equal(str(problem.answer), text)
 
 
 @cache
@@ -72,16 +71,16 @@ def _of_file(path: Path) -> list[tuple[str, str]]:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
         raise TaskError(f"{path} cannot be read: {error.strerror}; unset QSHARP_DATA to use the hub") from error
-    found = []
+    rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-            found.append((str(row["question"]), str(row["answer"])))
+            rows.append((str(row["question"]), str(row["answer"])))
         except (ValueError, KeyError, TypeError) as error:
             raise TaskError(f'{path}, line {number}: must be {{"question": …, "answer": …}}: {error!r}') from error
-    return found
+    return rows
 
 
 @cache
@@ -93,7 +92,7 @@ def _of_hub(source: Source) -> list[tuple[str, str]]:
             f"{source.repository} is read with the package datasets: pip install datasets; "
             f"or set QSHARP_DATA to a folder that has {source.file}"
         ) from error
-    found = []
+    pairs = []
     for config in source.configs:
         try:
             rows = load_dataset(source.repository, config, split=source.split)
@@ -102,5 +101,5 @@ def _of_hub(source: Source) -> list[tuple[str, str]]:
                 f"{source.repository} could not be loaded from the hub ({type(error).__name__}: {error}); "
                 f"QSHARP_DATA may name a folder that has {source.file}"
             ) from error
-        found += [(str(row[source.question]), str(row[source.answer])) for row in rows]
-    return found
+        pairs += [(str(row[source.question]), str(row[source.answer])) for row in rows]
+    return pairs

@@ -22,7 +22,7 @@ SOURCES = {
 
 
 def problems(split: str) -> Sequence[Problem]:
-    """The split's, in the file's order.
+    """The problems of a split, in the order of the data set.
 
     Raises:
         TaskError
@@ -31,20 +31,20 @@ def problems(split: str) -> Sequence[Problem]:
 
 
 def final(solution: str) -> str:
-    r"""What a worked solution's last `\boxed` holds.
+    r"""The final answer of a worked solution: what its last `\boxed` holds.
 
     Raises:
         TaskError: it has none.
     """
     # TeX takes one token where there are no braces: `\boxed 7`.
-    found = last_boxed(solution) or solution.rpartition("\\boxed ")[2][:1].strip()
-    if "\\boxed" not in solution or not found:
+    answer = last_boxed(solution) or solution.rpartition("\\boxed ")[2][:1].strip()
+    if "\\boxed" not in solution or not answer:
         raise TaskError(f"a solution of MATH has its answer in \\boxed{{}}; got {solution[-60:]!r}")
-    return found
+    return answer
 
 
 def vote(text: str) -> str | None:
-    r"""What a completion's last `\boxed{…}` holds, but for white space; None if it has none."""
+    r"""What a completion's last `\boxed{…}` holds, without white space; None if it has none."""
     boxed = last_boxed(text)
     return None if boxed is None else "".join(boxed.split())
 

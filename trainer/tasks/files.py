@@ -1,6 +1,6 @@
-"""JSON lines as a task: `{"id", "prompt" | "messages", "answer"?, "split"?, …}`, a problem a line.
+"""A file of JSON lines as a task; a line is a problem, `{"id", "prompt" | "messages", "answer"?, "split"?, …}`.
 
-`id` may be left out, then it is the line's number. A line without `split` is in every split. Other fields become the
+If `id` is left out, it is the line's number. A line without `split` is in every split. Other fields become the
 problem's `data`.
 """
 
@@ -32,7 +32,7 @@ class Line(BaseModel):
 
 
 def file_task(path: Path, vote: Vote = whole_text) -> Task:
-    """The task that a JSON-lines file describes; it has no reward of its own.
+    """The task that a file of JSON lines describes; it has no reward of its own.
 
     Args:
         path: the file.
@@ -44,7 +44,7 @@ def file_task(path: Path, vote: Vote = whole_text) -> Task:
     lines = _lines(path)
 
     def problems(split: str) -> Sequence[Problem]:
-        return [problem for problem, own in lines if own is None or own == split]
+        return [problem for problem, its_split in lines if its_split is None or its_split == split]
 
     return Task(name=path.stem, problems=problems, splits=(), vote=vote)
 
@@ -54,7 +54,7 @@ def _lines(path: Path) -> list[tuple[Problem, str | None]]:
         texts = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{path} cannot be read: {error}") from error
-    found = []
+    problems = []
     for number, text in enumerate(texts, 1):
         if not text.strip():
             continue
@@ -70,5 +70,5 @@ def _lines(path: Path) -> list[tuple[Problem, str | None]]:
             answer=line.answer,
             data=line.model_extra or {},
         )
-        found.append((problem, line.split))
-    return found
+        problems.append((problem, line.split))
+    return problems

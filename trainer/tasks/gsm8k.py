@@ -12,7 +12,7 @@ SOURCES = {
 
 
 def problems(split: str) -> Sequence[Problem]:
-    """The split's, in the file's order.
+    """The problems of a split, in the order of the data set.
 
     Raises:
         TaskError
@@ -21,7 +21,7 @@ def problems(split: str) -> Sequence[Problem]:
 
 
 def final(solution: str) -> str:
-    """The number after the solution's `####`, without thousands' commas.
+    """The final answer of a worked solution: the number after `####`, without thousands' commas.
 
     Raises:
         TaskError: there is none.
@@ -33,7 +33,7 @@ def final(solution: str) -> str:
 
 
 def vote(text: str) -> str | None:
-    r"""The number in a completion's last `\boxed{…}`, else its last number."""
+    r"""The number in a completion's last `\boxed{…}`; if there is none, the completion's last number."""
     return last_number(last_boxed(text) or text)
 
 

@@ -1,4 +1,4 @@
-"""Finds things by name: this project's own, those of installed packages (entry points), or `module:object`."""
+"""Finds tasks and other objects by name: built-in ones, those of installed packages (entry points), `module:object`."""
 
 import os
 import sys
@@ -15,7 +15,7 @@ from trainer.tasks.files import file_task
 GROUP = "qsharp.tasks"
 BUILT_IN = {
     "sums": "trainer.tasks.sums:TASK",
-    "tree_mdp": "trainer.tree_mdp:TASK",
+    "tree_mdp": "trainer.tasks.tree_mdp:TASK",
     "gsm8k": "trainer.tasks.gsm8k:TASK",
     "math": "trainer.tasks.competition_math:TASK",
     "star_graph": "trainer.tasks.star_graph:TASK",
@@ -23,19 +23,19 @@ BUILT_IN = {
 
 
 def find_task(spec: str) -> Task:
-    """The task of that name, or at that `module:object`.
+    """The task that a name, or `module:object`, means.
 
     Raises:
-        TaskError: there is none.
+        TaskError: there is no such task.
     """
-    found = find(spec, BUILT_IN, GROUP, "task")
-    if not isinstance(found, Task):
-        raise TaskError(f"{spec} is a {type(found).__name__}, not a trainer.tasks.base.Task")
-    return found
+    task = find(spec, BUILT_IN, GROUP, "task")
+    if not isinstance(task, Task):
+        raise TaskError(f"{spec} is a {type(task).__name__}, not a trainer.tasks.base.Task")
+    return task
 
 
 def task_of(task: str | None, prompts: Path | None) -> Task:
-    """What a command line means by `--task` and `--prompts`: exactly one of them.
+    """The task that `--task` or `--prompts` of a command line mean; exactly one of them must be given.
 
     Raises:
         TaskError
@@ -46,18 +46,18 @@ def task_of(task: str | None, prompts: Path | None) -> Task:
 
 
 def is_registered(name: str) -> bool:
-    """Whether a name is known without importing what it says: names that come with data must be."""
+    """Whether a name is built in or an entry point's. Other names could import anything, so data must not name them."""
     return name in BUILT_IN or name in entry_points(group=GROUP).names
 
 
 def find(spec: str, built_in: Mapping[str, str], group: str, noun: str) -> Any:
-    """What `spec` names.
+    """The object that a name, or `module:object`, means.
 
     Args:
         spec: a name, or `module:object`.
-        built_in: names to `module:object`.
-        group: of entry points.
-        noun: what it is, for messages.
+        built_in: `module:object` by name.
+        group: the group of entry points that have names, too.
+        noun: what the object is, for messages.
 
     Raises:
         TaskError: it cannot be found, or its module cannot be imported.

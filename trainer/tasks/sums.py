@@ -13,13 +13,13 @@ from typing import Literal, cast
 
 from trainer.tasks import base
 
-Problem = tuple[int, int, int]
+Triple = tuple[int, int, int]
 Split = Literal["train", "held_out"]
 
 STOP = "\n"
 """An answer ends at the first newline."""
 
-EXAMPLES: tuple[Problem, ...] = (
+EXAMPLES: tuple[Triple, ...] = (
     (1, 5, 3),
     (7, 8, 6),
     (4, 2, 9),
@@ -34,27 +34,27 @@ MIN_HELD_OUT_PROBLEMS = 140
 _ANSWER = re.compile(r"The answer is (-?\d+(?:[.,]\d+)*)")
 
 
-def problems(split: Split) -> list[Problem]:
-    """The split's ordered problems, sorted; the solved examples themselves are in neither split."""
+def problems(split: Split) -> list[Triple]:
+    """The ordered triples of a split, sorted. The solved examples themselves are in neither split."""
     held_out = _held_out_triples()
     triples = [t for t in _unordered_triples() if (t in held_out) == (split == "held_out")]
     ordered = {p for triple in triples for p in _orders(triple)}
     return sorted(ordered - set(EXAMPLES))
 
 
-def unordered(problem: Problem) -> Problem:
-    """The problem's digits in ascending order: what the split goes by."""
+def unordered(problem: Triple) -> Triple:
+    """A triple's digits in ascending order, which the split goes by."""
     a, b, c = sorted(problem)
     return a, b, c
 
 
-def prompt(problem: Problem) -> str:
-    """The eight solved examples, then the problem's question; the model goes on after `Answer:`."""
+def prompt(problem: Triple) -> str:
+    """The eight solved examples and then the triple's question; the model goes on after `Answer:`."""
     shots = "".join(f"{_question(p)} {_solution(p)}\n\n" for p in EXAMPLES)
     return shots + _question(problem)
 
 
-def reward(problem: Problem, text: str) -> float:
+def reward(problem: Triple, text: str) -> float:
     """1.0 if the number after the line's `The answer is` equals the sum, else 0.0."""
     return float(answer(text) == str(sum(problem)))
 
@@ -65,30 +65,30 @@ def answer(text: str) -> str | None:
     return match.group(1) if match else None
 
 
-def _question(problem: Problem) -> str:
+def _question(problem: Triple) -> str:
     a, b, c = problem
     return f"Question: What is {a} + {b} + {c}?\nAnswer:"
 
 
-def _solution(problem: Problem) -> str:
+def _solution(problem: Triple) -> str:
     a, b, c = problem
     return f"{a} + {b} = {a + b}. {a + b} + {c} = {a + b + c}. The answer is {a + b + c}."
 
 
 @cache
-def _unordered_triples() -> list[Problem]:
+def _unordered_triples() -> list[Triple]:
     return [(a, b, c) for a, b, c in combinations_with_replacement(range(1, 10), 3)]
 
 
-def _orders(triple: Problem) -> set[Problem]:
+def _orders(triple: Triple) -> set[Triple]:
     return {(a, b, c) for a, b, c in permutations(triple)}
 
 
 @cache
-def _held_out_triples() -> frozenset[Problem]:
-    """Triples in the order of a hash (the same on every Python), up to the wanted size."""
+def _held_out_triples() -> frozenset[Triple]:
+    """The first triples in the order of a hash (the same on every Python), up to the wanted number of problems."""
     examples = {unordered(p) for p in EXAMPLES}
-    held_out: set[Problem] = set()
+    held_out: set[Triple] = set()
     size = 0
     for triple in sorted(set(_unordered_triples()) - examples, key=_hash):
         if size >= MIN_HELD_OUT_PROBLEMS:
@@ -98,7 +98,7 @@ def _held_out_triples() -> frozenset[Problem]:
     return frozenset(held_out)
 
 
-def _hash(triple: Problem) -> str:
+def _hash(triple: Triple) -> str:
     return hashlib.sha256(repr(triple).encode()).hexdigest()
 
 

@@ -1,16 +1,27 @@
-"""`qsharp train`: logged rollouts become the next version of a critic.
+"""Logged rollouts become the next version of a critic.
 
-settings    what a run is made of, checked once
-data        Parquet files to rollouts: the label rule, refusals with counts, the split by prompt
-batching    which rollouts make a step, and which passes through the backbone make these
-batches     rollouts as tensors: padded rows, or one tree of their shared prefixes
-scorer      the critic's outputs at the positions that are judged
-model       a critic to start from: a Hugging Face decoder's first layers, or an earlier version
-fit         the optimisation, over any number of processes
-run         a run's folder: checkpoints, metrics, what makes it resume exactly
-heldout     predictions on held-out prompts, and their report
-measures    log-loss, Brier, AUC, ECE: pure functions
-plots       the calibration plot
-publish     the next version on disk
-command     the command line
+A run, whatever is trained:
+
+settings      what decides what is learned, checked once
+outputs       where results go
+data          Parquet files as rollouts with labels: the label rule, refusals with counts, the split by prompt
+prefix_tree   rollouts merged where they begin alike
+siblings      labels weighed by node of that tree
+prepare       from files to what a run trains and measures on
+trainable     what a run asks of a critic
+optimisation  the training loop: steps, schedules, clipping, progress
+train         a run from rollouts to a published version
+run           a run's folder: checkpoints, metrics, what makes it resume exactly
+heldout       predictions on held-out prompts, and their measures
+measures      log-loss, Brier, AUC, ECE: pure functions
+parents       the comparison with the version before
+report        metrics.json and metrics.jsonl as models
+plots, show   the calibration plot, and what is printed
+publish, card the next version on disk, and its critic.json
+base          folders of base models
+job           a run described by a file, as `qsharp loop` starts it
+
+separate/     critics with a backbone of their own
+native/       critics that are a head on the reference's hidden states
+features/     what the reference says of rollouts, computed once and kept
 """

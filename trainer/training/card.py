@@ -1,12 +1,13 @@
-"""`critic.json` of a new version, as far as it is the same for all kinds of critics."""
+"""The fields of a new version's `critic.json` that all kinds of critics have."""
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from qsharp_core.critic.checkpoint import CriticCard
 from trainer.training.outputs import Outputs
-from trainer.training.prepare import Learner, Prepared
+from trainer.training.prepare import DataRequirements, Prepared
+from trainer.training.publish import CardFields
+from trainer.training.report import HeldOutReport, ParentReport
 from trainer.training.settings import TrainSettings, distribution_card
 
 # What other fields of the card say.
@@ -17,21 +18,26 @@ ELSEWHERE = {
 
 
 def card_fields(
-    settings: TrainSettings, outputs: Outputs, learner: Learner, prepared: Prepared, result: dict[str, Any]
-) -> dict[str, Any]:
-    """All but the version and what the critic is made of: nothing of this machine in it."""
+    settings: TrainSettings,
+    outputs: Outputs,
+    requirements: DataRequirements,
+    prepared: Prepared,
+    held_out: HeldOutReport | None,
+    against: ParentReport | None,
+) -> CardFields:
+    """The card's fields, except its version and what the critic is made of. They say nothing of this machine."""
     policies = [asdict(p) for p in prepared.policies]
     return {
         "name": settings.name,
-        "distribution": distribution_card(learner.returns).model_dump(),
-        "reward_range": learner.returns.reward_range,
+        "distribution": distribution_card(requirements.returns).model_dump(),
+        "reward_range": requirements.returns.reward_range,
         "recommended_eta": outputs.recommended_eta,
-        "base": _base_name(settings, learner.continues),
-        "parent": learner.continues.key if learner.continues else None,
+        "base": _base_name(settings, requirements.continues),
+        "parent": requirements.continues.key if requirements.continues else None,
         "sampling_policy": policies[0] if len(policies) == 1 else None,
         **({"sampling_policies": policies} if len(policies) > 1 else {}),
-        "metrics": result["held_out"],
-        "compared_with": result["parent"],
+        "metrics": held_out.model_dump() if held_out else None,
+        "compared_with": against.model_dump() if against else None,
         "data": prepared.counts,
         "training": settings.model_dump(mode="json", exclude=ELSEWHERE),
     }

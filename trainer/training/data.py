@@ -1,8 +1,8 @@
 """Rollouts from Parquet files: which of their positions may be trained on, and which prompts only measure.
 
-The label rule (DESIGN.md, section 2): a critic is about rollouts of the *reference*, so a completion's reward labels
-position `t` only if every token after `t` was drawn from the reference, which is so from `first_valid_position` on.
-Rollouts without such a position are refused, as are those without a reward, and every refusal is counted.
+A completion's reward labels position `t` only if every token after `t` was drawn from the reference, which is so from
+`first_valid_position` on (docs/method.md, "Label validity"). Rollouts without such a position are left out, as are
+rollouts without a reward, and both are counted.
 """
 
 import hashlib
@@ -20,14 +20,18 @@ from numpy.typing import NDArray
 
 from qsharp_core.returns import Bernoulli, ReturnDistribution
 from qsharp_core.wire.columns import DESCRIBED, LABELLED
+from trainer.training.prefix_tree import PrefixTree, TokenIds, merge
 from trainer.training.settings import TrainingError
 
-TokenIds = NDArray[np.int32]
+Row = dict[str, Any]
+"""A row of a Parquet file, by column."""
+REQUIRED = ("id", "prompt_token_ids", "completion_token_ids", "first_valid_position", "reward")
+OPTIONAL = ("temperature", "top_p", "top_k", "min_p", "metadata")
 
 
 @dataclass(frozen=True, order=True)
 class SamplingPolicy:
-    """What makes a model's next-token law the reference policy."""
+    """How tokens were drawn from the model: together with it, this is the reference policy."""
 
     temperature: float = 1.0
     top_p: float = 1.0
@@ -35,8 +39,8 @@ class SamplingPolicy:
     min_p: float = 0.0
 
     @classmethod
-    def of(cls, row: dict[str, Any]) -> "SamplingPolicy":
-        """Of a stored rollout; null and vLLM's ways to say "off" are the default."""
+    def of(cls, row: Row) -> "SamplingPolicy":
+        """The policy of a stored rollout; null, and the values by which vLLM says "off", are the default."""
 
         def number(name: str, default: float) -> float:
             value = row.get(name)
@@ -49,10 +53,17 @@ class SamplingPolicy:
 
 
 @dataclass(frozen=True, eq=False)
-class Rollout:
-    """A completion with its reward, positions `first_valid …` of which may be trained on (at least one).
+class LabelledRollout:
+    """A completion with its reward. Its positions from `first_valid` on may be trained on; there is at least one.
 
-    `weights` are those positions' in the loss, `[valid]`; None: all alike, 1 together.
+    Attributes:
+        id: of the rollout.
+        prompt, completion: token ids.
+        first_valid: the first position of the completion that may be trained on.
+        reward: of the whole completion.
+        policy: how it was sampled.
+        group: a hash of what the split goes by; rollouts with the same group are on the same side.
+        weights: of the valid positions in the loss, `[valid]`; None means equal weights that sum to 1.
     """
 
     id: str
@@ -61,45 +72,45 @@ class Rollout:
     first_valid: int
     reward: float
     policy: SamplingPolicy
-    group: str  # hash of what the split goes by
+    group: str
     weights: NDArray[np.float64] | None = None
 
     @property
     def length(self) -> int:
-        """Tokens of prompt and completion."""
+        """The number of tokens of prompt and completion."""
         return len(self.prompt) + len(self.completion)
 
     @property
     def token_ids(self) -> TokenIds:
-        """Prompt and completion."""
+        """The token ids of prompt and completion."""
         return np.concatenate([self.prompt, self.completion])
 
     @property
-    def order(self) -> bytes:
-        """Sorts rollouts by their tokens, so that those with a common prefix are neighbours."""
-        return self.token_ids.astype(">i4").tobytes()
+    def start(self) -> int:
+        """The index of the first valid position in `token_ids`."""
+        return len(self.prompt) + self.first_valid
 
     @property
     def valid(self) -> int:
-        """How many positions may be trained on."""
+        """The number of positions that may be trained on."""
         return len(self.completion) - self.first_valid
 
 
 @dataclass
 class DataSet:
-    """What the files hold, sorted by id.
+    """The rollouts of some files, sorted by id.
 
     Attributes:
-        rollouts: those with a label.
-        counts: rows read, and why rows were left out.
+        rollouts: the rollouts with a label.
+        counts: the number of rows that were read, and of those that were left out, by reason.
     """
 
-    rollouts: list[Rollout]
+    rollouts: list[LabelledRollout]
     counts: Counter[str] = field(default_factory=Counter)
 
     @property
     def digest(self) -> str:
-        """SHA-256 over all that training sees of the rollouts."""
+        """SHA-256 over everything that training reads of the rollouts, in hex."""
         sha = hashlib.sha256()
         for r in self.rollouts:
             sha.update(f"{r.id}|{r.first_valid}|{r.reward!r}|{r.group}|{len(r.prompt)}|{r.policy}\n".encode())
@@ -110,7 +121,7 @@ class DataSet:
 def read(paths: Sequence[Path], group_by: str | None = None) -> DataSet:
     """The rollouts of all files together.
 
-    A rollout that is in several files is taken once: its last row that has a reward.
+    Of a rollout that is in several files, the last row with a reward is taken.
 
     Args:
         paths: Parquet files, or folders of them.
@@ -120,7 +131,7 @@ def read(paths: Sequence[Path], group_by: str | None = None) -> DataSet:
         TrainingError: a file cannot be read, or lacks a column or the metadata's entry.
     """
     counts: Counter[str] = Counter()
-    by_id: dict[str, dict[str, Any]] = {}
+    by_id: dict[str, Row] = {}
     for row in _rows(paths):
         counts["read"] += 1
         known = by_id.get(row["id"])
@@ -142,7 +153,7 @@ def read(paths: Sequence[Path], group_by: str | None = None) -> DataSet:
     return DataSet(rollouts, counts)
 
 
-def _rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def _rows(paths: Sequence[Path]) -> Iterator[Row]:
     for path in paths:
         files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
         if not files:
@@ -160,8 +171,8 @@ def _rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
                 raise TrainingError(f"{file} cannot be read: {error}") from error
 
 
-def _batch_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
-    """Rows as dicts; token ids as arrays, because Python lists of them take ten times the memory."""
+def _batch_rows(batch: pa.RecordBatch) -> Iterator[Row]:
+    """Yields rows as dicts with token ids as arrays, because Python lists of them take ten times the memory."""
     tokens = ("prompt_token_ids", "completion_token_ids")
     plain = batch.drop_columns(list(tokens)).to_pylist()
     arrays = {name: batch.column(name) for name in tokens}
@@ -171,7 +182,7 @@ def _batch_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _rollout(row: dict[str, Any], group_by: str | None) -> Rollout:
+def _rollout(row: Row, group_by: str | None) -> LabelledRollout:
     prompt, completion = row["prompt_token_ids"], row["completion_token_ids"]
     first = max(row["first_valid_position"], 0)
     if not len(prompt) and first == 0 and len(completion) > 1:
@@ -183,7 +194,7 @@ def _rollout(row: dict[str, Any], group_by: str | None) -> Rollout:
         if group_by not in metadata:
             raise TrainingError(f"rollout {row['id']} has no {group_by!r} in its metadata: --group-by cannot split it")
         group = str(metadata[group_by]).encode()
-    return Rollout(
+    return LabelledRollout(
         id=row["id"],
         prompt=prompt,
         completion=completion,
@@ -195,25 +206,31 @@ def _rollout(row: dict[str, Any], group_by: str | None) -> Rollout:
 
 
 def _metadata(value: Any) -> dict[str, Any]:
-    """A JSON string, or Parquet's maps and structs."""
+    """The metadata of a row, which is a JSON string, or a map or a struct of Parquet."""
     parsed = json.loads(value) if isinstance(value, str) else value
     return dict(parsed or {})
 
 
+def merge_rollouts(rollouts: Sequence[LabelledRollout]) -> tuple[PrefixTree, list[NDArray[np.int32]]]:
+    """The prefix tree of all rollouts together, and for each rollout the nodes of its valid positions."""
+    tree = merge([r.token_ids for r in rollouts])
+    return tree, [path[r.start :] for r, path in zip(rollouts, tree.paths, strict=True)]
+
+
 def refuse_longer(data: DataSet, limit: int | None) -> DataSet:
-    """Without the rollouts that the backbone has no positions for; a completion is never cut, its reward is of all."""
+    """Leaves out rollouts of more than `limit` tokens. They are never cut, because the reward is that of the whole."""
     kept = [r for r in data.rollouts if limit is None or r.length <= limit]
     return DataSet(kept, data.counts + Counter(too_long=len(data.rollouts) - len(kept)))
 
 
 def check(data: DataSet, returns: ReturnDistribution, vocab: int, mixed_policies: bool) -> list[SamplingPolicy]:
-    """Whether one critic can learn from all of them.
+    """Checks that one critic can learn from all rollouts.
 
     Returns:
-        The sampling policies there are, one unless `mixed_policies`.
+        The sampling policies of the rollouts: a single one unless `mixed_policies` is set.
 
     Raises:
-        TrainingError: nothing to train on, rewards or token ids out of range, or different sampling policies.
+        TrainingError: there are no rollouts, rewards or token ids are out of range, or sampling policies differ.
     """
     if not data.rollouts:
         raise TrainingError(f"no rollout can be trained on: {dict(data.counts)}")
@@ -238,17 +255,17 @@ def check(data: DataSet, returns: ReturnDistribution, vocab: int, mixed_policies
 
 
 def is_held_out(group: str, fraction: float) -> bool:
-    """Whether a group's prompts only measure. It hangs on its hash alone, so it is the same in every round."""
+    """Whether the rollouts of a group only measure. The hash alone decides, so it is the same in every round."""
     return int(group, 16) < fraction * 2**256
 
 
-def split(rollouts: Sequence[Rollout], fraction: float) -> tuple[list[Rollout], list[Rollout]]:
-    """Training and held-out rollouts: `(train, held_out)`, with no group in both.
+def split(rollouts: Sequence[LabelledRollout], fraction: float) -> tuple[list[LabelledRollout], list[LabelledRollout]]:
+    """Splits rollouts into training and held-out ones, `(train, held_out)`, with no group in both.
 
     Raises:
-        TrainingError: one side is empty though it should not be.
+        TrainingError: nothing is left to train on, or nothing is held out although `fraction` is not 0.
     """
-    sides: tuple[list[Rollout], list[Rollout]] = ([], [])
+    sides: tuple[list[LabelledRollout], list[LabelledRollout]] = ([], [])
     for r in rollouts:
         sides[is_held_out(r.group, fraction)].append(r)
     train, held_out = sides
@@ -259,8 +276,8 @@ def split(rollouts: Sequence[Rollout], fraction: float) -> tuple[list[Rollout], 
     return train, held_out
 
 
-def without_uniform_prompts(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """Without the rollouts of prompts that always earned the same: they say nothing about which token is better."""
+def without_uniform_prompts(rollouts: Sequence[LabelledRollout]) -> list[LabelledRollout]:
+    """Leaves out prompts whose rollouts all have one reward: they do not tell which token is better."""
     rewards: dict[bytes, set[float]] = defaultdict(set)
     for r in rollouts:
         rewards[r.prompt.tobytes()].add(r.reward)

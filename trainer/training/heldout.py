@@ -1,43 +1,37 @@
-"""How good a critic is on prompts that it was not trained on: predictions at every valid position, and their report.
+"""How good a critic is on prompts that it was not trained on: predictions at every valid position, and their measures.
 
-Averages weigh positions as the loss does, so that every rollout counts alike, however long.
+Averages weigh positions as the loss does, so that every rollout counts alike, however long it is.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
-from accelerate import Accelerator
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from qsharp_core.critic.model import Critic
 from qsharp_core.returns import Bernoulli, ReturnDistribution
 from trainer.training import measures
-from trainer.training.batching import plan_epoch
-from trainer.training.data import Rollout
+from trainer.training.data import LabelledRollout
 from trainer.training.measures import Floats
-from trainer.training.passes import Passes
-from trainer.training.scorer import Scorer, outputs_of
+from trainer.training.report import Comparison, HeldOutReport, Measures, PositionMeasures
 
 PARTS = 5
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """A critic's opinion of every label `[L]`, sorted by rollout and position.
+    """A critic's predictions at L labels, sorted by rollout and position. All arrays are `[L]`.
 
     Attributes:
         rollout: index of the label's rollout.
-        part: its relative position, in fifths of the completion: 0 … 4.
-        last: whether it is the completion's last token.
-        branch: whether it is where a rollout leaves what it was given, the last token that is not its own choice.
-        predicted: expected reward.
+        part: which fifth of the completion the label's position is in: 0 … 4.
+        last: whether the position is the completion's last token.
+        branch: whether the position is where a rollout begins to be the reference's own: the last token of a roll-in,
+            or the forced token of a branch.
+        predicted: the expected reward.
         losses: negative log-likelihood of the reward, in nats.
-        rewards: what was earned.
-        weights: 1 over each rollout.
+        rewards: the reward that was earned.
+        weights: what each label counts; the weights of a rollout sum to 1.
     """
 
     rollout: NDArray[np.int64]
@@ -50,46 +44,21 @@ class Predictions:
     weights: Floats
 
 
-@torch.inference_mode()
-def predict(
-    critic: Critic, rollouts: Sequence[Rollout], passes: Passes, accelerator: Accelerator, tokens: int = 65536
-) -> Predictions:
-    """Predictions of a critic on its device, shared between processes, in the precision of its weights.
-
-    Args:
-        tokens: how many tokens' rollouts the processes share at a time.
-    """
-    scorer = Scorer(critic).eval()
-    found = []
-    chunks = plan_epoch(rollouts, tokens, passes.trees, seed=0, epoch=0)
-    main = accelerator.is_main_process
-    for chunk in tqdm(chunks, desc="held-out", unit="batch", leave=False, disable=not main):
-        for batch in (b.to(accelerator.device) for b in passes.batches(chunk, rollouts)):
-            outputs_L = outputs_of(scorer, batch)
-            losses = critic.distribution.loss(outputs_L, batch.rewards)
-            columns = (batch.rollout, batch.position, critic.distribution.mean(outputs_L), losses)
-            rows = torch.stack([c.double() for c in columns], dim=1)
-            found.append(rows[batch.weights > 0])
-    table = torch.cat(found)
-    if accelerator.num_processes > 1:
-        table = accelerator.gather(accelerator.pad_across_processes(table, dim=0, pad_index=-1))
-        table = table[table[:, 0] >= 0]
-    rollout, position, predicted, losses = table.cpu().numpy().T
-    return predictions(rollout.astype(np.int64), position.astype(np.int64), predicted, losses, rollouts)
-
-
 def predictions(
     rollout: NDArray[np.int64],
     position: NDArray[np.int64],
     predicted: Floats,
     losses: Floats,
-    rollouts: Sequence[Rollout],
+    rollouts: Sequence[LabelledRollout],
 ) -> Predictions:
-    """From what a critic says of every label, in any order.
+    """Puts a critic's predictions in order. All arrays are `[L]`, in any order of the labels.
 
     Args:
         rollout: each label's index into `rollouts`.
-        position: its place in the completion.
+        position: each label's position in the completion.
+        predicted: the expected rewards.
+        losses: negative log-likelihoods of the rewards, in nats.
+        rollouts: what was predicted.
     """
     order = np.lexsort((position, rollout))
     rollout, position = rollout[order], position[order]
@@ -107,54 +76,58 @@ def predictions(
     )
 
 
-def report(found: Predictions, rollouts: Sequence[Rollout], returns: ReturnDistribution) -> dict[str, Any]:
-    """Log-loss, Brier, AUC and ECE with their `n`: overall, by fifth of the completion, at its last token, at branches.
+def report(measured: Predictions, rollouts: Sequence[LabelledRollout], returns: ReturnDistribution) -> HeldOutReport:
+    """Measures of the predictions: overall, by fifth of the completion, at its last token, and at branches.
 
-    A branch is where guidance asks: which of the tokens that could stand there is the better one.
+    Branches show what guidance asks: which of the tokens that could stand at a place is the better one.
     """
-    everything = np.ones(len(found.rollout), dtype=bool)
     by_position = [
-        {"part": f"{part * 100 // PARTS}-{(part + 1) * 100 // PARTS}%"} | _measure(found, found.part == part, returns)
+        PositionMeasures(
+            part=f"{part * 100 // PARTS}-{(part + 1) * 100 // PARTS}%",
+            **_measure(measured, measured.part == part, returns).model_dump(),
+        )
         for part in range(PARTS)
-        if (found.part == part).any()
+        if (measured.part == part).any()
     ]
-    return {
-        "overall": _measure(found, everything, returns),
-        "by_position": by_position,
-        "last_token": _measure(found, found.last, returns),
-        "branches": _measure(found, found.branch, returns) if found.branch.any() else None,
-        "prompts": len({r.group for r in rollouts}),
-    }
+    return HeldOutReport(
+        overall=_measure(measured, np.ones(len(measured.rollout), dtype=bool), returns),
+        by_position=by_position,
+        last_token=_measure(measured, measured.last, returns),
+        branches=_measure(measured, measured.branch, returns) if measured.branch.any() else None,
+        prompts=len({r.group for r in rollouts}),
+    )
 
 
-def _measure(found: Predictions, chosen: NDArray[np.bool_], returns: ReturnDistribution) -> dict[str, Any]:
-    predicted, rewards, weights = found.predicted[chosen], found.rewards[chosen], found.weights[chosen]
+def _measure(measured: Predictions, chosen: NDArray[np.bool_], returns: ReturnDistribution) -> Measures:
+    predicted, rewards, weights = measured.predicted[chosen], measured.rewards[chosen], measured.weights[chosen]
     low, high = returns.reward_range
     mean = float(np.average(rewards, weights=weights))
-    measured = {
-        "n": int(chosen.sum()),
-        "rollouts": len(np.unique(found.rollout[chosen])),
-        "reward_mean": mean,
-        "log_loss": float(np.average(found.losses[chosen], weights=weights)),
-        "brier": measures.brier(predicted, rewards, weights),
+    bernoulli = isinstance(returns, Bernoulli)
+    return Measures(
+        n=int(chosen.sum()),
+        rollouts=len(np.unique(measured.rollout[chosen])),
+        reward_mean=mean,
+        log_loss=float(np.average(measured.losses[chosen], weights=weights)),
+        brier=measures.brier(predicted, rewards, weights),
         # "Won" is above the middle of the range: for rewards in {0, 1} that is 1.
-        "auc": measures.auc(predicted, rewards > (low + high) / 2, weights),
-        "ece": measures.ece(predicted, rewards, weights, (low, high)),
-        # What the best constant would have, to compare with.
-        "brier_constant": measures.brier(np.full_like(rewards, mean), rewards, weights),
-    }
-    if isinstance(returns, Bernoulli):
-        measured["log_loss_constant"] = float(-sum(p * np.log(p) for p in (mean, 1 - mean) if p > 0))
-    return measured
+        auc=measures.auc(predicted, rewards > (low + high) / 2, weights),
+        ece=measures.ece(predicted, rewards, weights, (low, high)),
+        brier_constant=measures.brier(np.full_like(rewards, mean), rewards, weights),
+        log_loss_constant=float(-sum(p * np.log(p) for p in (mean, 1 - mean) if p > 0)) if bernoulli else None,
+    )
 
 
 def compare(
-    ours: Predictions, theirs: Predictions, rollouts: Sequence[Rollout], same_distribution: bool
-) -> dict[str, Any]:
-    """Whether a critic beats another on the same rollouts.
+    ours: Predictions, theirs: Predictions, rollouts: Sequence[LabelledRollout], same_distribution: bool
+) -> Comparison:
+    """Whether a critic's predictions are better than another critic's on the same rollouts.
 
-    By log-loss where both predict the same kind of distribution, else by squared error. `improvement` is theirs
-    less ours, a mean over rollouts; its standard error takes a prompt's rollouts as one draw.
+    Args:
+        ours: the predictions of the new critic.
+        theirs: the predictions of the critic that it is compared with.
+        rollouts: what both predicted.
+        same_distribution: whether both predict the same kind of distribution: then they are compared by log-loss, else
+            by squared error.
     """
     if same_distribution:
         differences = theirs.losses - ours.losses
@@ -163,10 +136,10 @@ def compare(
     per_rollout = np.bincount(ours.rollout, ours.weights * differences, len(rollouts)).astype(np.float64)
     _, prompts = np.unique([r.group for r in rollouts], return_inverse=True)
     mean, error = measures.clustered_mean(per_rollout, prompts)
-    return {
-        "by": "log_loss" if same_distribution else "squared_error",
-        "improvement": mean,
-        "standard_error": error,
-        "prompts": len(np.unique(prompts)),
-        "better": mean > 0,
-    }
+    return Comparison(
+        by="log_loss" if same_distribution else "squared_error",
+        improvement=mean,
+        standard_error=error,
+        prompts=len(np.unique(prompts)),
+        better=mean > 0,
+    )

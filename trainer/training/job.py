@@ -17,20 +17,21 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from qsharp_core.errors import QSharpError
-from trainer.training.command import train
-from trainer.training.outputs import Outputs
+from trainer.training.outputs import FEATURES_BYTES, Outputs
 from trainer.training.settings import TrainSettings
+from trainer.training.train import train
 
 PR_SET_PDEATHSIG = 1
 
 
 class Job(BaseModel):
-    """The file. It is always resumed: a run that was killed goes on, one that has ended is left as it is.
+    """The file's content. The run is always resumed: a killed one goes on, and a finished one is left as it is.
 
     Attributes:
         data: Parquet files of rollouts.
-        out, run, parent, recommended_eta, dtype, checkpoint_every: as `Outputs` has them.
-        started_by: the process that this run must not outlive.
+        settings: what is learned.
+        out, run, parent, recommended_eta, dtype, checkpoint_every, features, features_bytes: see `outputs.Outputs`.
+        started_by: id of the process that this run must not outlive.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -43,6 +44,8 @@ class Job(BaseModel):
     recommended_eta: float | None = None
     dtype: Literal["float32", "bf16"] = "float32"
     checkpoint_every: int = 200
+    features: Path | None = None
+    features_bytes: int = FEATURES_BYTES
     started_by: int | None = None
 
     @property
@@ -55,6 +58,8 @@ class Job(BaseModel):
             checkpoint_every=self.checkpoint_every,
             parent=self.parent,
             recommended_eta=self.recommended_eta,
+            features=self.features,
+            features_bytes=self.features_bytes,
             dtype=torch.bfloat16 if self.dtype == "bf16" else torch.float32,
         )
 

@@ -1,6 +1,7 @@
 """How good predictions of a reward are: pure functions on float64 arrays.
 
-`predicted` are expected rewards, `rewards` what was earned, `weights` how much each counts (not all 0), all `[N]`.
+`predicted` are expected rewards, `rewards` those that were earned, and `weights` how much each counts (not all 0). All
+three are `[N]`.
 """
 
 import numpy as np
@@ -12,12 +13,19 @@ ECE_BINS = 15
 
 
 def brier(predicted: Floats, rewards: Floats, weights: Floats) -> float:
-    """Mean squared error; for rewards in {0, 1} the Brier score."""
+    """The mean squared error, which for rewards in {0, 1} is the Brier score."""
     return float(np.average((predicted - rewards) ** 2, weights=weights))
 
 
 def auc(predicted: Floats, won: NDArray[np.bool_], weights: Floats) -> float | None:
-    """P(a won one is predicted above a lost one), ties counting half; None where there is only one kind."""
+    """The probability that a won position is predicted above a lost one, where ties count half.
+
+    Args:
+        won: which positions were won.
+
+    Returns:
+        None if all positions were won, or none.
+    """
     if won.all() or not won.any():
         return None
     values, where = np.unique(predicted, return_inverse=True)
@@ -30,7 +38,15 @@ def auc(predicted: Floats, won: NDArray[np.bool_], weights: Floats) -> float | N
 def ece(
     predicted: Floats, rewards: Floats, weights: Floats, bounds: tuple[float, float] = (0.0, 1.0), bins: int = ECE_BINS
 ) -> float:
-    """Expected calibration error: |mean predicted − mean earned| over bins of equal width, in units of reward."""
+    """The expected calibration error: the mean of |mean predicted − mean earned| over bins of equal width.
+
+    Args:
+        bounds: least and greatest reward.
+        bins: their number.
+
+    Returns:
+        The error in units of reward.
+    """
     low, high = bounds
     where = np.clip(((predicted - low) / (high - low) * bins).astype(int), 0, bins - 1)
     # Weight times the difference of means is the difference of weighted sums.
@@ -39,7 +55,15 @@ def ece(
 
 
 def clustered_mean(values: Floats, clusters: NDArray[np.int64]) -> tuple[float, float | None]:
-    """Mean of `values` and its standard error where those of one cluster are not independent; None for one cluster."""
+    """The mean of values, and its standard error if values of one cluster are not independent.
+
+    Args:
+        values: `[N]`.
+        clusters: each value's cluster, `[N]`, counted from 0.
+
+    Returns:
+        The mean, and its standard error; None for a single cluster.
+    """
     mean = float(values.mean())
     sums = np.bincount(clusters, values - mean)
     n = len(np.unique(clusters))

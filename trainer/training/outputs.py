@@ -5,18 +5,25 @@ from pathlib import Path
 
 import torch
 
+FEATURES_BYTES = 20 * 10**9
+"""The most that a folder of features holds unless it is set."""
+
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where results go, and what does not change them.
+    """Where results go, and other settings that do not change what is learned.
 
     Attributes:
         out: versions are `out/<name>/<version>`.
         run: the run's folder.
-        parent: critic to compare with; None for the one that is continued, else the name's last version.
+        resume: whether an unfinished run in that folder is continued.
+        checkpoint_every: steps between two checkpoints.
+        tensorboard: folder for TensorBoard; None is none.
+        parent: the critic to compare with; None is the one that is continued, else the name's last version.
+        recommended_eta: written into the card.
         dtype: of the published weights.
-        features: folder of references' features (`backbone: reference`), None for `out/.features`.
-        features_bytes: most that it may hold.
+        features: folder of references' features (`backbone: reference`); None is `out/.features`.
+        features_bytes: the most that this folder may hold.
     """
 
     out: Path
@@ -28,7 +35,7 @@ class Outputs:
     recommended_eta: float | None = None
     dtype: torch.dtype = torch.float32
     features: Path | None = None
-    features_bytes: int = 20 * 10**9
+    features_bytes: int = FEATURES_BYTES
 
     @property
     def features_folder(self) -> Path:

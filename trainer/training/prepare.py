@@ -7,19 +7,20 @@ from pathlib import Path
 from qsharp_core.critic.checkpoint import CriticCard
 from qsharp_core.returns import ReturnDistribution
 from trainer.training import data
-from trainer.training.data import DataSet, Rollout, SamplingPolicy
+from trainer.training.data import DataSet, LabelledRollout, SamplingPolicy
 from trainer.training.settings import TrainingError, TrainSettings
 from trainer.training.siblings import weighed
 
 
 @dataclass(frozen=True)
-class Learner:
-    """What of a critic decides which rollouts it can learn from.
+class DataRequirements:
+    """What a critic demands of the rollouts that it learns from.
 
     Attributes:
-        max_length: tokens that it can read, None without a limit.
-        vocab: token ids are below this.
-        continues: the card of the critic that is gone on with.
+        returns: the distribution that the critic predicts; the rewards must be within its range.
+        max_length: the most tokens of a rollout; None without a limit.
+        vocab: the number of token ids; all ids must be below it.
+        continues: the card of the critic that is continued; the rollouts must have its sampling policy.
     """
 
     returns: ReturnDistribution
@@ -30,24 +31,32 @@ class Learner:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data that passed all checks, split."""
+    """Rollouts that passed all checks, split by prompt.
+
+    Attributes:
+        everything: all of them.
+        train: the rollouts to train on, with their weights.
+        held_out: the rollouts to measure on.
+        policies: the sampling policies that occur.
+        counts: numbers of rollouts, prompts and positions, by what became of them.
+    """
 
     everything: DataSet
-    train: list[Rollout]
-    held_out: list[Rollout]
+    train: list[LabelledRollout]
+    held_out: list[LabelledRollout]
     policies: list[SamplingPolicy]
     counts: dict[str, int]
 
 
-def prepare(paths: list[Path], settings: TrainSettings, learner: Learner) -> Prepared:
+def prepare(paths: list[Path], settings: TrainSettings, requirements: DataRequirements) -> Prepared:
     """Reads rollouts, refuses what cannot be learned from, splits and weighs the rest.
 
     Raises:
         TrainingError: with what to change.
     """
-    everything = data.refuse_longer(data.read(paths, settings.group_by), learner.max_length)
-    policies = data.check(everything, learner.returns, learner.vocab, settings.mixed_policies)
-    known = getattr(learner.continues, "sampling_policy", None)
+    everything = data.refuse_longer(data.read(paths, settings.group_by), requirements.max_length)
+    policies = data.check(everything, requirements.returns, requirements.vocab, settings.mixed_policies)
+    known = getattr(requirements.continues, "sampling_policy", None)
     if known and not settings.mixed_policies and SamplingPolicy.of(known) != policies[0]:
         raise TrainingError(
             f"the critic to continue is about {SamplingPolicy.of(known)}, these rollouts are of {policies[0]}: "

@@ -1,4 +1,4 @@
-"""The next version of a critic on disk: `FOLDER/<name>/<version>/`, there whole or not at all."""
+"""Published versions of critics on disk: `FOLDER/<name>/<version>/`, there whole or not at all."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,27 +6,33 @@ from typing import Any
 
 from qsharp_core.critic.checkpoint import CARD, CriticCard, read_card
 
+CardFields = dict[str, Any]
+"""Fields of a `critic.json`."""
+
 
 def versions(out: Path, name: str) -> list[int]:
-    """Versions that are published under a name, ascending."""
+    """The numbers of the versions that are published under a name, ascending."""
     return sorted(
         int(p.name) for p in (out / name).glob("*") if p.name.isascii() and p.name.isdecimal() and (p / CARD).is_file()
     )
 
 
 def latest(out: Path, name: str) -> Path | None:
-    """The folder of a name's last version."""
-    found = versions(out, name)
-    return out / name / str(found[-1]) if found else None
+    """The folder of the last version of a name; None if there is none."""
+    numbers = versions(out, name)
+    return out / name / str(numbers[-1]) if numbers else None
 
 
-def publish(out: Path, fields: dict[str, Any], save: Callable[[Path, CriticCard], None], run_id: str) -> Path:
-    """Writes the next version; a run that published already, and was killed before it noted so, gets that one again.
+def publish(out: Path, fields: CardFields, save: Callable[[Path, CriticCard], None], run_id: str) -> Path:
+    """Writes the next version. If the run has published one already, that version is returned.
+
+    A run that was killed between publishing and noting that it has published comes here twice.
 
     Args:
+        out: versions are `out/<name>/<version>`.
         fields: of the card, without its version.
         save: writes the critic's folder.
-        run_id: kept in the card.
+        run_id: the run's id, which is kept in the card.
 
     Returns:
         The version's folder.
@@ -51,5 +57,5 @@ def publish(out: Path, fields: dict[str, Any], save: Callable[[Path, CriticCard]
 
 
 def next_version(out: Path, name: str) -> int:
-    """The integer after the last version."""
+    """The number of the next version."""
     return (versions(out, name) or [0])[-1] + 1

@@ -4,7 +4,7 @@
     checkpoint-00000400/    weights and optimizer state (safetensors), `state.json`; written whole or not at all
     best.safetensors        weights of the best epoch so far
     metrics.jsonl           a line for each step and for each evaluation
-    metrics.json            the report: counts, held-out metrics, comparison with the parent
+    metrics.json            the report: `training.report.TrainingReport`
     calibration.png
 
 No file of it is ever unpickled. There is no state of random generators: a run draws from its seed, epoch and step.
@@ -14,7 +14,6 @@ import json
 import shutil
 import uuid
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel
@@ -22,13 +21,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qsharp_core.disk import fsync
+from trainer.training.report import MetricsLine
 from trainer.training.settings import TrainingError, TrainSettings
 
 STATE, WEIGHTS = "state.json", "state.safetensors"
+METRICS, REPORT = "metrics.jsonl", "metrics.json"
 
 
 class Progress(BaseModel):
-    """Where a run is; `best_loss` is the least held-out log-loss of an epoch, in nats."""
+    """How far a run is; `best_loss` is the least held-out log-loss of an epoch, in nats."""
 
     step: int = 0
     best_loss: float | None = None
@@ -36,7 +37,7 @@ class Progress(BaseModel):
 
 
 class RunCard(BaseModel):
-    """`run.json`; `parent` is what the new version will be compared with, fixed when the run starts."""
+    """`run.json`; `parent` is the critic that the new version will be compared with, fixed when the run starts."""
 
     id: str
     settings: TrainSettings
@@ -58,18 +59,18 @@ class Run:
 
     @staticmethod
     def prepare(folder: Path, settings: TrainSettings, data: str, parent: Path | None, resume: bool) -> None:
-        """Makes the folder of a new run, or checks that the one there can be gone on with.
+        """Makes the folder of a new run, or checks that the run in the folder can be continued.
 
         Raises:
-            TrainingError: there is an unfinished run and `resume` was not asked for, or it is of other settings.
+            TrainingError: there is an unfinished run and `resume` is not set, or the run has other settings.
         """
         path = folder / "run.json"
         if path.is_file():
-            found = RunCard.model_validate_json(path.read_bytes())
+            card = RunCard.model_validate_json(path.read_bytes())
             if resume:
-                _check_same(folder, found, settings, data)
+                _check_same(folder, card, settings, data)
                 return
-            if found.published is None:
+            if card.published is None:
                 raise TrainingError(f"{folder} holds an unfinished run: --resume goes on with it, or delete the folder")
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -87,7 +88,7 @@ class Run:
     # --- checkpoints ---
 
     def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        """A checkpoint; older ones go once it is there."""
+        """Writes a checkpoint, and removes older ones once it is there."""
         names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         tensors = {f"model.{name}": p.detach() for p, name in names.items()}
         for p, state in optimizer.state.items():
@@ -110,7 +111,7 @@ class Run:
                 shutil.rmtree(path)
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-        """Puts the last checkpoint into model and optimizer; a fresh `Progress` where there is none."""
+        """Puts the last checkpoint into model and optimizer; returns its progress, or a fresh one if there is none."""
         checkpoints = self._checkpoints()
         if not checkpoints:
             return Progress()
@@ -128,15 +129,35 @@ class Run:
     def _checkpoints(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*"))
 
-    def save_best(self, model: nn.Module) -> None:
-        """The weights of the best epoch so far."""
+    def _save_best(self, model: nn.Module) -> None:
         temporary = self.folder / ".best.tmp"
         save_file({k: v.detach().contiguous().cpu() for k, v in model.named_parameters()}, temporary)
         fsync(temporary)
         temporary.rename(self.folder / "best.safetensors")
 
+    def keep_best(
+        self, model: nn.Module, progress: Progress, loss: float | None, epoch: int, *, write: bool
+    ) -> Progress:
+        """Keeps the weights of an epoch if its held-out log-loss is the least so far.
+
+        Args:
+            model: has the epoch's weights.
+            progress: so far.
+            loss: in nats; None where nothing is held out, then nothing is kept.
+            epoch: from 1.
+            write: whether this process writes the weights.
+
+        Returns:
+            The progress, with the least loss and its epoch.
+        """
+        if loss is None or (progress.best_loss is not None and loss >= progress.best_loss):
+            return progress
+        if write:
+            self._save_best(model)
+        return progress.model_copy(update={"best_loss": loss, "best_epoch": epoch})
+
     def load_best(self, model: nn.Module) -> None:
-        """Puts them into the model."""
+        """Puts the weights of the best epoch into the model."""
         tensors = load_file(self.folder / "best.safetensors")
         with torch.no_grad():
             for name, p in model.named_parameters():
@@ -144,31 +165,27 @@ class Run:
 
     # --- metrics ---
 
-    def log(self, line: dict[str, Any]) -> None:
+    def log(self, line: MetricsLine) -> None:
         """Adds a line to `metrics.jsonl`."""
-        with (self.folder / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        with (self.folder / METRICS).open("a") as file:
+            file.write(json.dumps(line.model_dump(mode="json")) + "\n")
 
     def forget_after(self, step: int) -> None:
-        """Drops the lines of steps that will be run again, and one that a kill cut short."""
-        path = self.folder / "metrics.jsonl"
+        """Drops the lines of steps that will be made again, and a line that a kill cut short."""
+        path = self.folder / METRICS
         if path.is_file():
             whole = path.read_text().split("\n")[:-1]
             _write(path, "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step))
 
-    def write_report(self, report: dict[str, Any]) -> None:
-        """`metrics.json`."""
-        _write(self.folder / "metrics.json", json.dumps(report, indent=2) + "\n")
 
-
-def _check_same(folder: Path, found: RunCard, settings: TrainSettings, data: str) -> None:
-    ours, theirs = settings.model_dump(mode="json"), found.settings.model_dump(mode="json")
+def _check_same(folder: Path, card: RunCard, settings: TrainSettings, data: str) -> None:
+    ours, theirs = settings.model_dump(mode="json"), card.settings.model_dump(mode="json")
     if differing := [name for name in ours if ours[name] != theirs.get(name)]:
         name = differing[0]
         raise TrainingError(
             f"the run in {folder} has {name} = {theirs.get(name)!r}, not {ours[name]!r}: it cannot go on"
         )
-    if found.data != data:
+    if card.data != data:
         raise TrainingError(f"the run in {folder} has other data: it cannot go on with these files")
 
 

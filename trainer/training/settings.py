@@ -1,4 +1,4 @@
-"""What a training run is made of. Two runs with equal settings and data end with equal weights."""
+"""What decides what a training run learns. Two runs with equal settings and data end with equal weights."""
 
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -21,53 +21,56 @@ HEAD_ALONE: dict[str, Any] = {
     "input_dropout": 0.1,
     "dropout": 0.2,
 }
-"""Defaults of a critic that is a head on the reference's hidden states."""
+"""Defaults of `TrainSettings` for a critic that is a head on the reference's hidden states."""
 OF_A_DECODER = ("layers", "borrow_embeddings", "tokenizer")
-"""Settings that say nothing of it."""
+"""Settings that such a critic does not have."""
 
 
 class TrainingError(QSharpError):
-    """A run cannot start or go on; the message says what to change."""
+    """A training run cannot start or go on; the message says what to change."""
 
 
 class TrainSettings(BaseModel):
     """All that decides what is learned.
 
     Attributes:
-        backbone: `own` is a decoder of the critic's own, `reference` is none: a head on the reference's hidden states.
-            The second has a Q head and other defaults (`HEAD_ALONE`).
-        base: Hugging Face decoder to start from; with `continue_from`, where borrowed embeddings are read. With
-            `backbone: reference` it is the reference.
-        layers: keep only the base's first layers.
-        continue_from: folder of the critic to go on from, instead of a fresh one.
-        name: of the critic; versions count up under it.
-        atoms: of a categorical distribution, ascending; None is Bernoulli.
-        reward_range: least and greatest reward there can be.
-        mlp: width of a hidden layer in the head.
-        borrow_embeddings: leave the token embeddings the reference's: not trained, not stored.
-        tokenizer: folder or hub id of the tokenizer that the rollouts' ids are of; None: the base's. To be named where
-            a base's vocabulary differs from the reference's in tokens that do not matter.
+        backbone: `own` is a decoder of the critic's own. With `reference` the critic has no backbone: it is a head on
+            the reference's hidden states, with a Q head and other defaults (`HEAD_ALONE`).
+        base: the Hugging Face decoder to start from. With `continue_from` it is where borrowed embeddings are read;
+            with `backbone: reference` it is the reference.
+        layers: how many of the base's first layers are kept; None keeps all.
+        continue_from: folder of the critic that is continued; None starts with a fresh one.
+        name: of the critic; its versions are numbered.
+        head: `V` or `Q`; see docs/method.md.
+        atoms: rewards that a categorical distribution knows, ascending; None is a Bernoulli distribution.
+        reward_range: the least and the greatest reward that there can be.
+        mlp: width of a hidden layer in the head; None is a linear head.
+        borrow_embeddings: whether the token embeddings are the reference's, and neither trained nor stored.
+        tokenizer: folder or hub id of the tokenizer whose ids the rollouts have; None is the base's. It must be named
+            if the base's vocabulary differs from the reference's in tokens that do not matter.
         held_out: fraction of the prompts that only measure.
-        group_by: split by this entry of the metadata instead of the prompt's token ids.
-        drop_uniform_prompts: leave out training prompts whose rollouts all earned the same.
-        loss: `likelihood` of the reward, or `squared` error of the expected reward: regression of the mean.
-        weigh: `rollouts` has each rollout count alike, and each of its positions; `nodes` has each prefix count once,
-            and more where rollouts part (`siblings`). Held-out metrics are always of the first kind.
-        mixed_policies: accept rollouts of different sampling policies.
+        group_by: the entry of the metadata that the split goes by; None is the prompt's token ids.
+        drop_uniform_prompts: whether training prompts whose rollouts all have one reward are left out.
+        loss: negative log-`likelihood` of the reward, or `squared` error of the expected reward.
+        weigh: with `rollouts` all rollouts count alike, and so do the positions of one. With `nodes` each prefix counts
+            once, and more where rollouts part (`siblings`). Held-out measures always weigh by rollouts.
+        mixed_policies: whether rollouts of different sampling policies are accepted.
         epochs: passes over the training rollouts.
-        steps: of the optimizer, instead of epochs; a head on the reference's hidden states is trained by these.
+        steps: of the optimizer, for a head on the reference's hidden states, which is not trained by epochs.
         learning_rate: the greatest; after the warm-up it falls to 0 along a cosine.
         batch_tokens: tokens of one step, over all processes; with `backbone: reference` distinct prefixes of one step.
-        input_dropout, dropout: of a head on the reference's hidden states: of what it reads, and after its GELU layer.
-        grad_accumulation: passes that a step is run in, at least. It saves memory and changes nothing else.
-        clip: greatest norm of the gradient.
+        input_dropout, dropout: of a head on the reference's hidden states: of its inputs, and after its GELU layer.
+        grad_accumulation: the least number of passes that a step is run in, which saves memory and changes nothing
+            else.
+        clip: the greatest norm of the gradient.
         warmup: fraction of the steps.
         weight_decay: of matrices; biases and norms have none.
-        share_prefixes: run prefixes that rollouts share once, not once each.
-        precision: of the forward pass; `auto` is bf16 on a GPU that has it, and for the reference's passes on a CPU
-            that is fast in it, too.
-        select: keep the weights of the last epoch, or of the one with the least held-out log-loss. Where steps count
-            instead, of the tenths of the steps.
+        seed: of the head's weights, of dropout and of the order.
+        share_prefixes: whether a prefix that rollouts share is run once.
+        precision: of the forward pass. `auto` is bf16 on a GPU that has it, and for passes of the reference also on a
+            CPU that is fast in it.
+        select: whether the weights of the last epoch are kept, or those of the epoch with the least held-out log-loss.
+            Where steps are counted, a tenth of them takes the place of an epoch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -108,8 +111,8 @@ class TrainSettings(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_a_head_alone(cls, given: Any) -> Any:
-        return HEAD_ALONE | given if isinstance(given, dict) and given.get("backbone") == "reference" else given
+    def _of_a_head_alone(cls, fields: Any) -> Any:
+        return HEAD_ALONE | fields if isinstance(fields, dict) and fields.get("backbone") == "reference" else fields
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -143,7 +146,7 @@ class TrainSettings(BaseModel):
 
 
 def distribution_card(returns: ReturnDistribution) -> BernoulliCard | CategoricalCard:
-    """How `critic.json` writes a distribution."""
+    """A distribution as `critic.json` has it."""
     if isinstance(returns, Categorical):
         return CategoricalCard(kind="categorical", atoms=list(returns.atoms))
     return BernoulliCard(kind="bernoulli")

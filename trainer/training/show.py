@@ -1,16 +1,16 @@
-"""What a run says on the terminal."""
+"""What a training run prints on the terminal."""
 
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from trainer.training.prepare import Prepared
+from trainer.training.report import Measures, TrainingReport
 
 
 def print_counts(console: Console, prepared: Prepared) -> None:
-    """What was read, left out, and is trained and measured on."""
+    """Prints how many rollouts were read and left out, and how many are trained and measured on."""
     c = prepared.counts
     refused = {k: c[k] for k in ("unrewarded", "no_valid_position", "too_long", "uniform_prompts") if c[k]}
     left_out = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in refused.items()) or "none"
@@ -21,26 +21,26 @@ def print_counts(console: Console, prepared: Prepared) -> None:
     )
 
 
-def print_report(console: Console, result: dict[str, Any], folder: Path, run: Path) -> None:
-    """Held-out measures, the comparison with the parent, and where all is."""
-    if result["held_out"]:
+def print_report(console: Console, report: TrainingReport, folder: Path, run: Path) -> None:
+    """Prints held-out measures, the comparison with the parent, and where the results are."""
+    if report.held_out:
         table = Table(title="held-out prompts", title_justify="left")
         for column in ("position", "log-loss", "Brier", "AUC", "ECE", "n"):
             table.add_column(column, justify="left" if column == "position" else "right")
-        held_out = result["held_out"]
-        entries = [("all", held_out["overall"]), *((e["part"], e) for e in held_out["by_position"])]
-        entries.append(("last token", held_out["last_token"]))
-        if held_out["branches"]:
-            entries.append(("branches", held_out["branches"]))
-        for part, e in entries:
-            auc = "–" if e["auc"] is None else f"{e['auc']:.4f}"
-            table.add_row(part, f"{e['log_loss']:.4f}", f"{e['brier']:.4f}", auc, f"{e['ece']:.4f}", f"{e['n']:,}")
+        held_out = report.held_out
+        entries: list[tuple[str, Measures]] = [("all", held_out.overall)]
+        entries += [(measures.part, measures) for measures in held_out.by_position]
+        entries.append(("last token", held_out.last_token))
+        if held_out.branches:
+            entries.append(("branches", held_out.branches))
+        for part, m in entries:
+            auc = "–" if m.auc is None else f"{m.auc:.4f}"
+            table.add_row(part, f"{m.log_loss:.4f}", f"{m.brier:.4f}", auc, f"{m.ece:.4f}", f"{m.n:,}")
         console.print(table)
-    comparison = (result["parent"] or {}).get("comparison")
-    if comparison:
-        error = comparison["standard_error"]
+    if report.parent and (comparison := report.parent.comparison):
+        error = comparison.standard_error
         console.print(
-            f"against {result['parent']['critic']}: {comparison['by'].replace('_', ' ')} better by "
-            f"{comparison['improvement']:+.5f}" + (f" ± {error:.5f}" if error is not None else "")
+            f"against {report.parent.critic}: {comparison.by.replace('_', ' ')} better by "
+            f"{comparison.improvement:+.5f}" + (f" ± {error:.5f}" if error is not None else "")
         )
     console.print(f"published [bold]{folder}[/bold]; report and plot in {run}", soft_wrap=True)

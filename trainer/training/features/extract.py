@@ -1,7 +1,7 @@
 """The reference run over prefixes: the hidden state that its language-model head reads, and log-probabilities.
 
-Prefixes run as trees, each once; what all of them begin with, a few-shot prompt for instance, is run before all passes
-and kept as keys and values. A model that does not obey a tree's mask runs each path as a row of its own.
+Prefixes run as trees, each once. What all of them begin with, a few-shot prompt for instance, is run before all passes,
+and its keys and values are kept. With a model that does not obey a tree's mask each path is run as a row of its own.
 """
 
 import hashlib
@@ -20,9 +20,10 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from qsharp_core.critic.reference import identify
-from trainer.training.features.prefixes import NO_NODE, Pass, Prefixes, ancestors, common_chain, cut, needed, visible
+from trainer.training.base import quiet
+from trainer.training.features.passes import TreePass, common_chain, cut, needed
 from trainer.training.features.store import BYTES, FeatureStore, as_keys
-from trainer.training.model import quiet
+from trainer.training.prefix_tree import NO_NODE, PrefixTree, ancestors, visible
 from trainer.training.settings import TrainingError
 
 PASS_NODES = {"cpu": 256, "cuda": 2048}
@@ -35,16 +36,17 @@ TREE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2}
 
 
 class ReferenceModel:
-    """A reference to be read.
+    """A reference whose hidden states and log-probabilities are read.
 
     Args:
-        folder: a Hugging Face model's.
+        folder: of a Hugging Face language model.
         dtype: of the passes.
-        temperature: at which next tokens' log-probabilities are taken.
+        device: of the passes.
+        temperature: at which log-probabilities of next tokens are taken.
 
     Raises:
         TrainingError: it is no language model.
-        CriticError: its folder cannot be told from others.
+        CriticError: the model cannot be identified.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device, temperature: float = 1.0) -> None:
@@ -57,13 +59,13 @@ class ReferenceModel:
 
     @property
     def digest(self) -> str:
-        """Of all that features hang on but the tokens."""
+        """A digest of everything that decides the features, except the tokens."""
         about = [self.identity.model_dump(), str(self.dtype), self.temperature]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
     def model(self) -> Any:
-        """Loaded when it is asked for: known features need no model."""
+        """The model. It is loaded when it is asked for, because known features need no model."""
         if self._model is None:
             try:
                 with quiet():
@@ -75,21 +77,22 @@ class ReferenceModel:
 
     @property
     def pass_nodes(self) -> int:
-        """Nodes that a pass is cut to."""
+        """The number of nodes of a pass."""
         return PASS_NODES.get(self.device.type, PASS_NODES["cpu"])
 
     @torch.inference_mode()
     def read(self, read: list[int], cache: DynamicCache | None = None, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states `[n, D]` and logits `[n, V]` at positions of one row.
+        """Runs one row, and reads hidden states `[n, D]` and logits `[n, V]` at some of its positions.
 
         Args:
-            read: positions in `input_ids [1, S]`.
-            inputs: for the model.
+            read: positions in `input_ids`, `[n]`.
+            cache: keys and values of what comes before the row.
+            inputs: of the model, `input_ids` `[1, S]` among them.
         """
-        found: list[Tensor] = []
+        states: list[Tensor] = []
 
-        def keep(_: Any, given: tuple[Tensor, ...]) -> None:
-            found.append(given[0][0])
+        def keep(_: Any, inputs_of_head: tuple[Tensor, ...]) -> None:
+            states.append(inputs_of_head[0][0])
 
         hook = self.model.get_output_embeddings().register_forward_pre_hook(keep)
         try:
@@ -101,11 +104,11 @@ class ReferenceModel:
             ).logits[0]
         finally:
             hook.remove()
-        return found[0], logits
+        return states[0], logits
 
     @torch.inference_mode()
     def begun(self, tokens: NDArray[np.int32]) -> DynamicCache:
-        """Keys and values of what all rows begin with."""
+        """The keys and values of tokens that all passes begin with."""
         cache = DynamicCache(config=self.model.config)
         if len(tokens):
             self.model(
@@ -119,12 +122,12 @@ class ReferenceModel:
 
 @dataclass(frozen=True, eq=False)
 class Read:
-    """What a pass read after nodes: hidden states and logits.
+    """What a pass has read at nodes.
 
     Attributes:
         nodes: `[n]`, ascending.
-        hidden: `[n, D]`.
-        logits: `[n, V]`.
+        hidden: the hidden states after each node, `[n, D]`.
+        logits: of the token that follows each node, `[n, V]`.
     """
 
     nodes: NDArray[np.int64]
@@ -132,23 +135,35 @@ class Read:
     logits: Tensor
 
     def log_probs(self, rows: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-        """Log-probabilities, float32 on the host, of tokens `[E]` after the nodes of rows `[E]` (ascending)."""
-        found = []
+        """Log-probabilities of next tokens, `[E]` float32 on the host.
+
+        Args:
+            rows: the index of each token's node in `nodes`, `[E]` ascending.
+            tokens: `[E]`.
+            temperature: of the law.
+        """
+        parts = []
         for first in range(0, len(self.nodes), LOGITS_AT_ONCE):
             chosen = (rows >= first) & (rows < first + LOGITS_AT_ONCE)
             scaled = self.logits[first : first + LOGITS_AT_ONCE].float()
             if temperature != 1:
                 scaled = scaled / temperature
             row, token = (rows[chosen] - first).to(scaled.device), tokens[chosen].to(scaled.device)
-            found.append((scaled[row, token] - scaled.logsumexp(-1)[row]).cpu())
-        return torch.cat(found)
+            parts.append((scaled[row, token] - scaled.logsumexp(-1)[row]).cpu())
+        return torch.cat(parts)
 
 
-def extract(reference: ReferenceModel, tree: Prefixes, wanted: NDArray[np.int64], store: FeatureStore) -> None:
-    """Puts what is wanted into the store.
+def extract(reference: ReferenceModel, tree: PrefixTree, wanted: NDArray[np.int64], store: FeatureStore) -> None:
+    """Runs the reference, and puts the features of nodes into the store.
 
     Args:
-        wanted: nodes that follow another one. Of each: the hidden state before it, and its log-probability.
+        reference: what is run.
+        tree: the nodes' tree.
+        wanted: nodes that have a parent. The features of a node are the hidden state before it and its log-probability.
+        store: gets the features.
+
+    Raises:
+        TrainingError: the store has no room for them.
     """
     parents = tree.parents_N[wanted]
     assert (parents != NO_NODE).all()
@@ -168,8 +183,8 @@ def extract(reference: ReferenceModel, tree: Prefixes, wanted: NDArray[np.int64]
     buffer.write()
 
 
-def read_nodes(reference: ReferenceModel, tree: Prefixes, read: NDArray[np.int64]) -> Iterator[Read]:
-    """Runs what is needed and reads these nodes (ascending), each once."""
+def read_nodes(reference: ReferenceModel, tree: PrefixTree, read: NDArray[np.int64]) -> Iterator[Read]:
+    """Runs the reference and yields what it says at the nodes `read` (ascending), each once."""
     nodes = needed(tree, read)
     wanted = np.zeros(len(tree), dtype=bool)
     wanted[read] = True
@@ -183,15 +198,20 @@ def read_nodes(reference: ReferenceModel, tree: Prefixes, read: NDArray[np.int64
         yield from _rows(reference, tree, read)
         return
     for one in passes:
-        found = _tree(reference, tree, one, chain, cache, wanted)
-        if found is not None:
-            yield found
+        part = _tree(reference, tree, one, chain, cache, wanted)
+        if part is not None:
+            yield part
 
 
 def _tree(
-    reference: ReferenceModel, tree: Prefixes, one: Pass, chain: int, cache: DynamicCache, wanted: NDArray[np.bool_]
+    reference: ReferenceModel,
+    tree: PrefixTree,
+    one: TreePass,
+    chain: int,
+    cache: DynamicCache,
+    wanted: NDArray[np.bool_],
 ) -> Read | None:
-    """A pass, of which the new and wanted nodes are read."""
+    """Runs a pass and reads those of its new nodes that are wanted; None if there are none."""
     places = [i for i in range(one.old, len(one.nodes)) if wanted[one.nodes[i]]]
     if not places:
         return None
@@ -207,8 +227,8 @@ def _tree(
     return Read(one.nodes[places], hidden, logits)
 
 
-def _rows(reference: ReferenceModel, tree: Prefixes, read: NDArray[np.int64]) -> Iterator[Read]:
-    """Each path in full; those that are part of a longer one are read with it."""
+def _rows(reference: ReferenceModel, tree: PrefixTree, read: NDArray[np.int64]) -> Iterator[Read]:
+    """Runs each path as a row of its own; a path that is part of a longer one is read with it."""
     left = set(read.tolist())
     for node in read[::-1].tolist():  # descendants before ancestors
         if node in left:
@@ -221,32 +241,32 @@ def _rows(reference: ReferenceModel, tree: Prefixes, read: NDArray[np.int64]) ->
 
 def _obeys_trees(
     reference: ReferenceModel,
-    tree: Prefixes,
-    one: Pass,
+    tree: PrefixTree,
+    one: TreePass,
     chain: int,
     cache: DynamicCache,
     wanted: NDArray[np.bool_],
 ) -> bool:
-    """Whether a pass gives what rows give: compared at its deepest, middle and last node that is read."""
+    """Whether a pass gives what rows give, at the deepest, the middle and the last of the nodes that it reads."""
     try:
-        found = _tree(reference, tree, one, chain, cache, wanted)
+        part = _tree(reference, tree, one, chain, cache, wanted)
     except (ValueError, RuntimeError, TypeError):
         return False
-    if found is None:
+    if part is None:
         return True
-    deepest = int(tree.depths_N[found.nodes].argmax())
-    for place in sorted({deepest, len(found.nodes) // 2, len(found.nodes) - 1}):
-        path = np.append(ancestors(tree, int(found.nodes[place])), found.nodes[place])
+    deepest = int(tree.depths_N[part.nodes].argmax())
+    for place in sorted({deepest, len(part.nodes) // 2, len(part.nodes) - 1}):
+        path = np.append(ancestors(tree, int(part.nodes[place])), part.nodes[place])
         ids = torch.from_numpy(tree.tokens_N[path].astype(np.int64))[None]
         row, _ = reference.read([len(path) - 1], input_ids=ids)
-        difference = (found.hidden[place].float() - row[0].float()).norm()
+        difference = (part.hidden[place].float() - row[0].float()).norm()
         if not difference <= TREE_TOLERANCE[reference.dtype] * row[0].float().norm():
             return False
     return True
 
 
 class _Buffer:
-    """Entries on their way to a shard."""
+    """Features that are not in a shard yet."""
 
     def __init__(self, store: FeatureStore) -> None:
         self._store = store
@@ -270,7 +290,7 @@ class _Buffer:
             self.write()
 
     def write(self) -> None:
-        """Everything so far, as a shard."""
+        """Writes everything so far as a shard."""
         if self._held:
             keys = as_keys(np.concatenate(self._keys))
             self._store.add(keys, torch.cat(self._rows), torch.cat(self._log_ref), torch.cat(self._hidden))

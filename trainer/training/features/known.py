@@ -1,4 +1,4 @@
-"""Features of a prefix tree's nodes: from the store, and from the reference what the store lacks."""
+"""Features of a prefix tree's nodes: read from the store, after the reference was run for those that it lacks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.training.features.extract import ReferenceModel, extract
-from trainer.training.features.prefixes import Prefixes
 from trainer.training.features.store import FeatureStore, Shard, as_keys
+from trainer.training.prefix_tree import PrefixTree
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What a head reads at M nodes; hidden states stay on disk until they are asked for.
+    """What a head reads at M nodes. Hidden states stay on disk until they are asked for.
 
     Attributes:
         tokens_M: the nodes' own tokens, int64.
-        log_ref_M: their log-probabilities after their prefixes, float32.
+        log_ref_M: the tokens' log-probabilities after their prefixes, float32.
     """
 
     tokens_M: Tensor
@@ -33,21 +33,27 @@ class Features:
 
     @property
     def width(self) -> int:
-        """Of a hidden state, D."""
+        """The width of a hidden state, D."""
         return self._shards[0].hidden_RD.shape[1]
 
     def hidden(self, index: Tensor) -> Tensor:
-        """Hidden states before nodes, `[n, D]` bfloat16."""
+        """The hidden states before some of the nodes, by index `[n]`: `[n, D]` bfloat16."""
         shards, rows = self._shard_M[index], self._row_M[index]
-        made = torch.empty(len(index), self.width, dtype=torch.bfloat16)
+        states = torch.empty(len(index), self.width, dtype=torch.bfloat16)
         for number in shards.unique().tolist():
             chosen = shards == number
-            made[chosen] = self._shards[number].hidden_RD[rows[chosen]]
-        return made
+            states[chosen] = self._shards[number].hidden_RD[rows[chosen]]
+        return states
 
 
-def features(reference: ReferenceModel, store: FeatureStore, tree: Prefixes, nodes: NDArray[np.int64]) -> Features:
-    """Of nodes (each after another one), in their order.
+def features(reference: ReferenceModel, store: FeatureStore, tree: PrefixTree, nodes: NDArray[np.int64]) -> Features:
+    """The features of nodes, in the order of the nodes.
+
+    Args:
+        reference: is run for features that the store lacks.
+        store: has the others.
+        tree: the nodes' tree.
+        nodes: `[M]`; each has a parent.
 
     Raises:
         TrainingError: the store has no room for what it lacks.

@@ -1,11 +1,11 @@
-"""Features on disk: for every known prefix and next token the reference's hidden state and the token's log-probability.
+"""Features on disk: the reference's hidden state after a prefix, and the log-probability of the token that follows.
 
     FOLDER/<reference>/<name>.hidden         `[R, D]` bfloat16, raw: memory-mapped, read a row at a time
     FOLDER/<reference>/<name>.safetensors    `keys` [E, 16], `rows` [E], `log_ref` [E]: entries, and each's hidden state
 
-A shard is written once, whole or not at all, and never changed, so runs may read and add at the same time. What nobody
-has read for the longest goes first when the folder would grow beyond its bound; a shard that a run has open stays
-readable to its end.
+A shard is written once, whole or not at all, and never changed, so runs may read and add at the same time. When the
+folder would grow beyond its bound, the shards that were not read for the longest are removed. A shard that a run has
+open stays readable until the run ends.
 """
 
 import os
@@ -28,19 +28,20 @@ Keys = NDArray[np.void]
 
 
 def as_keys(keys_NK: NDArray[np.uint8]) -> Keys:
-    """Digests as values that numpy sorts and compares: `[N, KEY]` bytes to `[N]`."""
+    """Turns digests, `[N, KEY]` bytes, into values that numpy sorts and compares, `[N]`."""
     return np.ascontiguousarray(keys_NK).view(f"V{keys_NK.shape[1]}")[:, 0]
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """Entries that were computed together: E of them, R hidden states.
+    """E entries that were computed together, on R hidden states.
 
     Attributes:
-        keys_E: digests of a prefix with its next token, ascending.
-        rows_E: each's hidden state.
-        log_ref_E: float32.
-        hidden_RD: bfloat16, memory-mapped.
+        path: of both files, without their suffixes.
+        keys_E: the digest of a prefix with its next token, ascending.
+        rows_E: the row of `hidden_RD` that the entry's prefix has.
+        log_ref_E: the log-probability of the next token, float32.
+        hidden_RD: hidden states, bfloat16, memory-mapped.
     """
 
     path: Path
@@ -54,10 +55,13 @@ class FeatureStore:
     """The shards of one reference.
 
     Args:
-        folder: of all references' features.
-        reference: digest of what the features hang on beside the tokens.
+        folder: has the features of all references.
+        reference: `ReferenceModel.digest`.
         width: of a hidden state.
-        limit: bytes that `folder` may hold.
+        limit: the most bytes that `folder` may hold.
+
+    Attributes:
+        shards: all that are there.
     """
 
     def __init__(self, folder: Path, reference: str, width: int, limit: int) -> None:
@@ -69,20 +73,20 @@ class FeatureStore:
         self.shards = [self._open(path.with_suffix("")) for path in sorted(self._folder.glob(f"[!.]*{ENTRIES}"))]
 
     def find(self, keys_N: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where entries are: each's shard, -1 where it is in none, and its place there."""
+        """Each entry's shard, by index, or -1 if it is in none, and its place in the shard; both `[N]`."""
         shard_N = np.full(len(keys_N), -1)
         place_N = np.zeros(len(keys_N), dtype=np.int64)
         for number, shard in enumerate(self.shards):
             place = np.searchsorted(shard.keys_E, keys_N).clip(max=len(shard.keys_E) - 1)
-            found = (shard.keys_E[place] == keys_N) & (shard_N < 0)
-            shard_N[found], place_N[found] = number, place[found]
+            here = (shard.keys_E[place] == keys_N) & (shard_N < 0)
+            shard_N[here], place_N[here] = number, place[here]
         return shard_N, place_N
 
     def make_room(self, rows: int, entries: int) -> None:
-        """Removes what was not read for the longest, so that so much more fits.
+        """Removes shards that were not read for the longest, so that so many more hidden states and entries fit.
 
         Raises:
-            TrainingError: it would not fit even so.
+            TrainingError: they do not fit even then.
         """
         wanted = rows * self._width * BYTES + entries * 32
         ours = {shard.path.name for shard in self.shards}
@@ -104,7 +108,7 @@ class FeatureStore:
             )
 
     def add(self, keys_E: Keys, rows_E: Tensor, log_ref_E: Tensor, hidden_RD: Tensor) -> None:
-        """Writes a shard; entries in any order."""
+        """Writes a shard; its entries may be in any order."""
         order = np.argsort(keys_E)
         path = self._folder / uuid.uuid4().hex
         raw = np.frombuffer(np.ascontiguousarray(keys_E[order]).tobytes(), np.uint8).reshape(len(keys_E), -1)
@@ -140,5 +144,5 @@ class FeatureStore:
 
 
 def _size(path: Path) -> int:
-    """0 where there is none: a kill may have come between the two files of a shard."""
+    """The size of a file; 0 if it is not there, because a kill came between the two files of a shard."""
     return path.stat().st_size if path.exists() else 0

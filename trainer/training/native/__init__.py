@@ -1,8 +1,9 @@
-"""A critic that is a head on the reference's hidden states, trained on features that were computed once.
+"""Critics that are a head on the reference's hidden states, trained on features that were computed once.
 
-nodes     rollouts' labels on distinct prefixes
-fit       the optimisation of the head
-predict   its predictions, in the form of all critics'
-parent    those of a version before
-kind      the run's view of all this
+critic     the critic as a run trains it
+reference  the reference that is read, and where its features are kept
+nodes      rollouts' labels on distinct prefixes
+fit        the optimisation of the head
+predict    the head's predictions on held-out rollouts
+parent     the predictions of the version before
 """

@@ -1,24 +1,24 @@
-"""The optimisation of a head: AdamW, one cycle of the learning rate, steps of nodes that are drawn anew in every pass.
+"""The optimisation of a head on the reference's hidden states, in steps of nodes that are drawn at random.
 
-Nothing of it is checkpointed: it takes a minute or so, and from the same seed and features ends with the same weights.
+There are no checkpoints: training takes a minute or so, and from the same seed and features it ends with the same
+weights.
 """
 
-import math
-import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from itertools import islice, pairwise
 
 import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import Tensor
 
 from qsharp_core.critic.native import NativeHead
 from qsharp_core.returns import Categorical, ReturnDistribution
 from trainer.training.features.known import Features
-from trainer.training.fit import learning_rate, optimizer_of
 from trainer.training.native.nodes import Targets
-from trainer.training.run import Progress
-from trainer.training.settings import TrainingError, TrainSettings
+from trainer.training.optimisation import Optimisation, OptimisationStep, adamw, run_parts, warmup_cosine
+from trainer.training.report import StepLine
+from trainer.training.run import Progress, Run
+from trainer.training.settings import TrainSettings
+from trainer.training.trainable import Evaluate, Watch
 
 PARTS = 10  # the head is measured after each of them
 STATISTICS_AT_ONCE = 8192
@@ -27,13 +27,13 @@ LEAST_SCALE = 1e-4
 
 @torch.no_grad()
 def standardise(head: NativeHead, inputs: Features, embeddings: Tensor) -> None:
-    """Sets what the head subtracts and divides by from nodes: their means and standard deviations."""
+    """Sets what the head subtracts from its inputs and divides them by: means and standard deviations over nodes."""
     parts = (head.hidden, head.token, head.log_ref)
     sums = [torch.zeros(2, len(part.mean), dtype=torch.float64) for part in parts]
     for index in torch.arange(len(inputs)).split(STATISTICS_AT_ONCE):
         values = inputs.hidden(index), embeddings[inputs.tokens_M[index]], inputs.log_ref_M[index][:, None]
-        for total, found in zip(sums, values, strict=True):
-            total += torch.stack([found.double().sum(0), found.double().square().sum(0)])
+        for total, value in zip(sums, values, strict=True):
+            total += torch.stack([value.double().sum(0), value.double().square().sum(0)])
     for part, total in zip(parts, sums, strict=True):
         mean, square = total / len(inputs)
         part.mean.copy_(mean)
@@ -44,7 +44,15 @@ def standardise(head: NativeHead, inputs: Features, embeddings: Tensor) -> None:
 def node_losses(
     returns: ReturnDistribution, outputs: Tensor, targets_NO: Tensor, means_N: Tensor, kind: str = "likelihood"
 ) -> Tensor:
-    """Each node's loss `[N]` of outputs `[N, n_out]`: nats, or the squared error of the expected reward."""
+    """Each node's loss `[N]`.
+
+    Args:
+        returns: the distribution that is predicted.
+        outputs: `[N, n_out]`.
+        targets_NO: what a likelihood compares with; see `nodes.Targets`.
+        means_N: mean rewards.
+        kind: `likelihood` is the negative log-likelihood in nats, `squared` the squared error of the expected reward.
+    """
     if kind == "squared":
         return (returns.mean(outputs) - means_N) ** 2
     if isinstance(returns, Categorical):
@@ -59,69 +67,82 @@ def fit_head(
     targets: Targets,
     embeddings: Tensor,
     settings: TrainSettings,
-    evaluate: Callable[[int, int], float | None],
-    watch: Callable[[dict[str, Any]], None],
+    run: Run,
+    evaluate: Evaluate,
+    watch: Watch,
 ) -> Progress:
-    """Trains the head where it is; it has the chosen weights then.
+    """Trains the head where it is; at the end it has the chosen weights.
 
     Args:
+        head: on its device.
+        returns: the distribution that the head predicts.
+        inputs: features of M nodes.
+        targets: what the nodes are trained towards.
         embeddings: the reference's, `[V, E]`.
-        evaluate: held-out log-loss after a step of a tenth; the head is in evaluation mode.
-        watch: sees every step.
+        settings: the run's.
+        run: keeps the lines of metrics and the best weights.
+        evaluate: the held-out log-loss after a tenth of the steps; the head is in evaluation mode then.
+        watch: sees every line of metrics.
 
     Raises:
         TrainingError: the loss is not finite.
     """
     device = head.bias.device
-    assert settings.steps is not None
+    steps = settings.steps
+    assert steps is not None
     torch.manual_seed(settings.seed)  # of dropout
-    optimizer = optimizer_of(head, settings)
     draws = _draws(len(inputs), settings.batch_tokens, settings.seed)
-    progress, best = Progress(), None
-    ends = {round(settings.steps * part / PARTS): part for part in range(1, PARTS + 1)}
+    progress = Progress()
+
+    def gradients(index: Tensor) -> float:
+        outputs = head(
+            inputs.hidden(index).to(device),
+            embeddings[inputs.tokens_M[index]].to(device),
+            inputs.log_ref_M[index].to(device),
+        )
+        weights, means = targets.weights_M[index].to(device), targets.means_M[index].to(device)
+        losses = node_losses(returns, outputs, targets.targets_MO[index].to(device), means, settings.loss)
+        loss = (losses * weights).sum() / weights.sum()
+        loss.backward()
+        return loss.item()
+
+    def after_step(part: int, index: Tensor, step: OptimisationStep) -> None:
+        nonlocal progress
+        line = StepLine(
+            step=step.number, epoch=part, loss=step.loss, lr=step.rate, grad_norm=step.norm,
+            nodes_per_second=round(len(index) / step.seconds, 1),
+        )  # fmt: skip
+        run.log(line)
+        watch(line)
+        progress = progress.model_copy(update={"step": step.number})
+        optimisation.show(loss=f"{step.loss:.4f}")
+
+    def after_part(part: int, step: OptimisationStep) -> None:
+        nonlocal progress
+        head.eval()
+        held_out = evaluate(step.number, part)
+        head.train()
+        progress = run.keep_best(head, progress, held_out, part, write=settings.select == "best")
+
     head.train()
-    with tqdm(total=settings.steps, unit="step", desc="training") as bar:
-        for step in range(1, settings.steps + 1):
-            began = time.perf_counter()
-            rate = learning_rate(step, settings.steps, settings.learning_rate, settings.warmup)
-            index = next(draws)
-            outputs = head(
-                inputs.hidden(index).to(device),
-                embeddings[inputs.tokens_M[index]].to(device),
-                inputs.log_ref_M[index].to(device),
-            )
-            weights, means = targets.weights_M[index].to(device), targets.means_M[index].to(device)
-            losses = node_losses(returns, outputs, targets.targets_MO[index].to(device), means, settings.loss)
-            loss = (losses * weights).sum() / weights.sum()
-            if not math.isfinite(loss.item()):
-                raise TrainingError(f"the loss became {loss.item()}: lower --lr")
-            loss.backward()
-            norm = float(nn.utils.clip_grad_norm_(head.parameters(), settings.clip))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad()
-            part = ends.get(step, progress.step * PARTS // settings.steps + 1)
-            line = {"step": step, "epoch": part, "loss": loss.item(), "lr": rate, "grad_norm": norm}
-            watch(line | {"nodes_per_second": round(len(index) / (time.perf_counter() - began), 1)})
-            progress = progress.model_copy(update={"step": step})
-            if step in ends:
-                head.eval()
-                held_out = evaluate(step, part)
-                head.train()
-                if held_out is not None and (progress.best_loss is None or held_out < progress.best_loss):
-                    progress = progress.model_copy(update={"best_loss": held_out, "best_epoch": part})
-                    best = {name: value.clone() for name, value in head.state_dict().items()}
-            bar.update()
-            bar.set_postfix({"loss": f"{loss.item():.4f}"}, refresh=False)
+    with Optimisation(
+        head.parameters(),
+        [adamw(head, settings.learning_rate, settings.weight_decay)],
+        lambda step, greatest: warmup_cosine(step, steps, greatest, settings.warmup),
+        clip=settings.clip,
+        steps=steps,
+    ) as optimisation:
+        ends = [round(steps * part / PARTS) for part in range(PARTS + 1)]
+        parts = ((part, list(islice(draws, end - start))) for part, (start, end) in enumerate(pairwise(ends), start=1))
+        run_parts(optimisation, parts, gradients, after_step=after_step, after_part=after_part)
     head.eval()
-    if settings.select == "best" and best is not None:
-        head.load_state_dict(best)
+    if settings.select == "best" and progress.best_epoch is not None:
+        run.load_best(head)
     return progress
 
 
 def _draws(nodes: int, batch: int, seed: int) -> Iterator[Tensor]:
-    """Batches of nodes: all of them in a new order, again and again; the last ones of an order go into the next."""
+    """Yields batches of nodes without end, in one random order of all nodes after another; batches may span two."""
     generator = torch.Generator().manual_seed(seed)
     left = torch.empty(0, dtype=torch.int64)
     while True:

@@ -1,9 +1,9 @@
-"""Labels by node: a head's outputs after a prefix are the same for all rollouts through it, and judged by all of them.
+"""The labels of rollouts on distinct prefixes.
 
-A node is a token after its prefix. With likelihoods, which are linear in what was earned, a node whose target is the
-mean of its rollouts has their loss and gradient.
+A node is a token after its prefix. A head's outputs at a node are the same for all rollouts through it. A likelihood is
+linear in the reward, so a node whose target is the mean of its rollouts has their loss and gradient.
 
-Shapes: M nodes, L labels (one a rollout and valid position).
+Shapes: M nodes, L labels (one for each valid position of each rollout).
 """
 
 from collections.abc import Sequence
@@ -15,24 +15,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qsharp_core.returns import Categorical, ReturnDistribution
-from trainer.training.data import Rollout
+from trainer.training.data import LabelledRollout, merge_rollouts
 from trainer.training.features.extract import ReferenceModel
 from trainer.training.features.known import Features, features
-from trainer.training.features.prefixes import merge
 from trainer.training.features.store import FeatureStore
 from trainer.training.settings import TrainingError
 
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """Rollouts' labels on M nodes.
+    """The labels of rollouts on M nodes. All arrays are `[L]`.
 
     Attributes:
-        nodes: `[L]` each label's node, `0 … M − 1`.
-        rollout: `[L]` each's rollout, as a number of the caller's.
-        position: `[L]` its place in the completion.
-        rewards: `[L]` float32.
-        weights: `[L]` float64, each's in the loss.
+        nodes: each label's node, `0 … M − 1`.
+        rollout: the index of each label's rollout.
+        position: each label's position in the completion.
+        rewards: float32.
+        weights: each label's weight in the loss, float64.
     """
 
     nodes: NDArray[np.int64]
@@ -44,11 +43,11 @@ class Labels:
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What M nodes are trained towards.
+    """What M nodes are trained towards. All tensors are float32.
 
     Attributes:
-        weights_M: float32, of mean 1.
-        means_M: mean reward, float32.
+        weights_M: each node's weight in the loss; their mean is 1.
+        means_M: the mean reward of each node's rollouts.
         targets_MO: the mean of what a likelihood compares with: `[M, 1]` rewards, or `[M, atoms]` masses.
     """
 
@@ -58,17 +57,18 @@ class Targets:
 
 
 def read_rollouts(
-    reference: ReferenceModel, store: FeatureStore, rollouts: Sequence[Rollout]
+    reference: ReferenceModel, store: FeatureStore, rollouts: Sequence[LabelledRollout]
 ) -> tuple[Features, Labels]:
-    """Features of all judged nodes of rollouts, and their labels.
+    """The features of all nodes that rollouts label, and the labels.
 
     Raises:
-        TrainingError: a rollout has an empty prompt: nothing is read before its first token.
+        TrainingError: a rollout has an empty prompt, so that the reference reads nothing before its first token; or
+            the store has no room.
     """
     if alone := next((r for r in rollouts if not len(r.prompt) and r.first_valid == 0), None):
         raise TrainingError(f"rollout {alone.id} has an empty prompt: the reference reads nothing before its token")
-    tree = merge(rollouts)
-    nodes, judged = np.unique(np.concatenate(tree.labelled), return_inverse=True)
+    tree, labelled = merge_rollouts(rollouts)
+    nodes, judged = np.unique(np.concatenate(labelled), return_inverse=True)
     return features(reference, store, tree, nodes.astype(np.int64)), Labels(
         judged.astype(np.int64),
         np.repeat(np.arange(len(rollouts)), [r.valid for r in rollouts]),
@@ -79,7 +79,13 @@ def read_rollouts(
 
 
 def targets_of(labels: Labels, nodes: int, returns: ReturnDistribution) -> Targets:
-    """Of `nodes` nodes, each of which has a label."""
+    """The targets of nodes.
+
+    Args:
+        labels: each node has at least one.
+        nodes: the number of nodes, M.
+        returns: the distribution that is predicted.
+    """
     weights = np.bincount(labels.nodes, labels.weights, nodes)
     rewards = torch.from_numpy(labels.rewards).double()
     compared = returns.two_hot(rewards) if isinstance(returns, Categorical) else rewards[:, None]

@@ -1,4 +1,4 @@
-"""A version before that is a head on the reference's hidden states, on the same held-out rollouts."""
+"""The predictions of an earlier version that is a native critic, on a run's held-out rollouts."""
 
 from pathlib import Path
 
@@ -19,10 +19,18 @@ from trainer.training.settings import TrainSettings
 def predict_native(
     folder: Path, base: Path | None, settings: TrainSettings, outputs: Outputs, prepared: Prepared, device: torch.device
 ) -> Parent:
-    """Its predictions; none where `base` is not the reference that it was made for.
+    """The parent's predictions; none if `base` is not the reference that the parent was made for.
+
+    Args:
+        folder: the parent's.
+        base: the reference's folder; None if it is not known.
+        settings: of the run.
+        outputs: where features are kept.
+        prepared: the run's rollouts.
+        device: of the passes.
 
     Raises:
-        CriticError: it cannot be read.
+        CriticError: the parent cannot be read.
     """
     card = read_card(folder)
     if base is None or not prepared.held_out or card.made_for != identify(base):
@@ -31,5 +39,5 @@ def predict_native(
     reference = reference_of(base, settings, prepared, device)
     features, labels = read_rollouts(reference, store_of(reference, outputs), prepared.held_out)
     embeddings = input_embeddings(base)
-    found = predict_labels(head.to(device), card.returns(), features, labels, embeddings, prepared.held_out)
-    return Parent(card.key, card.returns(), found)
+    predictions = predict_labels(head.to(device), card.returns(), features, labels, embeddings, prepared.held_out)
+    return Parent(card.key, card.returns(), predictions)

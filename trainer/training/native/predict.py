@@ -1,4 +1,4 @@
-"""A head's predictions, in the form that all critics' have."""
+"""Predictions of a head on the reference's hidden states, at every valid position of rollouts."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qsharp_core.critic.native import NativeHead
 from qsharp_core.returns import ReturnDistribution
-from trainer.training.data import Rollout
+from trainer.training.data import LabelledRollout
 from trainer.training.features.known import Features
 from trainer.training.heldout import Predictions, predictions
 from trainer.training.native.nodes import Labels
@@ -22,21 +22,24 @@ def predict_labels(
     inputs: Features,
     labels: Labels,
     embeddings: Tensor,
-    rollouts: Sequence[Rollout],
+    rollouts: Sequence[LabelledRollout],
 ) -> Predictions:
-    """Of every label of rollouts: each node is scored once.
+    """The head's predictions for every label; each node is scored once.
 
     Args:
-        head: in evaluation mode.
-        labels: of `rollouts`, on the nodes of `inputs`.
+        head: in evaluation mode, on its device.
+        returns: the distribution that the head predicts.
+        inputs: the features of M nodes.
+        labels: of `rollouts`, on these nodes.
         embeddings: the reference's, `[V, E]`.
+        rollouts: what is predicted.
     """
     device = head.bias.device
-    found = []
+    parts = []
     for index in torch.arange(len(inputs)).split(AT_ONCE):
         tokens, log_ref = embeddings[inputs.tokens_M[index]], inputs.log_ref_M[index]
-        found.append(head(inputs.hidden(index).to(device), tokens.to(device), log_ref.to(device)).cpu())
-    outputs = torch.cat(found)
+        parts.append(head(inputs.hidden(index).to(device), tokens.to(device), log_ref.to(device)).cpu())
+    outputs = torch.cat(parts)
     of_labels = outputs[torch.from_numpy(labels.nodes)]
     losses = returns.loss(of_labels, torch.from_numpy(labels.rewards))
     return predictions(

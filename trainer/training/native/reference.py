@@ -1,4 +1,4 @@
-"""The reference that a run reads, and where what it said is kept."""
+"""The reference that a run reads, and the store of its features."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from trainer.training.settings import TrainSettings
 
 
 def reference_of(folder: Path, settings: TrainSettings, prepared: Prepared, device: torch.device) -> ReferenceModel:
-    """At the temperature of the rollouts; where these have several, at 1."""
+    """The reference in a folder, at the temperature of the rollouts, or at 1 if they have several temperatures."""
     temperatures = {policy.temperature or 1.0 for policy in prepared.policies}
     temperature = temperatures.pop() if len(temperatures) == 1 else 1.0
     half = fast_bfloat16() if settings.precision == "auto" else settings.precision == "bf16"
@@ -21,6 +21,6 @@ def reference_of(folder: Path, settings: TrainSettings, prepared: Prepared, devi
 
 
 def store_of(reference: ReferenceModel, outputs: Outputs) -> FeatureStore:
-    """Of this reference."""
+    """The store of a reference's features."""
     width = reference.identity.hidden_size
     return FeatureStore(outputs.features_folder, reference.digest, width, outputs.features_bytes)

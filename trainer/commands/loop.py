@@ -1,0 +1,206 @@
+"""`qsharp loop`: rounds of collect, reward, train, activate, evaluate, against a running server.
+
+    qsharp loop --task sums --rounds 3 --n 16 8 --eta 0.1 --run runs/sums -- --layers 3 --mlp 512 --borrow-embeddings
+    qsharp loop --watch --min-new 500 --name sums --run runs/watch -- --layers 3 --mlp 512 --borrow-embeddings
+
+What follows `--` are flags of `qsharp train`; without --base it is the served model. The server needs a rollout store
+and an admin key, and must see the folder of --out. The same command goes on where it was stopped, killed or not.
+With --watch it samples nothing: it trains whenever enough of the rollouts that the server stored have got a reward.
+"""
+
+import argparse
+import asyncio
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+from rich.console import Console
+
+from qsharp_core.wire.guidance import METHODS
+from trainer.commands import options
+from trainer.commands.interruption import until_told
+from trainer.commands.training_options import add_settings_arguments, add_storage_arguments, settings_of
+from trainer.evaluation.settings import Setting
+from trainer.loop.activation import ServedCritic
+from trainer.loop.rounds import REPORT, run_loop
+from trainer.loop.settings import Budget, CriticRecipe, EvaluationPlan, LoopSettings
+from trainer.loop.table import table
+from trainer.loop.versions import LoopError
+from trainer.loop.watch import WatchSettings, watch
+from trainer.rewards.verifiers import OWN, TaskRef
+from trainer.rollouts.client import ServerClient
+from trainer.tasks.registry import task_of
+
+LOOPS_OWN = ("--data", "--out", "--name", "--run", "--resume", "--parent", "--tensorboard", "--recommended-eta")
+"""Flags of `qsharp train` that the loop sets itself."""
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command.
+
+    Raises:
+        LoopError, TrainingError, CollectError, EvaluateError, RequestError, TaskError, VerifierError, JournalError
+    """
+    flags, training = _split(argv)
+    args = _parser().parse_args(flags)
+    args.verifier = args.verifier or [OWN]
+    if not args.watch and args.rounds is None and args.max_rollouts is None and args.max_hours is None:
+        raise LoopError("say when to stop: --rounds, --max-rollouts or --max-hours (or --watch)")
+    console = Console(stderr=True)
+    work = _watch(args, training, console) if args.watch else _loop(args, training, console)
+    if not asyncio.run(until_told(work)):
+        console.print("stopped; the same command goes on from here", highlight=False)
+
+
+async def _loop(args: argparse.Namespace, training: list[str], console: Console) -> None:
+    task = TaskRef(task_of(args.task, args.prompts), args.task)
+    async with AsyncExitStack() as stack:
+        judge = await stack.enter_async_context(options.judge_of(args))
+        server, admin = await _clients(args, stack)
+        model = args.model or await server.model()
+        recipe = await _recipe(args, training, server, args.name or task.task.name)
+        settings = LoopSettings(
+            task=task,
+            split=args.split,
+            model=model,
+            samples=tuple(args.n),
+            branches=args.branch,
+            sampling=options.sampling_of(args, task.task),
+            eta=args.eta,
+            recipe=recipe,
+            guidance=options.guidance_options_of(args),
+            evaluation=_evaluation(args),
+            limit=args.limit,
+            seed=args.seed,
+            concurrency=args.concurrency,
+        )
+        hours = args.max_hours
+        budget = Budget(rounds=args.rounds, rollouts=args.max_rollouts, seconds=None if hours is None else hours * 3600)
+        served = ServedCritic(admin, recipe.settings.name, recipe.out, args.seen_at)
+        report = await run_loop(server, served, judge, settings, budget, args.run, console)
+    Console().print(table(report))
+    console.print(f"report: {args.run / REPORT}; versions: {recipe.out / recipe.settings.name}", highlight=False)
+
+
+async def _watch(args: argparse.Namespace, training: list[str], console: Console) -> None:
+    async with AsyncExitStack() as stack:
+        server, admin = await _clients(args, stack)
+        recipe = await _recipe(args, training, server, args.name or "critic")
+        settings = WatchSettings(
+            recipe=recipe,
+            query=tuple((f"metadata.{key}", value) for key, value in args.metadata),
+            least=args.min_new,
+            interval=args.interval,
+            rounds=args.rounds,
+        )
+        served = ServedCritic(admin, recipe.settings.name, recipe.out, args.seen_at)
+        await watch(server, served, settings, args.run, console)
+
+
+async def _clients(args: argparse.Namespace, stack: AsyncExitStack) -> tuple[ServerClient, ServerClient]:
+    """Two clients: of the routes for everybody, and of those that need the admin key."""
+    keys = (args.api_key or args.admin_key, args.admin_key or args.api_key)
+    server, admin = (
+        ServerClient(args.url, key=key, connections=args.concurrency, patience=args.patience) for key in keys
+    )
+    return await stack.enter_async_context(server), await stack.enter_async_context(admin)
+
+
+async def _recipe(args: argparse.Namespace, flags: list[str], server: ServerClient, name: str) -> CriticRecipe:
+    """How versions of the critic of that name are made, by flags of `qsharp train`."""
+    training = _training_parser(name).parse_args(flags)
+    if training.base is None:
+        training.base = await _served_model(server)
+    return CriticRecipe(
+        settings=settings_of(training),
+        out=args.out,
+        continues=args.continues,
+        eta=args.eta,
+        dtype=training.dtype,
+        checkpoint_every=training.checkpoint_every,
+        features=training.features,
+        features_bytes=int(training.features_gb * 1e9),
+    )
+
+
+class _LoopsOwn(argparse.Action):
+    """A flag of `qsharp train` that the loop sets itself."""
+
+    def __call__(self, *_: object, **__: object) -> None:
+        raise LoopError(f"{self.option_strings[0]} is the loop's own: leave it out after --")
+
+
+def _training_parser(name: str) -> argparse.ArgumentParser:
+    """The flags of `qsharp train` that stand after `--`, for a critic of that name."""
+    parser = options.parser("train", "What stands after -- in a command of qsharp loop.")
+    for flag in LOOPS_OWN:
+        parser.add_argument(flag, nargs="*", action=_LoopsOwn, help=argparse.SUPPRESS)
+    parser.set_defaults(name=name)
+    add_storage_arguments(parser.add_argument_group("results"))
+    add_settings_arguments(parser)
+    return parser
+
+
+async def _served_model(server: ServerClient) -> str:
+    """The served model, as the server names it: a folder, which must be here, too, or a hub id."""
+    root = (await server.get("/v1/models"))["data"][0].get("root")
+    if root is None or (Path(root).is_absolute() and not Path(root).is_dir()):
+        raise LoopError(f"the served model ({root}) is not here: say where critics start, -- --base MODEL")
+    return str(root)
+
+
+def _evaluation(args: argparse.Namespace) -> EvaluationPlan | None:
+    if not args.eval_samples:
+        return None
+    etas, methods = args.eval_eta or [args.eta], args.eval_method or METHODS[:1]
+    return EvaluationPlan(
+        split=args.eval_split,
+        samples=args.eval_samples,
+        settings=tuple(Setting(method, eta) for method in dict.fromkeys(methods) for eta in dict.fromkeys(etas)),
+    )
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The loop's flags, and those after `--`."""
+    at = argv.index("--") if "--" in argv else len(argv)
+    return argv[:at], argv[at + 1 :]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = options.parser("loop", __doc__, usage="qsharp loop --run FOLDER … -- [flags of qsharp train]")
+    parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="what was done, and the report")
+    parser.add_argument("--out", type=Path, default=Path("critics"), help="versions are OUT/NAME/VERSION (%(default)s)")
+    parser.add_argument("--name", help="of the critic (default: the task's)")
+    parser.add_argument("--seen-at", type=Path, metavar="FOLDER", help="where the server sees OUT (default: there)")
+    parser.add_argument("--admin-key", default=os.environ.get("QSHARP_ADMIN_KEY"), help="default: QSHARP_ADMIN_KEY")
+    parser.add_argument("--n", type=options.positive, nargs="+", default=[8], help="rollouts of each problem, by round")
+    parser.add_argument(
+        "--branch", type=options.positive, default=0, metavar="N",
+        help="then N more of each problem in the first round, as by `qsharp collect --branch` (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--continue", dest="continues", action="store_true", help="later versions go on from the active one"
+    )
+    group = parser.add_argument_group("budget")
+    group.add_argument("--rounds", type=options.positive, help="in all")
+    group.add_argument("--max-rollouts", type=options.positive, help="no round beyond so many in all")
+    group.add_argument("--max-hours", type=float, help="no new round after so many, over all runs of the command")
+    options.add_task_arguments(parser, split="train")
+    options.add_guidance_arguments(parser, critic=False).add_argument(
+        "--eta", type=float, default=0.1, help="of the roll-ins (%(default)s); written into the cards"
+    )
+    options.add_verifier_arguments(parser, [OWN])
+    group = parser.add_argument_group("evaluation after each round")
+    group.add_argument("--eval-samples", type=int, default=0, help="of each problem; 0 is no evaluation (the default)")
+    group.add_argument("--eval-split", default="held_out", help="default: %(default)s")
+    group.add_argument("--eval-eta", type=float, action="append", help="may be repeated; default: that of --eta")
+    group.add_argument("--eval-method", choices=METHODS, action="append", help="may be repeated; default: qsharp")
+    group = parser.add_argument_group("the long-running mode")
+    group.add_argument("--watch", action="store_true", help="train when enough is new; until SIGTERM or --rounds")
+    group.add_argument("--min-new", type=options.positive, default=500, help="rollouts to wait for (%(default)s)")
+    group.add_argument("--interval", type=float, default=60.0, help="seconds between two looks (%(default)s)")
+    group.add_argument(
+        "--metadata", action="append", type=options.key_value, default=[], metavar="KEY=VALUE", help="they have"
+    )
+    options.add_server_arguments(parser)
+    return parser

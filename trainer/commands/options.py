@@ -1,0 +1,157 @@
+"""Flags that several commands share, and what they become."""
+
+import argparse
+import os
+from pathlib import Path
+
+from qsharp_core.wire.guidance import TAILS
+from trainer.rewards.verifiers import Judge, Weighted
+from trainer.rollouts.client import DEFAULT_URL
+from trainer.rollouts.parameters import SamplingParameters
+from trainer.tasks.base import Task
+
+GIB = 2**30
+
+
+def parser(command: str, description: str | None, usage: str | None = None) -> argparse.ArgumentParser:
+    """The parser of `qsharp COMMAND`; its description is the command's module docstring, printed as it stands."""
+    return argparse.ArgumentParser(
+        prog=f"qsharp {command}",
+        usage=usage,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def positive(text: str) -> int:
+    """Parses a whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
+    return value
+
+
+def key_value(text: str) -> tuple[str, str]:
+    """Parses `KEY=VALUE`."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"must be KEY=VALUE; got {text!r}")
+    return key, value
+
+
+def add_server_arguments(parser: argparse.ArgumentParser, concurrency: int | None = 16) -> None:
+    """Adds the flags of every command that talks to a server.
+
+    Args:
+        concurrency: default of `--concurrency`; None leaves that flag out.
+    """
+    group = parser.add_argument_group("server")
+    group.add_argument("--url", default=DEFAULT_URL, help="of the server (default: %(default)s)")
+    group.add_argument(
+        "--api-key", default=os.environ.get("VLLM_API_KEY"), help="if it wants one (default: VLLM_API_KEY)"
+    )
+    group.add_argument("--patience", type=float, default=600.0, help="seconds a request is tried for (%(default)s)")
+    if concurrency is not None:
+        group.add_argument("--concurrency", type=positive, default=concurrency, help="requests at once (%(default)s)")
+
+
+def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of every command that reads stored rollouts: which rollouts."""
+    group = parser.add_argument_group("rollouts")
+    group.add_argument("--metadata", action="append", type=key_value, default=[], metavar="KEY=VALUE", help="they have")
+    group.add_argument("--critic", help="guided by this one: NAME or NAME@VERSION")
+    group.add_argument("--guided", choices=["true", "false"], help="throughout, by any critic")
+
+
+def filters_of(args: argparse.Namespace) -> dict[str, str]:
+    """The query of `GET /v1/rollouts` that the flags of `add_filter_arguments` make."""
+    query = {name: getattr(args, name) for name in ("critic", "guided") if getattr(args, name) is not None}
+    return query | {f"metadata.{key}": value for key, value in args.metadata}
+
+
+def add_task_arguments(parser: argparse.ArgumentParser, split: str) -> None:
+    """Adds the flags of every command that samples: which problems, and how they are sampled.
+
+    Args:
+        split: default of `--split`.
+    """
+    group = parser.add_argument_group("problems")
+    group.add_argument("--task", help="a name, or module:object")
+    group.add_argument("--prompts", type=Path, metavar="FILE", help='JSON lines: {"id", "prompt" | "messages", …}')
+    group.add_argument("--split", default=split, help="default: %(default)s")
+    group.add_argument("--limit", type=positive, help="only the first so many problems")
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--model", help="default: the one that is served")
+    group.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
+    group.add_argument("--top-p", type=float, default=1.0, help="default: %(default)s")
+    group.add_argument("--top-k", type=int, default=0, help="0 is all tokens (the default)")
+    group.add_argument("--max-tokens", type=positive, help="default: the task's")
+    group.add_argument("--stop", action="append", help="may be repeated; default: the task's")
+    group.add_argument("--seed", type=int, default=0, help="another one makes other samples (default: %(default)s)")
+
+
+def sampling_of(args: argparse.Namespace, task: Task) -> SamplingParameters:
+    """The sampling that the flags of `add_task_arguments` make; the task decides what they leave open."""
+    return SamplingParameters(
+        temperature=args.temperature,
+        top_p=args.top_p,
+        top_k=args.top_k,
+        max_tokens=args.max_tokens or task.sampling.max_tokens,
+        stop=tuple(args.stop) if args.stop is not None else task.sampling.stop,
+    )
+
+
+def add_guidance_arguments(parser: argparse.ArgumentParser, critic: bool = True) -> argparse._ArgumentGroup:
+    """Adds the flags for the fields of a request's `guidance`, except its method.
+
+    Args:
+        critic: whether there is a flag `--critic`.
+
+    Returns:
+        The group, for further flags.
+    """
+    group = parser.add_argument_group("guidance")
+    if critic:
+        group.add_argument("--critic", help="NAME or NAME@VERSION; default: the server's first")
+    group.add_argument("--candidates", type=positive, help="tokens weighed at each step")
+    group.add_argument("--min-prob", type=float, help="least probability of a candidate")
+    group.add_argument("--tail", choices=TAILS, help="what happens to other tokens")
+    return group
+
+
+def guidance_options_of(args: argparse.Namespace) -> tuple[tuple[str, float | int | str], ...]:
+    """The options of `guidance` that the flags of `add_guidance_arguments` give; the server decides the others."""
+    options = {name: getattr(args, name) for name in ("candidates", "min_prob", "tail")}
+    return tuple((name, value) for name, value in options.items() if value is not None)
+
+
+def add_verifier_arguments(parser: argparse.ArgumentParser, default: list[str] | None) -> None:
+    """Adds the flags of every command that judges completions: who judges, and within which limits.
+
+    Args:
+        default: verifiers to use where none is named, for the help text; None makes `--verifier` required.
+    """
+    group = parser.add_argument_group("verifiers")
+    group.add_argument(
+        "--verifier",
+        action="append",
+        metavar="NAME[=WEIGHT]",
+        required=default is None,
+        help="may be repeated" + (f"; default: {' '.join(default)}" if default else ""),
+    )
+    group.add_argument("--workers", type=positive, default=2, help="processes they run in (%(default)s)")
+    group.add_argument("--timeout", type=float, default=10.0, help="seconds for a completion (%(default)s)")
+    group.add_argument(
+        "--verifier-memory", type=float, default=8.0, help="GiB that a process may have, 0 is no limit (%(default)s)"
+    )
+
+
+def judge_of(args: argparse.Namespace) -> Judge:
+    """The judge that the flags of `add_verifier_arguments` describe.
+
+    Raises:
+        VerifierError, TaskError
+    """
+    memory = int(args.verifier_memory * GIB) or None
+    verifiers = [Weighted.parse(text) for text in args.verifier]
+    return Judge(verifiers, workers=args.workers, timeout=args.timeout, memory=memory)

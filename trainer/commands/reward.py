@@ -1,0 +1,84 @@
+"""`qsharp reward`: judges stored rollouts that have no reward yet, and gives them one.
+
+    qsharp reward --verifier task
+    qsharp reward --prompts math.jsonl --verifier math_verify --verifier mine:no_rambling=0.2
+
+A verifier is `exact`, `numeric`, `math_verify`, `star_graph`, `task` (the task's own reward), an entry point of the
+group `qsharp.verifiers`, or `module:function`; with `=WEIGHT` several make a weighted mean of those that apply.
+"""
+
+import argparse
+import asyncio
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from trainer.commands import options
+from trainer.rewards.run import Problems, Rewarded, reward
+from trainer.rewards.verifiers import TaskRef
+from trainer.rollouts.client import ServerClient
+from trainer.tasks.files import file_task
+from trainer.tasks.registry import find_task
+
+SHOWN = 5  # failures
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command.
+
+    Raises:
+        VerifierError, RequestError, TaskError
+    """
+    args = _parser().parse_args(argv)
+    _say(asyncio.run(_reward(args)), Console())
+
+
+async def _reward(args: argparse.Namespace) -> Rewarded:
+    judge = options.judge_of(args)
+    tasks = [TaskRef(find_task(spec), spec) for spec in args.task]
+    tasks += [TaskRef(file_task(path)) for path in args.prompts]
+    async with judge, ServerClient(args.url, key=args.api_key, connections=4, patience=args.patience) as server:
+        return await reward(
+            server,
+            judge,
+            Problems(tasks),
+            source=args.source or ", ".join(args.verifier),
+            filters=options.filters_of(args),
+            again=args.again,
+            batch=args.batch,
+            concurrency=args.concurrency,
+            failures=args.failures,
+        )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = options.parser("reward", __doc__)
+    options.add_verifier_arguments(parser, None)
+    parser.add_argument("--source", help="kept with every reward; default: the verifiers")
+    parser.add_argument("--task", action="append", default=[], help="where problems are; registered ones are known")
+    parser.add_argument(
+        "--prompts", action="append", default=[], type=Path, metavar="FILE", help="the same, JSON lines"
+    )
+    parser.add_argument("--again", action="store_true", help="also those that have a reward")
+    parser.add_argument("--failures", type=Path, metavar="FILE", help="append failures to this file, as JSON lines")
+    parser.add_argument("--batch", type=options.positive, default=200, help="rollouts at a time (%(default)s)")
+    options.add_filter_arguments(parser)
+    options.add_server_arguments(parser)
+    return parser
+
+
+def _say(result: Rewarded, console: Console) -> None:
+    tally = result.tally
+    table = Table("verifier", "judged", "not applicable", "failed")
+    for name, counts in tally.by_verifier.items():
+        table.add_row(name, *(str(counts[kind]) for kind in ("judged", "not_applicable", "failed")))
+    table.add_row("together", str(tally.judged), str(tally.not_applicable), str(tally.failed), style="bold")
+    console.print(table)
+    mean = "" if tally.mean is None else f", mean {tally.mean:.4f}"
+    gone = f"; {result.gone} rollouts were deleted meanwhile" if result.gone else ""
+    console.print(f"{result.given} rewards given, {result.changed} of them new{mean}{gone}; {result.seconds:.0f} s")
+    for failure in result.failures[:SHOWN]:
+        console.print(f"{failure['rollout']}: {failure['verifier']} {failure['reason']}", markup=False, style="red")
+    if len(result.failures) > SHOWN:
+        console.print(f"… and {len(result.failures) - SHOWN} more failures", style="red")

@@ -1,0 +1,9 @@
+"""`qsharp evaluate`: a task's accuracy against KL, over `eta` and methods.
+
+settings    what is measured
+evaluate    samples, judges and scores what is missing, and writes the report
+statistics  estimates and their standard errors: pure functions
+report      report.json as a model
+table       the report as a table
+plot        the report as a plot of accuracy against KL
+"""

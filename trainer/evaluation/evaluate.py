@@ -1,0 +1,182 @@
+"""Accuracy on a task's problems over a list of `eta` and methods, sampled through a running server.
+
+Every problem is sampled under every setting, the reference among them, so gains are paired by problem. Settings take
+turns, so that all of them see the same state of the machine. Samples are kept in `samples.jsonl` of the output folder,
+and the same evaluation goes on from there; problems and settings may be added to it.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+from tqdm import tqdm
+
+from trainer.evaluation.report import EvaluationReport, SettingReport
+from trainer.evaluation.settings import EvaluateError, Evaluation, Setting
+from trainer.evaluation.statistics import JudgedSample, summary
+from trainer.rewards.base import Case
+from trainer.rewards.verifiers import Judge, TaskRef
+from trainer.rollouts.client import JSONObject, ServerClient
+from trainer.rollouts.collection import digest, seed_of
+from trainer.rollouts.concurrency import each
+from trainer.rollouts.journal import Journal
+from trainer.tasks.base import Problem, Vote
+
+SAMPLES, REPORT, PLOT = "samples.jsonl", "report.json", "report.png"
+
+
+class SampleEntry(BaseModel):
+    """A judged completion as the journal keeps it; see `statistics.JudgedSample`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    text: str
+    reward: float | None
+    kl: float
+    tokens: int
+    vote: str | None
+    score: float | None
+
+    def judged(self) -> JudgedSample:
+        """The completion without its text."""
+        return JudgedSample(**self.model_dump(exclude={"text"}))
+
+
+_SAMPLES = TypeAdapter(list[SampleEntry])
+
+
+async def evaluate(
+    client: ServerClient,
+    judge: Judge,
+    task: TaskRef,
+    evaluation: Evaluation,
+    out: Path,
+    *,
+    vote: Vote | None = None,
+    concurrency: int = 16,
+) -> EvaluationReport:
+    """Samples what is missing and writes `report.json`.
+
+    Args:
+        client: of the server; it has the key that the critic's scores need.
+        judge: who judges completions.
+        task: the task whose problems are sampled.
+        evaluation: what is measured.
+        out: folder of samples and report.
+        vote: what completions vote for; None is the task's own.
+        concurrency: requests at once.
+
+    Raises:
+        EvaluateError: nothing could be judged.
+        RequestError, JournalError, TaskError
+    """
+    problems = task.task.of_split(evaluation.split)[: evaluation.limit]
+    identity = evaluation.identity(task.task, judge)
+    settings = (Setting(), *evaluation.settings)
+    critic = None if evaluation.critic is None else await client.critic(evaluation.critic)
+    started = time.monotonic()
+    with Journal(out / SAMPLES, identity) as journal:
+        run = _Run(client, judge, task, evaluation, critic, vote or task.task.vote, digest(identity))
+        done = {entry["item"]: _SAMPLES.validate_python(entry["samples"]) for entry in journal.entries}
+        todo = [(p, s, key) for p in problems for s in settings if (key := run.key(p, s)) not in done]
+        total = len(problems) * len(settings)
+        with tqdm(total=total, initial=total - len(todo), unit="problem", desc="evaluate", smoothing=0.05) as bar:
+
+            async def one(item: tuple[Problem, Setting, str]) -> None:
+                problem, setting, key = item
+                done[key] = await run.sample(problem, setting, key)
+                samples = _SAMPLES.dump_python(done[key], mode="json")
+                journal.add({"item": key, "problem": problem.id, "setting": setting.label, "samples": samples})
+                bar.update()
+
+            await each(todo, one, concurrency)
+    by_setting = {s: {p.id: [one.judged() for one in done[run.key(p, s)]] for p in problems} for s in settings}
+    least = float(critic["card"]["reward_range"][0]) if critic else 0.0
+    results = []
+    for setting, samples in by_setting.items():
+        figures = summary(samples, by_setting[Setting()], setting.samples or evaluation.samples, least)
+        results.append(SettingReport(**asdict(setting), **figures.model_dump()))
+    if not results[0].n:
+        raise EvaluateError("no completion could be judged: name a verifier that applies to this task (--verifier)")
+    seconds = time.monotonic() - started
+    report = EvaluationReport(**identity, seconds=seconds, failures=run.failures, results=results)
+    report.write(out / REPORT)
+    return report
+
+
+class _Run:
+    def __init__(
+        self,
+        client: ServerClient,
+        judge: Judge,
+        task: TaskRef,
+        evaluation: Evaluation,
+        critic: JSONObject | None,
+        vote: Vote,
+        identity: str,
+    ) -> None:
+        self._client = client
+        self._judge = judge
+        self._task = task
+        self._evaluation = evaluation
+        self._critic = critic
+        self._vote = vote
+        self._identity = identity
+        self.failures: list[str] = []
+
+    def key(self, problem: Problem, setting: Setting) -> str:
+        """Names the samples of a problem under a setting; their seed derives from it."""
+        return digest([self._identity, asdict(setting), problem.id, problem.request()])[:32]
+
+    async def sample(self, problem: Problem, setting: Setting, key: str) -> list[SampleEntry]:
+        """Samples a problem under a setting, judges the completions and has the critic score them."""
+        evaluation = self._evaluation
+        route, question = problem.request()
+        body = {
+            **question,
+            **evaluation.sampling.fields(),
+            "model": evaluation.model,
+            "n": setting.samples or evaluation.samples,
+            "seed": seed_of(key),
+            "eta": setting.eta,
+            "return_token_ids": True,
+        }
+        if setting.eta is not None:
+            body["guidance"] = {"critic": evaluation.critic, "method": setting.method, **dict(evaluation.guidance)}
+        answer = await self._client.post(route, body)
+        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+        prompt = answer.get("prompt_token_ids") or choices[0].get("prompt_token_ids")
+        scores = await self._scores(prompt, [choice["token_ids"] for choice in choices])
+        return [await self._entry(problem, choice, score) for choice, score in zip(choices, scores, strict=True)]
+
+    async def _entry(self, problem: Problem, choice: JSONObject, score: float | None) -> SampleEntry:
+        text = choice["text"] if "text" in choice else choice["message"].get("content") or ""
+        prompt = problem.prompt if isinstance(problem.prompt, str) else None
+        case = Case(completion=text, problem=problem, prompt=prompt, messages=problem.messages)
+        verdict = await self._judge.judge(case, self._task)
+        self.failures += [f"problem {problem.id}: {name} {why}" for name, why in verdict.failures.items()]
+        return SampleEntry(
+            text=text,
+            reward=verdict.reward,
+            kl=(choice.get("guidance") or {}).get("kl", 0.0),
+            tokens=len(choice["token_ids"]),
+            vote=self._vote(text),
+            score=score,
+        )
+
+    async def _scores(self, prompt: list[int], completions: Sequence[list[int]]) -> list[float | None]:
+        """The reward that the critic expects after each completion; None for a completion that it cannot read."""
+        scores: list[float | None] = [None] * len(completions)
+        if self._critic is None or not self._evaluation.scored:
+            return scores
+        if self._critic["card"].get("backbone") == "reference":  # a native critic cannot score a text
+            return scores
+        longest = self._critic["max_length"] - len(prompt)
+        readable = [i for i, completion in enumerate(completions) if 0 < len(completion) <= longest]
+        if readable:
+            body = {"prompt": prompt, "completion": [completions[i] for i in readable]}
+            answer = await self._client.post(f"/v1/critics/{self._critic['id']}/score", body)
+            for i, entry in zip(readable, answer["data"], strict=True):
+                scores[i] = entry["values"][-1]
+        return scores

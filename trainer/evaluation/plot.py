@@ -1,0 +1,99 @@
+"""An evaluation's report as a plot of accuracy against KL."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from trainer.evaluation.report import EvaluationReport, SettingReport
+from trainer.evaluation.table import NAMES
+
+COLOURS = {"qsharp": "#2b6cb0", "cd": "#c05621"}
+OTHERS = ("#2f855a", "#6b46c1")
+GREY = "#8a94a0"
+# What else one can do with k samples of the reference, drawn as levels.
+LEVELS = {
+    "majority": ("majority of {}", ":"),
+    "weighted_majority": ("weighted majority of {}", "-."),
+    "best_of": ("best of {} by the critic", (0, (1, 3))),
+}
+
+
+def plot(path: Path, report: EvaluationReport, levels: bool = False) -> None:
+    """Writes a PNG with a curve for each method and a point for each eta; bars are one standard error.
+
+    Args:
+        levels: also draw what majorities and best-of-k of the reference's samples reach.
+    """
+    figure = Figure(figsize=(7.2, 4.8), dpi=140, layout="constrained")
+    axes = figure.add_subplot()
+    draw(axes, report, levels)
+    axes.set_title(
+        f"{report.task}, {report.split}: {report.reference.problems} problems × {report.samples} samples"
+        " (± one standard error)",
+        fontsize=10,
+    )
+    figure.savefig(path)
+
+
+def draw(axes: Axes, report: EvaluationReport, levels: bool = False) -> None:
+    """Draws what `plot` draws into existing axes, without a title."""
+    reference = report.reference
+    assert reference.accuracy is not None
+    level, error = reference.accuracy, reference.accuracy_se or 0.0
+    axes.axhspan(level - error, level + error, color=GREY, alpha=0.18, linewidth=0)
+    axes.axhline(level, color=GREY, linewidth=1, linestyle="--")
+    axes.errorbar(
+        [0.0], [level], yerr=[error], color=GREY, marker="s", markersize=6, capsize=2.5, linewidth=1.5,
+        label="reference",
+    )  # fmt: skip
+    for name, (label, style) in LEVELS.items() if levels and report.samples > 1 else ():
+        height, _ = reference.figure(name)
+        if height is not None:
+            text = label.format(report.samples)
+            axes.axhline(height, color=GREY, linewidth=1, linestyle=style, label=text)
+    spare = iter(OTHERS * len(report.results))
+    coloured: list[tuple[SettingReport, str]] = []
+    for method in dict.fromkeys(r.method for r in report.results if r.guided):
+        points = by_strength(r for r in report.results if r.method == method and r.accuracy is not None)
+        colour = COLOURS.get(method) or next(spare)
+        axes.errorbar(
+            [r.point[0] for r in points], [r.point[1] for r in points],
+            xerr=[r.kl_se or 0.0 for r in points], yerr=[r.accuracy_se or 0.0 for r in points],
+            color=colour, marker="o", markersize=5, capsize=2.5, linewidth=1.5, label=NAMES.get(method, method),
+        )  # fmt: skip
+        coloured += [(r, colour) for r in points]
+    axes.set(xlabel="KL to the reference per completion, nats", ylabel="accuracy (pass@1)")
+    axes.legend(frameon=False, fontsize=9, loc="best")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e9ec", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.08)
+    write_etas(axes, coloured, "η = {:g}")
+
+
+def by_strength(results: Iterable[SettingReport]) -> list[SettingReport]:
+    """Guided settings in order, from weak guidance (a large eta) to strong guidance."""
+    return sorted(results, key=lambda r: -(r.eta or 0.0))
+
+
+def write_etas(axes: Axes, points: Iterable[tuple[SettingReport, str]], form: str) -> None:
+    """Writes each point's eta beside it, in its colour, unless it would cover another one.
+
+    Args:
+        axes: their limits must be final.
+        points: settings with their colours.
+        form: format string of an eta.
+    """
+    wide, high = 9 * len(form.format(0.1)), 18  # pixels, about what such a text takes
+    taken: list[tuple[float, float]] = []
+    axes.autoscale_view()  # else limits wait for the drawing
+    for r, colour in points:
+        x, y = axes.transData.transform(r.point)
+        if all(abs(x - a) > wide or abs(y - b) > high for a, b in taken):
+            taken.append((x, y))
+            axes.annotate(
+                form.format(r.eta), r.point, textcoords="offset points", xytext=(6, -11),
+                fontsize=8, color=colour,
+            )  # fmt: skip

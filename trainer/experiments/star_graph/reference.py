@@ -1,0 +1,120 @@
+"""Pre-training of the reference on true paths.
+
+Beside the next token, heads that are thrown away afterwards predict the tokens after it, from the same hidden state.
+They make the layers follow an arm's edges, which the next token alone gives no reason for at an arm's first node, and
+which a critic that starts from these layers builds on. The arm itself is predicted no better for it: the reference
+takes one at random.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer.experiments.star_graph.optimizer import OptimizerSpec, optimisation
+from trainer.experiments.star_graph.report import ReferenceEntry
+from trainer.tasks.star_graph import Shape, draw
+
+IGNORED = -100
+LOGGED = 100  # steps
+
+
+def train(
+    model: Any,
+    tokens: Any,
+    stages: Sequence[tuple[Shape, int]],
+    *,
+    batch: int,
+    heads: int,
+    weight: float,
+    optimizer: OptimizerSpec,
+    device: torch.device,
+    seed: int = 0,
+    graphs: int | None = None,
+) -> list[ReferenceEntry]:
+    """Trains a model in place on fresh graphs.
+
+    Args:
+        model: a causal language model.
+        tokens: its tokenizer.
+        stages: shapes and numbers of steps, easy ones first.
+        batch: graphs of a step.
+        heads: the number of tokens after the next one that are predicted, too.
+        weight: of their mean loss.
+        optimizer: how steps are made.
+        device: of the training.
+        seed: of the graphs and of the heads.
+        graphs: the number of different graphs of each size; None means that each graph is new.
+
+    Returns:
+        The mean losses of every 100 steps.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    model.to(device).train()
+    torch.manual_seed(seed)
+    vocab = model.config.vocab_size
+    ahead = nn.ModuleList(nn.Linear(model.config.hidden_size, vocab) for _ in range(heads)).to(device)
+    steps = sum(count for _, count in stages)
+    log: list[ReferenceEntry] = []
+    sums = torch.zeros(2)
+
+    def gradients(ids: Tensor, judged: Tensor) -> float:
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        soon = loss_of(model.get_output_embeddings(), hidden, judged, 1)
+        later = [loss_of(head, hidden, judged, k) for k, head in enumerate(ahead, 2)]
+        mean_later = torch.stack(later).mean() if later else torch.zeros_like(soon)
+        loss = soon + weight * mean_later
+        loss.backward()
+        sums.add_(torch.stack([soon, mean_later]).detach().cpu())
+        return loss.item()
+
+    with optimisation(model.base_model, [model, ahead], optimizer, steps, "reference") as training:
+        for shape, ids, judged in batches(tokens, stages, batch, seed, graphs):
+            step = training.step(partial(gradients, ids.to(device), judged.to(device))).number
+            if step % LOGGED == 0 or step == steps:
+                means = (sums / (step % LOGGED or LOGGED)).tolist()
+                log.append(ReferenceEntry(step=step, next=means[0], later=means[1]))
+                training.show(graph=str(shape), next=f"{means[0]:.3f}", later=f"{means[1]:.3f}")
+                sums.zero_()
+    model.eval()
+    return log
+
+
+def batches(
+    tokens: Any, stages: Sequence[tuple[Shape, int]], batch: int, seed: int, graphs: int | None = None
+) -> Iterator[tuple[Shape, Tensor, Tensor]]:
+    """Yields shapes, token ids `[B, S]` of prompts and paths, and the same ids with all but the paths ignored."""
+    end, pad = tokens.eos_token_id, tokens.pad_token_id
+    for shape, steps in stages:
+        for step in range(steps):
+            numbers = [(step * batch + i) % (graphs or steps * batch) for i in range(batch)]
+            drawn = [draw(shape, f"pretrain-{seed}-{number}") for number in numbers]
+            prompts = tokens([graph.prompt for graph in drawn])["input_ids"]
+            paths = tokens([graph.path for graph in drawn])["input_ids"]
+            size = max(len(a) + len(b) + 1 for a, b in zip(prompts, paths, strict=True))
+            ids = torch.full((batch, size), pad)
+            judged = torch.full((batch, size), IGNORED)
+            for row, (prompt, path) in enumerate(zip(prompts, paths, strict=True)):
+                whole = torch.tensor([*prompt, *path, end])
+                ids[row, : len(whole)] = whole
+                judged[row, len(prompt) : len(whole)] = whole[len(prompt) :]
+            yield shape, ids, judged
+
+
+def loss_of(head: nn.Module, hidden: Tensor, judged: Tensor, ahead: int) -> Tensor:
+    """The mean cross-entropy, in nats, of predicting the token `ahead` places on, where it is judged.
+
+    Args:
+        head: maps hidden states to logits.
+        hidden: `[B, S, D]`.
+        judged: `[B, S]` token ids, `IGNORED` where they are not judged.
+        ahead: from 1.
+    """
+    wanted = judged[:, ahead:]
+    where = wanted != IGNORED
+    return F.cross_entropy(head(hidden[:, :-ahead][where]), wanted[where])

@@ -1,0 +1,128 @@
+"""What a loop writes: the result of each stage, which its journal keeps, and `report.json`."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from trainer.reports import Report, ReportPart
+from trainer.training.report import TrainingReport
+
+
+class BeginResult(ReportPart):
+    """The version that guides in a round, `name@version`; None without one."""
+
+    critic: str | None
+
+
+class WaitResult(ReportPart):
+    """What a watch waited for.
+
+    Attributes:
+        rows: rollouts with a reward, in the round's file.
+        trainable: those of them that can be trained on.
+        new: those of these that the round before did not have.
+    """
+
+    rows: int
+    trainable: int
+    new: int
+
+
+class CollectResult(ReportPart):
+    """What was sampled, see `rollouts.collect.Collected`; `guided_by` is the version that guided the roll-ins."""
+
+    run: str
+    wanted: int
+    made: int
+    found: int
+    before: int
+    too_short: int
+    no_way_out: int = 0
+    tokens: int
+    retries: int
+    seconds: float
+    guided_by: str | None
+
+
+class JudgeResult(ReportPart):
+    """How many rewards were given, their mean, and the completions that verifiers failed on or did not apply to."""
+
+    given: int
+    mean: float | None
+    failed: int
+    not_applicable: int
+
+
+class ExportResult(ReportPart):
+    """The number of rollouts in the round's file."""
+
+    rows: int
+
+
+class FailedTraining(ReportPart):
+    """Why a watch's training made no version."""
+
+    failed: str
+
+
+class ActivateResult(ReportPart):
+    """Whether the new version was activated, and why; `critic` is the version that guides now, None without one."""
+
+    activated: bool
+    why: str
+    critic: str | None
+
+
+class SettingSummary(ReportPart):
+    """A row of the evaluation after a round; see `evaluation.report.SettingReport`."""
+
+    method: str
+    eta: float | None
+    problems: int
+    n: int
+    accuracy: float | None
+    accuracy_se: float | None
+    gain: float | None
+    gain_se: float | None
+    kl: float | None
+    kl_se: float | None
+
+
+class EvaluateResult(ReportPart):
+    """What was measured after a round, and the version that guided."""
+
+    critic: str | None
+    results: list[SettingSummary]
+
+
+class EndResult(ReportPart):
+    """The end of a round has no result."""
+
+
+class RoundReport(ReportPart):
+    """A round, as far as it is; None is a stage that is not done. `seconds` are those of each stage that is."""
+
+    round: int
+    begin: BeginResult | None
+    collect: CollectResult | None
+    reward: JudgeResult | None
+    export: ExportResult | None
+    train: TrainingReport | None
+    activate: ActivateResult | None
+    evaluate: EvaluateResult | None
+    seconds: dict[str, float]
+
+
+class LoopReport(Report):
+    """The report of a loop.
+
+    Attributes:
+        critic: the version that guides after the last round, `name@version`; None without one.
+        seconds: of all stages.
+        rounds: all that were begun.
+    """
+
+    format: Literal[1] = Field(default=1)
+    critic: str | None
+    seconds: float
+    rounds: list[RoundReport]

@@ -1,0 +1,65 @@
+"""Stored rollouts as one Parquet file, which `datasets`, pandas and `qsharp train` read."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import httpx
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tenacity import Retrying
+from tqdm import tqdm
+
+from trainer.rollouts.errors import RequestError, TransientError, check, describe
+from trainer.rollouts.retrying import policy
+
+
+def export(url: str, out: Path, query: Mapping[str, str], *, key: str | None = None, patience: float = 600.0) -> int:
+    """Writes the file whole or not at all; an older one of that name stays until then.
+
+    Args:
+        url: the server's base URL, with or without `/v1`.
+        out: the file.
+        query: filters of `GET /v1/rollouts`.
+        key: sent as the bearer token.
+        patience: seconds after which an export that keeps failing is given up.
+
+    Returns:
+        How many rollouts the file holds.
+
+    Raises:
+        RequestError
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        rows: int = Retrying(**policy(patience))(_download, url, part, query, key)
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+    return rows
+
+
+def _download(url: str, part: Path, query: Mapping[str, str], key: str | None) -> int:
+    base = url.rstrip("/").removesuffix("/v1")
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        with (
+            httpx.stream("GET", f"{base}/v1/rollouts/export", params=query, headers=headers, timeout=300) as response,
+            part.open("wb") as file,
+            tqdm(unit="B", unit_scale=True, desc="export") as bar,
+        ):
+            if response.is_error:
+                response.read()
+            check(base, response)
+            for piece in response.iter_bytes():
+                file.write(piece)
+                bar.update(len(piece))
+            file.flush()
+            os.fsync(file.fileno())
+    except httpx.TransportError as error:
+        raise TransientError(f"{base} did not send the file: {describe(error)}") from error
+    try:
+        return pq.read_metadata(part).num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise RequestError(f"{base} did not send a whole Parquet file: {error}") from error

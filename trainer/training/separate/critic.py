@@ -1,0 +1,103 @@
+"""A separate critic, one with a backbone of its own, as a run trains it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from qsharp_core.critic.checkpoint import CriticCard, MLPCard, read_card, save
+from trainer.training.base import local_folder
+from trainer.training.data import LabelledRollout
+from trainer.training.heldout import Predictions
+from trainer.training.native.parent import predict_native
+from trainer.training.outputs import Outputs
+from trainer.training.parents import Parent
+from trainer.training.prepare import DataRequirements, Prepared
+from trainer.training.publish import CardFields
+from trainer.training.run import Progress, Run
+from trainer.training.separate.fit import Fit, fit
+from trainer.training.separate.parent import predict_separate
+from trainer.training.separate.passes import Passes, passes_of
+from trainer.training.separate.predict import predict
+from trainer.training.separate.scorer import LabelScorer
+from trainer.training.separate.start import start
+from trainer.training.settings import TrainSettings
+from trainer.training.trainable import Evaluate, Watch
+
+
+class SeparateTrainable:
+    """A separate critic as `trainable.TrainableCritic`.
+
+    Raises:
+        TrainingError, CriticError: the base, or the critic to continue, cannot be read.
+    """
+
+    def __init__(self, settings: TrainSettings, outputs: Outputs, accelerator: Accelerator) -> None:
+        self._settings = settings
+        self._outputs = outputs
+        self._accelerator = accelerator
+        self._start = start(settings)
+        self._critic = self._start.critic
+        self._passes = Passes(False, settings.batch_tokens)
+
+    @property
+    def requirements(self) -> DataRequirements:
+        return DataRequirements(
+            self._critic.distribution, self._critic.max_length, self._critic.vocab, self._start.parent
+        )
+
+    def begin(self, prepared: Prepared) -> str:
+        self._critic.to(self._accelerator.device)
+        self._passes = passes_of(self._settings, self._accelerator, self._critic, prepared.train)
+        return "prefixes that rollouts share are run once" if self._passes.trees else "each rollout is run in full"
+
+    def predict_parent(self, folder: Path, prepared: Prepared) -> Parent:
+        base = local_folder(self._settings.base) if self._settings.base else None
+        if read_card(folder).backbone == "reference":
+            return predict_native(folder, base, self._settings, self._outputs, prepared, self._accelerator.device)
+        return predict_separate(folder, base, self._settings, self._critic.vocab, prepared, self._accelerator)
+
+    def fit(self, prepared: Prepared, run: Run, evaluate: Evaluate, watch: Watch) -> Progress:
+        job = Fit(
+            scorer=LabelScorer(self._critic),
+            returns=self._critic.distribution,
+            rollouts=prepared.train,
+            settings=self._settings,
+            passes=self._passes,
+            accelerator=self._accelerator,
+            autocast=_autocast(self._settings, self._accelerator),
+            evaluate=evaluate,
+            watch=watch,
+            checkpoint_every=self._outputs.checkpoint_every,
+        )
+        return fit(job, run)
+
+    def round_weights(self) -> None:
+        self._critic.requires_grad_(False).to(self._outputs.dtype).float()
+
+    def predict(self, rollouts: Sequence[LabelledRollout]) -> Predictions:
+        return predict(self._critic, rollouts, self._passes, self._accelerator)
+
+    def card(self) -> CardFields:
+        shape = self._critic.head.shape
+        return {
+            "head": shape.kind,
+            "mlp": MLPCard(width=shape.mlp).model_dump() if shape.mlp else None,
+            "borrow": ["input_embeddings"] if self._start.borrows else [],
+            "tokenizer_fingerprint": self._start.tokenizer_fingerprint,
+        }
+
+    def save(self, folder: Path, card: CriticCard) -> None:
+        # Of the architecture that is stored: the base's configuration names its language model.
+        config = self._critic.backbone.config
+        config.architectures = [type(self._critic.backbone).__name__]
+        config.dtype = self._outputs.dtype
+        save(folder, card, self._critic.cpu().to(self._outputs.dtype))
+
+
+def _autocast(settings: TrainSettings, accelerator: Accelerator) -> torch.dtype | None:
+    if settings.precision == "auto":
+        able = accelerator.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if able else None
+    return torch.bfloat16 if settings.precision == "bf16" else None

@@ -1,0 +1,153 @@
+"""The optimisation of a critic with a backbone of its own, over any number of processes.
+
+A step's loss is the mean over its rollouts of the mean over their valid positions. Each pass contributes its *sum*
+over rollouts, divided by the step's number of them, so that it does not matter how the step was cut into passes or
+dealt to processes.
+"""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from qsharp_core.returns import ReturnDistribution
+from trainer.training.data import LabelledRollout
+from trainer.training.optimisation import Optimisation, OptimisationStep, adamw, run_parts, warmup_cosine
+from trainer.training.report import StepLine
+from trainer.training.run import Progress, Run
+from trainer.training.separate.batches import Batch
+from trainer.training.separate.batching import plan_epoch
+from trainer.training.separate.passes import Passes
+from trainer.training.separate.scorer import LabelScorer, outputs_of, summed_loss
+from trainer.training.settings import TrainSettings
+from trainer.training.trainable import Evaluate, Watch
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What an optimisation needs.
+
+    Attributes:
+        scorer: the critic, on its device.
+        returns: the distribution that the critic predicts.
+        rollouts: to train on.
+        settings: the run's.
+        passes: how steps are run here.
+        accelerator: devices and processes.
+        autocast: dtype of the forward pass; None is the dtype of the weights.
+        evaluate: the held-out log-loss at the end of an epoch.
+        watch: sees every line of metrics.
+        checkpoint_every: steps between two checkpoints.
+    """
+
+    scorer: LabelScorer
+    returns: ReturnDistribution
+    rollouts: Sequence[LabelledRollout]
+    settings: TrainSettings
+    passes: Passes
+    accelerator: Accelerator
+    autocast: torch.dtype | None
+    evaluate: Evaluate
+    watch: Watch
+    checkpoint_every: int
+
+
+def fit(job: Fit, run: Run) -> Progress:
+    """Trains to the end from the run's last checkpoint on; at the end the scorer has the chosen weights.
+
+    Raises:
+        TrainingError: the loss is not finite.
+    """
+    settings, accelerator = job.settings, job.accelerator
+    main = accelerator.is_main_process
+    plans = [
+        plan_epoch(job.rollouts, settings.batch_tokens, job.passes.trees, settings.seed, epoch)
+        for epoch in range(settings.epochs)
+    ]
+    total = sum(map(len, plans))
+    # Dropout stays off: a step's loss must not depend on how it was cut, and today's decoders have none.
+    job.scorer.eval()
+    optimizer = adamw(job.scorer, settings.learning_rate, settings.weight_decay)
+    progress = run.load(job.scorer, optimizer)
+    model = accelerator.prepare_model(job.scorer)
+    if main:
+        run.forget_after(progress.step)
+    accelerator.wait_for_everyone()
+
+    def after_step(epoch: int, indices: Sequence[int], step: OptimisationStep) -> None:
+        nonlocal progress
+        speed = round(sum(job.rollouts[i].length for i in indices) / step.seconds, 1)
+        if main:
+            line = StepLine(
+                step=step.number, epoch=epoch, loss=step.loss, lr=step.rate, grad_norm=step.norm,
+                rollouts=len(indices), tokens_per_second=speed,
+            )  # fmt: skip
+            run.log(line)
+            job.watch(line)
+        progress = progress.model_copy(update={"step": step.number})
+        optimisation.show(epoch=epoch, loss=f"{step.loss:.4f}", **{"tok/s": f"{speed:.0f}"})
+
+    def after_epoch(epoch: int, step: OptimisationStep) -> None:
+        nonlocal progress
+        loss = job.evaluate(step.number, epoch)
+        progress = run.keep_best(job.scorer, progress, loss, epoch, write=main and settings.select == "best")
+
+    def checkpoint(step: OptimisationStep) -> None:
+        if main and (step.number % job.checkpoint_every == 0 or step.number == total):
+            run.save(job.scorer, optimizer, progress)
+
+    with Optimisation(
+        job.scorer.parameters(),
+        [optimizer],
+        lambda step, greatest: warmup_cosine(step, total, greatest, settings.warmup),
+        clip=settings.clip,
+        steps=total,
+        done=progress.step,
+        quiet=not main,
+    ) as optimisation:
+        run_parts(
+            optimisation,
+            _left(plans, progress.step),
+            lambda indices: _gradients(job, model, indices),
+            after_step=after_step,
+            after_part=after_epoch,
+            checkpoint=checkpoint,
+        )
+    accelerator.wait_for_everyone()
+    if settings.select == "best" and progress.best_epoch is not None:
+        run.load_best(job.scorer)
+    return progress
+
+
+def _left(plans: Sequence[list[list[int]]], done: int) -> list[tuple[int, list[list[int]]]]:
+    """The steps of each epoch, counted from 1, that are left when some are done."""
+    left, before = [], 0
+    for epoch, plan in enumerate(plans, start=1):
+        left.append((epoch, plan[max(done - before, 0) :]))
+        before += len(plan)
+    return left
+
+
+def _gradients(job: Fit, model: nn.Module, indices: Sequence[int]) -> float:
+    """Adds the gradients of one step's loss, over all processes, and returns the loss."""
+    accelerator = job.accelerator
+    batches = job.passes.batches(indices, job.rollouts)
+    total = torch.zeros((), device=accelerator.device)
+    for batch in batches:
+        # Gradients are summed here, and averaged over processes once, at the last pass.
+        last = batch is batches[-1]
+        with nullcontext() if last else accelerator.no_sync(model):
+            loss = _loss(job, model, batch.to(accelerator.device)) / len(indices)
+            accelerator.backward(loss * accelerator.num_processes)
+        total += loss.detach()
+    return float(accelerator.reduce(total, "sum"))
+
+
+def _loss(job: Fit, model: nn.Module, batch: Batch) -> Tensor:
+    device = job.accelerator.device.type
+    with torch.autocast(device, job.autocast or torch.bfloat16, enabled=job.autocast is not None):
+        outputs_L = outputs_of(model, batch)
+    return summed_loss(job.returns, outputs_L, batch, job.settings.loss)

@@ -1,0 +1,69 @@
+"""The batches that this process runs of a step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from accelerate import Accelerator
+
+from qsharp_core.critic.model import Critic
+from trainer.training.data import LabelledRollout
+from trainer.training.separate.batches import Batch, padded, tree
+from trainer.training.separate.batching import TREE_NODES, padded_passes, plan_epoch, share, tree_passes
+from trainer.training.separate.scorer import understands_trees
+from trainer.training.settings import TrainSettings
+
+# A tree's attention is dense over its nodes; it has to save at least this part of the tokens to pay.
+WORTHWHILE = 0.8
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How steps are run.
+
+    Attributes:
+        trees: whether rollouts that share a prefix run as a tree.
+        max_tokens: the most tokens (or nodes) of a pass.
+        process, processes: the number of this process, from 0, and of all processes.
+    """
+
+    trees: bool
+    max_tokens: int
+    process: int = 0
+    processes: int = 1
+
+    def cut(self, indices: Sequence[int], rollouts: Sequence[LabelledRollout]) -> list[list[int]]:
+        """The passes of a step, those of all processes."""
+        if self.trees:
+            return tree_passes(indices, rollouts, min(self.max_tokens, TREE_NODES))
+        return padded_passes(indices, {i: rollouts[i].length for i in indices}, self.max_tokens)
+
+    def batches(self, indices: Sequence[int], rollouts: Sequence[LabelledRollout]) -> list[Batch]:
+        """This process's batches of a step. There is at least one; it has no weight if there is nothing to do."""
+        ours = share(self.cut(indices, rollouts), self.processes)[self.process]
+        if not ours:
+            return [padded(indices[:1], rollouts).without_weight()]
+        # A tree of one rollout is a row, which needs no mask of its own.
+        return [tree(p, rollouts) if self.trees and len(p) > 1 else padded(p, rollouts) for p in ours]
+
+
+def saving(steps: Sequence[list[int]], rollouts: Sequence[LabelledRollout], max_tokens: int) -> float:
+    """The fraction of the tokens that is left to run in trees, estimated on some steps."""
+    nodes = tokens = 0
+    cut = Passes(True, max_tokens)
+    for indices in steps[:4]:
+        tokens += sum(rollouts[i].length for i in indices)
+        nodes += sum(tree(p, rollouts).input_ids.numel() for p in cut.cut(indices, rollouts))
+    return nodes / tokens
+
+
+def passes_of(
+    settings: TrainSettings, accelerator: Accelerator, critic: Critic, rollouts: list[LabelledRollout]
+) -> Passes:
+    """How a critic's steps are run: as trees if its backbone obeys their mask and they save enough, else as rows."""
+    max_tokens = max(settings.batch_tokens // settings.grad_accumulation, 1)
+    trees = settings.share_prefixes
+    if trees:
+        plan = plan_epoch(rollouts, settings.batch_tokens, True, settings.seed, 0)
+        trees = saving(plan, rollouts, max_tokens) <= WORTHWHILE
+    trees = trees and understands_trees(critic, rollouts, accelerator.device)
+    return Passes(trees, max_tokens, accelerator.process_index, accelerator.num_processes)
