@@ -185,7 +185,7 @@ def scored(prompt: list[int], completion: list[int]) -> list[float]:
 
 def application(fake: FakeServer) -> FastAPI:
     app = FastAPI()
-    app.state.qsharp = SimpleNamespace(store=fake.store, registry=SimpleNamespace(critics={}))
+    app.state.qsharp = SimpleNamespace(store=fake.store, catalog=SimpleNamespace(critics={}))
     app.add_exception_handler(QSharpError, errors.handle)
     rollouts.attach(app)
 
