@@ -1,12 +1,12 @@
-"""Attention over the paged pool, for any backbone of transformers.
+"""The attention functions that a critic's backbone runs: with the paged cache, and without a cache.
 
-Registered with transformers' `AttentionInterface` under `PAGED`; the running pass reaches it as the keyword argument
-`critic_pass`, which every decoder hands down to its attention layers. A backbone that does something here that these
-functions do not know (score capping, attention sinks) is refused, and `CriticEngine` compares the cached path with a
-plain forward pass before it serves any backbone at all.
+`paged_attention` is registered with transformers' `AttentionInterface` under the name `PAGED`. The running pass reaches
+it as the keyword argument `critic_pass`, which every decoder of transformers hands down to its attention layers. A
+backbone whose attention does something that these functions do not know (score capping, attention sinks) is refused,
+and every backbone's cached pass is compared with a plain one before it serves (`check`).
 
-Shapes: N packed tokens of all rows, R rows, M most tokens of a row, B most blocks of a row, L slots of these, H query
-heads, G key heads, D head width.
+Shapes: N packed tokens of all rows, R rows, M most tokens of a row, B most blocks of a row, L slots of these blocks,
+H query heads, G key heads, D head width.
 """
 
 from dataclasses import dataclass, field
@@ -17,51 +17,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from qsharp_core.critic.cpu import attention_with_lse
+from qsharp_core.critic.scoring.cpu import attention_with_lse
+from qsharp_core.critic.scoring.kv_pool import KVPool
+from qsharp_core.critic.scoring.layout import Layout
 from qsharp_core.errors import CriticError
 
 PAGED = "qsharp_paged"
 
 
-@dataclass
-class Pool:
-    """Keys and values of every layer: `[slots, G, D]` each; slot = block · block_size + offset.
-
-    Attributes:
-        stacked: the same memory, all that have one shape together: `[…, slots, G, D]`.
-    """
-
-    keys: list[Tensor]
-    values: list[Tensor]
-    stacked: list[Tensor]
-
-    @classmethod
-    def zeros(cls, slots: int, shapes: list[tuple[torch.Size, torch.Size]], like: Tensor) -> "Pool":
-        """An empty one; `shapes` are `(G, D)` of each layer's keys and of its values."""
-        every = [shape for layer in shapes for shape in layer]
-        stacked = {shape: like.new_zeros(every.count(shape), slots, *shape) for shape in dict.fromkeys(every)}
-        parts = {shape: iter(tensor) for shape, tensor in stacked.items()}
-        tensors = [next(parts[shape]) for shape in every]
-        return cls(tensors[::2], tensors[1::2], [*stacked.values()])
-
-    def move(self, source_N: Tensor, to_N: Tensor) -> None:
-        """Copies slots to other ones, in every layer."""
-        for tensor in self.stacked:
-            tensor.index_copy_(1, to_N, tensor.index_select(1, source_N))
-
-    def wipe(self, slots_N: Tensor) -> None:
-        """Sets slots to zero, in every layer."""
-        for tensor in self.stacked:
-            tensor.index_fill_(1, slots_N, 0)
-
-
-class Pass(Protocol):
+class AttentionPass(Protocol):
     """One forward pass over packed tokens."""
 
     def attend(
         self, layer: int, query_NHD: Tensor, key_NGD: Tensor, value_NGD: Tensor, scaling: float, window: int | None
     ) -> Tensor:
-        """The attention output of one layer, `[N, H, D]`."""
+        """The attention output of one layer, `[N, H, D]`.
+
+        Args:
+            layer: index of the layer.
+            query_NHD, key_NGD, value_NGD: of the packed tokens.
+            scaling: factor of the scores.
+            window: how many positions back a token sees, itself included; None without a limit.
+        """
 
 
 def paged_attention(
@@ -76,12 +53,25 @@ def paged_attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     *,
-    critic_pass: Pass,
+    critic_pass: AttentionPass,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention signature: `query [1, H, N, D]`, `key`, `value [1, G, N, D]` -> `[1, N, H, D]`."""
+    """Hands a layer's attention to the running pass. The signature is transformers'.
+
+    Args:
+        module: the attention layer.
+        query: `[1, H, N, D]`.
+        key, value: `[1, G, N, D]`.
+        critic_pass: the running pass.
+
+    Returns:
+        The output `[1, N, H, D]`, and no weights.
+
+    Raises:
+        CriticError: the layer caps its scores or has attention sinks.
+    """
     if softcap is not None or s_aux is not None:
-        raise CriticError(f"{type(module).__name__} uses score capping or sinks, which critics cannot")
+        raise CriticError(f"{type(module).__name__} uses score capping or sinks, which a critic's backbone cannot have")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     output = critic_pass.attend(
         module.layer_idx,  # type: ignore[arg-type]
@@ -94,13 +84,18 @@ def paged_attention(
     return output[None], None
 
 
-# Which pass runs, and which layer, is no matter for a compiler: one compiled layer then serves all.
+# Hidden from the compiler, so that one compiled layer serves every pass and every layer.
 AttentionInterface.register(PAGED, torch.compiler.disable(paged_attention))
 
 
 @dataclass
 class ProbePass:
-    """Learns what each layer stores, and whether it sees a window only, by letting one token attend to itself."""
+    """A pass of one token, from which the shape of the cache is learned.
+
+    Attributes:
+        shapes: by layer, the shapes `(G, D)` of its keys and of its values.
+        windowed: whether some layer sees a window only.
+    """
 
     shapes: dict[int, tuple[torch.Size, torch.Size]] = field(default_factory=dict)
     windowed: bool = False
@@ -115,10 +110,10 @@ class ProbePass:
 
 @dataclass
 class PlainPass:
-    """One row without a cache: a history, and behind all of it candidates, each of which sees itself besides.
+    """A pass over one row without a cache: a history, then candidates. Each candidate sees the history and itself.
 
     Args:
-        history: how many of the tokens are the history's.
+        history: number of tokens, the first ones, that are the history.
     """
 
     history: int
@@ -140,87 +135,15 @@ class PlainPass:
 
 
 @dataclass
-class Layout:
-    """Where packed tokens and their keys lie.
-
-    Attributes:
-        valid_RM: which entries are tokens; None where every row has M.
-        packed_RM: index of a row's `m`-th token among the packed ones; padding points at token 0. None as `valid_RM`.
-        position_RM: each token's position in its sequence.
-        write_N: pool slots of the tokens' own keys and values.
-        shared_B: the blocks with which all rows begin and whose positions every token sees; may be none.
-        table_RB: blocks behind these whose slots a row's tokens may see; padding is block 0.
-        start: the position of the first slot of `table_RB`.
-        key_length_R: how many positions of a row's sequence its blocks hold, the shared ones' among them.
-        own: where the candidates' slots begin, counted in the slots of `table_RB`; a candidate sees its own alone of
-            these. None where all tokens are the sequence's.
-        listed_R: how many of a row's tokens, the first ones, are the sequence's; the others are candidates.
-    """
-
-    valid_RM: Tensor | None
-    packed_RM: Tensor | None
-    position_RM: Tensor
-    write_N: Tensor
-    shared_B: Tensor
-    table_RB: Tensor
-    start: int
-    key_length_R: Tensor
-    own: int | None = None
-    listed_R: Tensor | None = None
-
-    def bias_RML(self, slots: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """0 where a token sees a slot, -inf elsewhere: its row's positions up to its own, within the window."""
-        if self.own is None or self.listed_R is None:
-            return _bias(self._seen_RML(slice(None), slots, window), dtype)
-        bias = self._bias_of_candidates(self.own, slots, window, dtype)
-        mixed = self.listed_R.nonzero()[:, 0]
-        if len(mixed):
-            bias[mixed] = _bias(self._seen_RML(mixed, slots, window), dtype)
-        return bias
-
-    def _seen_RML(self, rows: Tensor | slice, slots: int, window: int | None) -> Tensor:
-        """Which slots these rows' tokens see: the definition."""
-        slot_L = torch.arange(slots, device=self.table_RB.device)
-        position_L = self.start + slot_L
-        position_RM = self.position_RM[rows]
-        seen = (position_L <= position_RM[..., None]) & (position_L < self.key_length_R[rows][:, None, None])
-        if window is not None:
-            seen &= position_L > position_RM[..., None] - window
-        if self.own is not None and self.listed_R is not None:
-            rank_RM = torch.arange(position_RM.shape[1], device=seen.device) - self.listed_R[rows][:, None]
-            seen |= (rank_RM >= 0)[..., None] & (slot_L == self.own + rank_RM[..., None])
-        if self.valid_RM is not None:
-            seen[..., 0] |= ~self.valid_RM[rows]  # a padded query must see something: a row without a key is NaN
-        return seen
-
-    def _bias_of_candidates(self, own: int, slots: int, window: int | None, dtype: torch.dtype) -> Tensor:
-        """The bias of rows all of whose tokens are candidates, which most are: those of a row see the same prefix."""
-        rows, most = self.position_RM.shape
-        position_L = self.start + torch.arange(own, device=self.table_RB.device)
-        hidden_RL = position_L >= self.key_length_R[:, None]
-        if window is not None:
-            hidden_RL |= position_L <= self.position_RM[:, :1] - window
-        bias = torch.full((rows, most, slots), float("-inf"), dtype=dtype, device=hidden_RL.device)
-        bias[..., :own] = _bias(~hidden_RL, dtype)[:, None]
-        bias[..., own : own + most].diagonal(dim1=1, dim2=2).zero_()
-        bias[:, slots - own :, 0] = 0  # more tokens than slots of their own: such are padding
-        return bias
-
-
-def _bias(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
-
-
-@dataclass
 class PagedPass:
-    """Runs packed tokens: writes their keys and values to the pool, then attends to whole blocks of it, masked.
+    """A pass over packed tokens: it writes their keys and values to the pool, then attends to whole blocks, masked.
 
     Rows may share blocks that this very pass writes: all are written before any is read. Blocks with which all rows
-    begin are attended to by all tokens as one product, without a copy of them for each row, and the rest of each row
-    is merged with them by log-sum-exp (Hydragen, arXiv 2402.05099).
+    begin (`Layout.shared_B`) are attended to by all tokens in one product, without a copy for each row; the result is
+    merged with the attention to the rest of each row by log-sum-exp (Hydragen, arXiv 2402.05099).
     """
 
-    pool: Pool
+    pool: KVPool
     block_size: int
     layout: Layout
     _bias: dict[int | None, Tensor] = field(default_factory=dict)
@@ -228,32 +151,32 @@ class PagedPass:
     def attend(
         self, layer: int, query_NHD: Tensor, key_NGD: Tensor, value_NGD: Tensor, scaling: float, window: int | None
     ) -> Tensor:
-        at = self.layout
+        layout = self.layout
         keys, values = self.pool.keys[layer], self.pool.values[layer]
-        keys[at.write_N] = key_NGD
-        values[at.write_N] = value_NGD
-        rows, most = at.position_RM.shape
+        keys[layout.write_N] = key_NGD
+        values[layout.write_N] = value_NGD
+        rows, most = layout.position_RM.shape
         groups = key_NGD.shape[1]
         # All query heads of a key head as one: its keys are read once.
-        query_RMHD = query_NHD.unflatten(0, (rows, most)) if at.packed_RM is None else query_NHD[at.packed_RM]
+        query_RMHD = query_NHD.unflatten(0, (rows, most)) if layout.packed_RM is None else query_NHD[layout.packed_RM]
         query_RGXD = query_RMHD.unflatten(2, (groups, -1)).transpose(1, 2).flatten(2, 3)
-        keys_RGLD, values_RGLD = self._gathered(keys, at.table_RB), self._gathered(values, at.table_RB)
+        keys_RGLD, values_RGLD = self._gathered(keys, layout.table_RB), self._gathered(values, layout.table_RB)
         if window not in self._bias:
-            bias_RML = at.bias_RML(keys_RGLD.shape[2], window, query_NHD.dtype)
+            bias_RML = layout.bias_RML(keys_RGLD.shape[2], window, query_NHD.dtype)
             self._bias[window] = bias_RML.repeat_interleave(query_RGXD.shape[2] // most, dim=1)[:, None]
         bias = self._bias[window]
-        if len(at.shared_B):
-            keys_1GSD, values_1GSD = (self._gathered(slots, at.shared_B[None]) for slots in (keys, values))
+        if len(layout.shared_B):
+            keys_1GSD, values_1GSD = (self._gathered(slots, layout.shared_B[None]) for slots in (keys, values))
             output_RGXD = _with_shared(query_RGXD, keys_1GSD, values_1GSD, keys_RGLD, values_RGLD, bias, scaling)
         else:
             output_RGXD = F.scaled_dot_product_attention(
                 query_RGXD, keys_RGLD, values_RGLD, attn_mask=bias, scale=scaling
             )
         output_RMHD = output_RGXD.unflatten(2, (most, -1)).transpose(1, 2).flatten(2, 3)
-        return output_RMHD.flatten(0, 1) if at.valid_RM is None else output_RMHD[at.valid_RM]
+        return output_RMHD.flatten(0, 1) if layout.valid_RM is None else output_RMHD[layout.valid_RM]
 
     def _gathered(self, slots: Tensor, table_RB: Tensor) -> Tensor:
-        """All rows' blocks, `[R, G, L, D]`."""
+        """The keys or the values of all rows' blocks, `[R, G, L, D]`."""
         blocks = slots.view(-1, self.block_size * slots.shape[1] * slots.shape[2])
         gathered = blocks.index_select(0, table_RB.flatten())
         return gathered.view(len(table_RB), -1, *slots.shape[1:]).transpose(1, 2)
@@ -268,7 +191,7 @@ def _with_shared(
     bias_R1XL: Tensor,
     scaling: float,
 ) -> Tensor:
-    """Attention to S positions that all rows share, all of them seen, and to each row's own L: `[R, G, X, D]`."""
+    """Attention `[R, G, X, D]` to S positions that all rows share, all of them seen, and to each row's own L slots."""
     rows = len(query_RGXD)
     query_1GYD = query_RGXD.transpose(0, 1).flatten(1, 2)[None]
     shared_1GYD, shared_lse_1GY = attention_with_lse(query_1GYD, keys_1GSD, values_1GSD, None, scaling)
