@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import vllm.envs as envs
-from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
 from vllm.logger import configure_logging_from_args
 from vllm.platforms import current_platform
 from vllm.plugins import (
@@ -27,7 +26,7 @@ from qsharp_core.critic.checkpoint import read_card
 from qsharp_core.errors import ConfigError
 from qsharp_core.precision import fast_bfloat16
 from qsharp_core.rollouts.database import ACCEPTED, parse_url
-from qsharp_core.vllm_plugin import processors
+from qsharp_core.vllm_plugin import processors, upstream
 from qsharp_core.vllm_plugin.params import ETA_RANGE
 from qsharp_core.vllm_plugin.settings import DEFAULT_AUDIT_RATE, KEY, EngineSettings, parse_critic
 from server.plugin import WORKER_EXTENSION, QSharpEndpoints
@@ -68,14 +67,13 @@ def main(argv: list[str]) -> None:
     """
     import uvloop
     from vllm.entrypoints.launchers.api_server.entry import run_server
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 
-    cli_env_setup()
+    upstream.set_up_command()
     _allow_plugin()
     processors.settle_runner()
     args = parse(argv)
     configure_logging_from_args(args)
-    validate_parsed_serve_args(args)
+    upstream.check_serve_arguments(args)
     uvloop.run(run_server(args))
 
 
@@ -183,7 +181,7 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
         help=f"share of guided rows whose scores are checked by a plain forward pass ({DEFAULT_AUDIT_RATE:g} unless "
         "given); 0 turns it off",
     )
-    make_arg_parser(serve)
+    upstream.make_serve_parser(serve)
     # A model's own sampling defaults (top-p, temperature) would change the reference policy behind the client's back.
     serve.set_defaults(generation_config="vllm")
     return parser, serve

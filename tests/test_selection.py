@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from qsharp_core import policy
 from qsharp_core.policy import Candidates
 from qsharp_core.vllm_plugin import selection
-from qsharp_core.vllm_plugin.selection import Selector
+from qsharp_core.vllm_plugin.selection import CandidateSelector
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_two_cores_choose_what_one_does(
         counts = torch.randint(0, most + 1, (rows,), generator=generator).tolist()
         least = policy.least_log_ref(counts, [0.01] * rows, most)
         wanted = policy.select_candidates(logits, temperatures, least)
-        found = Selector(beside).select(logits, temperatures, least)
+        found = CandidateSelector(beside).select(logits, temperatures, least)
     for name, value in vars(wanted).items():
         assert torch.equal(getattr(found, name), value), name
 
@@ -56,8 +56,8 @@ def test_half_of_the_rows_are_chosen_on_the_other_core(
 
     monkeypatch.setattr(beside, "submit", spied)
     least = policy.least_log_ref([5] * 7, [0.0] * 7, 5)
-    Selector(beside).select(torch.randn(7, 50), None, least)
+    CandidateSelector(beside).select(torch.randn(7, 50), None, least)
     assert sizes == [4]
-    Selector(beside).select(torch.randn(1, 500), None, least[:1])  # a single row is not divided
-    Selector(beside).select(torch.randn(7, 14), None, least)  # and it is not worth it
+    CandidateSelector(beside).select(torch.randn(1, 500), None, least[:1])  # a single row is not divided
+    CandidateSelector(beside).select(torch.randn(7, 14), None, least)  # and it is not worth it
     assert sizes == [4]

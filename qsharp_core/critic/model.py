@@ -69,8 +69,8 @@ class Head(nn.Module):
             hidden: hidden state of each prefix's last token, `[..., D]`.
             ids: next tokens, `[..., K]`.
         """
-        # The weights of all asked tokens as one matrix, so that each prefix takes one product. As an embedding, the look-up
-        # copies whole rows.
+        # The weights of all asked tokens as one matrix, so that each prefix takes one product. `embedding` copies whole
+        # rows at once.
         weight = F.embedding(ids, self.weight.flatten(1)).unflatten(-1, self.weight.shape[1:]).flatten(-3, -2)
         return (weight @ self.features(hidden)[..., None]).view(*ids.shape, -1) + self.bias[ids]
 

@@ -1,17 +1,17 @@
 """A request's guidance as it travels to the worker, in `SamplingParams.extra_args`.
 
-Flat and prefixed, because vLLM's HTTP field `vllm_xargs` carries only numbers, strings and lists of these, and shares
-its name space with other plugins:
+The entries are flat, because vLLM's HTTP field `vllm_xargs` carries only numbers, strings and lists of these, and they
+have a prefix, because other plugins share the field:
 
-    qsharp_eta          number > 0: the guidance's strength (absent: not guided)
+    qsharp_eta          number from 1e-6 to 1e6: smaller is stronger (absent: the request is not guided)
     qsharp_critic       "name" or "name@version" (absent: the default critic)
     qsharp_candidates   1 … 256, default 20
     qsharp_min_prob     0 … 1, default 0.01
     qsharp_tail         "floor" | "keep" | "drop", default "floor"
     qsharp_method       "qsharp" | "cd", default "qsharp"
-    qsharp_id           number chosen by whoever reads the telemetry: report this request's steps under it
+    qsharp_id           number under which this request's steps are reported; chosen by whoever reads the reports
 
-Import-light: vLLM loads it in the front end, to refuse bad values at admission.
+This module imports little: vLLM loads it in the front end, to refuse wrong values at admission.
 """
 
 import math
@@ -23,7 +23,7 @@ from qsharp_core.errors import GuidanceError
 
 PREFIX = "qsharp_"
 DEFAULT_CANDIDATES = 20
-DEFAULT_MIN_PROB = 0.01  # docs/decisions.md has the table
+DEFAULT_MIN_PROB = 0.01  # the measurements behind it are in docs/decisions.md
 MAX_CANDIDATES = 256
 ETA_RANGE = (1e-6, 1e6)
 
@@ -33,10 +33,19 @@ MethodName = Literal["qsharp", "cd"]
 
 @dataclass(frozen=True)
 class GuidanceParams:
-    """One request's guidance, checked. `eta` is None for a request that is only observed.
+    """One request's guidance; its fields are checked.
+
+    Attributes:
+        eta: strength of guidance, in units of reward; None for a request that is only observed.
+        critic: `name` or `name@version`; None is the default critic.
+        candidates: at most so many of the likeliest tokens are scored at each step.
+        min_prob: tokens less likely than this under the reference are no candidates.
+        tail: what happens to the tokens that are no candidates; see `policy.Tail`.
+        method: which tilt is applied; see `policy.Method`.
+        id: the steps of the request are reported under it; None if they are not.
 
     Raises:
-        GuidanceError: names the field and what it accepts.
+        GuidanceError: a field is wrong; the message names it and what it accepts.
     """
 
     eta: float | None = None
@@ -62,7 +71,11 @@ class GuidanceParams:
 
     @classmethod
     def from_extra_args(cls, extra_args: Mapping[str, Any] | None) -> "GuidanceParams | None":
-        """What a request's `extra_args` say; None where they say nothing of guidance."""
+        """Reads the guidance from a request's `extra_args`; None if they have no entry of ours.
+
+        Raises:
+            GuidanceError: an entry is unknown or wrong.
+        """
         ours = {k.removeprefix(PREFIX): v for k, v in (extra_args or {}).items() if k.startswith(PREFIX)}
         if not ours:
             return None
@@ -75,22 +88,25 @@ class GuidanceParams:
         return cls(**ours)
 
     def to_extra_args(self) -> dict[str, Any]:
-        """The inverse: only what differs from the defaults."""
+        """Entries for `extra_args`, from which `from_extra_args` reads the same; defaults are left out."""
         default = GuidanceParams()
         fields = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
         return {PREFIX + name: value for name, value in fields if value != getattr(default, name)}
 
 
 def check_sampling_params(sampling_params: Any, *, penalties_first: bool) -> GuidanceParams | None:
-    """A request's guidance, after refusing what cannot be combined with it.
+    """Reads a request's guidance, and refuses what cannot be combined with it.
 
     Args:
         sampling_params: `vllm.SamplingParams`.
-        penalties_first: whether this model runner applies penalties before logits processors (V2 does). Where it
-            does not, they would distort the guided policy after it was reported.
+        penalties_first: whether this model runner applies penalties before logits processors, as V2 does. Penalties
+            that are applied later would change the guided policy after it was reported.
+
+    Returns:
+        The guidance; None for a request that is neither guided nor observed.
 
     Raises:
-        GuidanceError: names the field.
+        GuidanceError: a field is wrong or cannot be combined with guidance; the message names it.
     """
     params = GuidanceParams.from_extra_args(sampling_params.extra_args)
     if params is None:

@@ -1,6 +1,6 @@
-"""Candidates from the whole vocabulary: on CPUs the largest part of what a guided step computes, so two cores share it.
+"""Selects candidates from the whole vocabulary. On CPUs this is most of the work of a guided step; two cores share it.
 
-The reference's forward pass has ended when candidates are chosen, and the core that vLLM leaves over is idle.
+When candidates are selected, the reference's forward pass has ended and the core that vLLM leaves over is idle.
 """
 
 from concurrent.futures import Executor
@@ -11,35 +11,35 @@ from torch import Tensor
 from qsharp_core import policy
 from qsharp_core.policy import Candidates
 
-# Logits from which on sharing gains: a thread takes some 0.05 ms to begin, and in this time one core normalises these.
+# Sharing gains from so many logits on: a thread takes some 0.05 ms to begin, and one core normalises these meanwhile.
 LEAST_LOGITS = 200_000
 
 
-class Selector:
-    """Chooses candidates.
+class CandidateSelector:
+    """Selects candidates.
 
     Args:
-        beside: a thread on another core, which takes half of the rows; None where there is none.
+        other_core: a thread on another core, which takes half of the rows; None if there is none.
     """
 
-    def __init__(self, beside: Executor | None) -> None:
-        self._beside = beside
+    def __init__(self, other_core: Executor | None) -> None:
+        self._other_core = other_core
 
     def select(self, logits_RV: Tensor, temperature_R: Tensor | None, least_RK: Tensor) -> Candidates:
-        """As `policy.select_candidates`."""
+        """Arguments and result are those of `policy.select_candidates`."""
         rows = len(logits_RV)
-        if self._beside is None or rows < 2 or logits_RV.numel() < LEAST_LOGITS:
+        if self._other_core is None or rows < 2 or logits_RV.numel() < LEAST_LOGITS:
             return policy.select_candidates(logits_RV, temperature_R, least_RK)
         log_ref_RV = torch.empty_like(logits_RV)
 
-        def part(start: int, end: int) -> Candidates:
+        def select_part(start: int, end: int) -> Candidates:
             temperatures = None if temperature_R is None else temperature_R[start:end]
-            with torch.inference_mode():  # which each thread enters for itself
+            with torch.inference_mode():  # a mode that each thread enters on its own
                 return policy.select_candidates(
                     logits_RV[start:end], temperatures, least_RK[start:end], log_ref_RV[start:end]
                 )
 
-        others = self._beside.submit(part, rows // 2, rows)
-        own = part(0, rows // 2)
-        columns = zip(*((c.ids_RK, c.log_ref_RK, c.mask_RK) for c in (own, others.result())), strict=True)
+        second = self._other_core.submit(select_part, rows // 2, rows)
+        first = select_part(0, rows // 2)
+        columns = zip(*((c.ids_RK, c.log_ref_RK, c.mask_RK) for c in (first, second.result())), strict=True)
         return Candidates(log_ref_RV, *map(torch.cat, columns))

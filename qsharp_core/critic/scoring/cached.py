@@ -84,10 +84,11 @@ class CachedScorer(ABC):
         self.wait()
         self.blocks.close(sequence)
 
+    @abstractmethod
     def catch_up(
         self, sequences: Sequence[CachedSequence], lengths: Sequence[int], histories: Sequence[Callable[[], list[int]]]
     ) -> None:
-        """May begin to run, beside the caller, what the cache lacks of these rows. By default it does nothing.
+        """May begin to run, beside the caller, what the cache lacks of these rows.
 
         For callers that know the histories before they know the candidates.
 

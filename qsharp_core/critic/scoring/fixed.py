@@ -7,7 +7,7 @@ Shapes: R rows, K candidates of each.
 """
 
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -55,6 +55,11 @@ class FixedShapeScorer(CachedScorer):
             tokens = [question.read(i)[-1] for i in range(len(question.sequences))]
             last_R = to_device(torch.tensor(tokens), self.backbone.device)
         return self.score(question.sequences, question.lengths, last_R, question.ids_RK, question.read)
+
+    def catch_up(
+        self, sequences: Sequence[CachedSequence], lengths: Sequence[int], histories: Sequence[Callable[[], list[int]]]
+    ) -> None:
+        """Does nothing: on an accelerator the host runs ahead of the device as it is."""
 
     @torch.inference_mode()
     def score(

@@ -41,8 +41,8 @@ class PagedScorer(CachedScorer):
     """Scores candidates in packed passes; see the module's docstring.
 
     Args:
-        backbone: the critic with its cache. Its scratch blocks hold the candidates of one pass: rows whose candidates do
-            not fit together are run in several passes, and those of one row must fit.
+        backbone: the critic with its cache. Its scratch blocks hold the candidates of one pass. Rows whose candidates
+            do not fit together are run in several passes; the candidates of one row must fit.
         background: runs what `catch_up` begins; without it `catch_up` does nothing.
 
     Raises:
