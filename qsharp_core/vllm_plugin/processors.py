@@ -10,7 +10,8 @@ V2 = "qsharp_core.vllm_plugin.v2:QSharpLogitsProcessor"
 def settle_runner() -> None:
     """Chooses vLLM's model runner before vLLM starts: V2 on GPUs, else V1.
 
-    `VLLM_USE_V2_MODEL_RUNNER` is set, or kept if it is set already. vLLM then fails, instead of falling back silently to the runner that our processor is not made for.
+    It sets `VLLM_USE_V2_MODEL_RUNNER`, unless it is set already. vLLM then fails instead of falling back silently to
+    the runner that our processor is not made for.
     """
     import vllm.envs as envs
     from vllm.platforms import current_platform
