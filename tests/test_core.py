@@ -128,7 +128,7 @@ def test_an_unloaded_critic_is_not_kept_by_what_is_on_its_way_to_the_host(
     processor: QSharpLogitsProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU it may be on its way until the next guided step, which may never come."""
-    monkeypatch.setattr(tilts._Check, "done", False)
+    monkeypatch.setattr(tilts._BrokenRows, "done", False)
     begin(processor)
     step(processor)
     watch = weakref.ref(engine_of(processor).critic.backbone)

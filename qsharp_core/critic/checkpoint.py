@@ -245,20 +245,20 @@ def check_vocabulary(card: CriticCard, folder: Path, critic: Critic, reference_t
     """
     if reference_tokenizer is None:
         return
-    theirs = _vocabulary(reference_tokenizer)
-    if critic.vocab < len(theirs):
+    reference_tokens = _vocabulary(reference_tokenizer)
+    if critic.vocab < len(reference_tokens):
         raise CriticError(
-            f"{card.key} embeds {critic.vocab} token ids and the reference's vocabulary has {len(theirs)}"
+            f"{card.key} embeds {critic.vocab} token ids and the reference's vocabulary has {len(reference_tokens)}"
         )
     if (folder / BACKBONE / "tokenizer_config.json").is_file():
         from transformers import AutoTokenizer
 
-        ours = _vocabulary(AutoTokenizer.from_pretrained(folder / BACKBONE, local_files_only=True))
-        for index in sorted(ours.keys() | theirs.keys()):
-            if ours.get(index) != theirs.get(index):
+        tokens = _vocabulary(AutoTokenizer.from_pretrained(folder / BACKBONE, local_files_only=True))
+        for index in sorted(tokens.keys() | reference_tokens.keys()):
+            if tokens.get(index) != reference_tokens.get(index):
                 raise CriticError(
-                    f"{card.key} was made for another vocabulary: token {index} is {ours.get(index)!r} there "
-                    f"and {theirs.get(index)!r} in the reference"
+                    f"{card.key} was made for another vocabulary: token {index} is {tokens.get(index)!r} there "
+                    f"and {reference_tokens.get(index)!r} in the reference"
                 )
     elif card.tokenizer_fingerprint not in (None, fingerprint(reference_tokenizer)):
         raise CriticError(f"{card.key} was made for another vocabulary: its tokenizer fingerprint differs")
@@ -305,10 +305,10 @@ def load_head(head: nn.Module, path: Path) -> None:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CriticError(f"{path} cannot be read: {error}") from error
-    wanted = {name: list(p.shape) for name, p in head.state_dict().items()}
+    expected = {name: list(p.shape) for name, p in head.state_dict().items()}
     shapes = {name: list(p.shape) for name, p in stored.items()}
-    if wanted != shapes:
-        raise CriticError(f"{path}: wanted {wanted}, found {shapes}")
+    if expected != shapes:
+        raise CriticError(f"{path}: wanted {expected}, found {shapes}")
     head.load_state_dict(stored)
 
 

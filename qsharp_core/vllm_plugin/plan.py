@@ -56,13 +56,13 @@ class BatchPlan:
         params = [request.params for request in requests]
         temperatures = [request.temperature for request in requests]
         # From parameters alone, so that every rank has the same; which rows are guided is known where the critics are.
-        asked = [p.candidates for p in params if p.eta is not None]
+        candidate_counts = [p.candidates for p in params if p.eta is not None]
         counts = [request.params.candidates if request.guiding_critic else 0 for request in requests]
         members: dict[int, tuple[LoadedCritic, list[int]]] = {}
         for i, request in enumerate(requests):
             if (critic := request.guiding_critic) is not None:
                 members.setdefault(id(critic), (critic, []))[1].append(i)
-        least_RK = policy.least_log_ref(counts, [p.min_prob for p in params], max(asked, default=1))
+        least_RK = policy.least_log_ref(counts, [p.min_prob for p in params], max(candidate_counts, default=1))
         temperature_R = policy.effective_temperature(column(temperatures, device))
         tails = [Tail[p.tail.upper()] for p in params]
         is_cd = [Method[p.method.upper()] == Method.CD for p in params]
@@ -75,7 +75,7 @@ class BatchPlan:
             requests=requests,
             places=places,
             index_R=column(places, device, torch.int64),
-            most_candidates=max(asked, default=0),
+            most_candidates=max(candidate_counts, default=0),
             candidates_asked=sum(counts),
             least_RK=to_device(least_RK, device),
             temperature_R=temperature_R,

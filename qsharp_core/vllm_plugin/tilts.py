@@ -19,11 +19,11 @@ from qsharp_core.vllm_plugin.registry import LoadedCritic
 from qsharp_core.vllm_plugin.rows import LogitsRow, TrackedRequest
 
 
-class _Check:
-    """Which rows of a step had outputs that were not finite, on its way to the host.
+class _BrokenRows:
+    """Which rows of a step had outputs that were not finite, copied to the host without waiting.
 
-    It may be on its way until the next guided step. It therefore holds requests, which let go of their critics at their
-    end, and no critics.
+    The copy may be on its way until the next guided step. Meanwhile this holds requests, which let go of their critics
+    when they end, and no critics.
     """
 
     def __init__(self, requests: list[TrackedRequest], broken_R: Tensor) -> None:
@@ -36,7 +36,7 @@ class _Check:
 
     @property
     def done(self) -> bool:
-        """Whether it has arrived."""
+        """Whether the copy has arrived."""
         return self._event is None or self._event.query()
 
 
@@ -53,7 +53,7 @@ class CriticTilts:
         self, device: torch.device, auditor: Auditor, fail: Callable[[TrackedRequest, str, str], None]
     ) -> None:
         self._device, self._auditor, self._fail = device, auditor, fail
-        self._checks: deque[_Check] = deque()
+        self._checks: deque[_BrokenRows] = deque()
 
     def ask(
         self,
@@ -94,7 +94,7 @@ class CriticTilts:
                 tilt_RK[at], broken_R[at] = self._ask_one(critic, plan, asked_rows, candidates, at, hidden, last_R)
         candidates.mask_RK.logical_and_(~broken_R[:, None])
         if plan.members:
-            self._checks.append(_Check(plan.requests, broken_R))
+            self._checks.append(_BrokenRows(plan.requests, broken_R))
         if self._device.type == "cpu":
             self.note_broken()
         return tilt_RK, broken_R

@@ -69,7 +69,7 @@ class CachedBackbone:
         self.device, self.dtype = parameter.device, parameter.dtype
         self.blocks = BlockManager(-(-cache_tokens // block_size), block_size)
         self.scratch_blocks = -(-scratch_tokens // block_size)
-        self._switched = threading.Lock()  # held by passes that switch the attention, and by those beside other threads
+        self._switched = threading.Lock()  # held by passes that switch the attention, and by passes in other threads
         critic.backbone.set_attn_implementation(PAGED)
         pack_linears(critic.backbone)
         probe = self._probe()
