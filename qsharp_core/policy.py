@@ -145,9 +145,7 @@ def largest(values_RV: Tensor, most: int) -> tuple[Tensor, Tensor]:
     return top_RK, picked_RK.gather(1, place_RK // CHUNK) * CHUNK + place_RK % CHUNK
 
 
-def select_candidates(
-    logits_RV: Tensor, temperature_R: Tensor | None, least_RK: Tensor, out_RV: Tensor | None = None
-) -> Candidates:
+def select_candidates(logits_RV: Tensor, temperature_R: Tensor | None, least_RK: Tensor) -> Candidates:
     """Selects `C(x)`: the most likely tokens of `ref` that are at least as likely as `min_prob`.
 
     A row with a single such token has no candidates: there is no choice to guide.
@@ -156,11 +154,10 @@ def select_candidates(
         logits_RV: float32, after vLLM's masks and biases, before temperature.
         temperature_R: effective temperatures; None where all are 1.
         least_RK: see `least_log_ref`.
-        out_RV: memory for `log_ref_RV`; None to allocate it.
     """
     if temperature_R is not None:
         logits_RV = logits_RV / temperature_R.to(logits_RV.dtype)[:, None]
-    log_ref_RV = torch.log_softmax(logits_RV, -1, out=out_RV)
+    log_ref_RV = logits_RV.log_softmax(-1)
     top, ids_RK = largest(log_ref_RV, least_RK.shape[1])
     log_ref_RK = top.double()
     mask_RK = log_ref_RK >= least_RK[:, : ids_RK.shape[1]]

@@ -1,5 +1,7 @@
 """The Bellman residual: whether a critic agrees with itself along a completion, from what was reported of its tokens.
 
+docs/method.md ("Bellman residual") has the definition.
+
 From `pi/ref = exp(A - V/eta)` follows `V(x) + eta · ln(pi/ref) = eta · A(x, y)`, which the critic predicted for the
 token `y` when `y` was a candidate. One step later the critic is asked about the tokens that may follow `x' = xy`, and
 its predictions give `V(x') = eta · ln E_ref[exp A(x', y')]`. Both are about the reward of the reference's rollouts from

@@ -92,7 +92,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     else:
         serve.set_defaults(**_defaults(preset))
         args = parser.parse_args(["serve", *argv])
-        if args.qsharp_critics:
+        # Not a default of the flag: argparse would append to it those that are named.
+        if not hasattr(args, "qsharp_critics"):
+            args.qsharp_critics = [f"{preset.critic}={preset.critic_folder}"]
             args.qsharp_hint = preset.hint(args.port)
     _refuse_unsupported(args)
     _add_our_parts(args)
@@ -192,7 +194,6 @@ def _defaults(preset: Preset) -> dict[str, Any]:
     defaults: dict[str, Any] = {
         "model": str(preset.model()),
         "served_model_name": [preset.name],
-        "qsharp_critics": [f"{preset.critic}={preset.critic_folder}"],
         "max_model_len": preset.max_model_len,
         "max_num_seqs": preset.max_num_seqs,
     }

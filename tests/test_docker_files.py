@@ -108,7 +108,7 @@ def test_the_trainer_takes_its_flags() -> None:
     args = loop._parser().parse_args(ours)
     assert (name, args.watch, args.url) == ("loop", True, "http://server:8000")
     assert str(args.out) == "/var/lib/qsharp/critics"
-    assert arguments.parser("").parse_args([*training, "--data", "-", "--out", "-"]).layers == 3
+    assert arguments.parser("").parse_args([*training, "--data", "-", "--out", "-"]).backbone == "reference"
 
 
 def test_the_images_are_of_the_pinned_versions_and_not_roots() -> None:

@@ -130,6 +130,9 @@ def test_the_embedded_model_without_its_critic(tmp_path: Path, monkeypatch: pyte
     assert not hasattr(args, "qsharp_hint")
     named = launch.parse([]).additional_config["qsharp"]["critics"]
     assert named == [f"{PRESETS[DEFAULT].critic}={PRESETS[DEFAULT].critic_folder}"]
+    # One that is named takes its place.
+    other = PRESETS["star-graph"].critic_folder
+    assert launch.parse(["--critic", str(other)]).additional_config["qsharp"]["critics"] == [str(other)]
 
 
 def test_star_graph_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

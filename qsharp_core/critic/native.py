@@ -6,7 +6,8 @@ language-model head reads. The head's outputs for the candidate `y` follow from 
 
     outputs(x, y) = W_o · GELU(W_h · norm(h(x)) + W_e · norm(e(y)) + w_l · norm(ln ref(y|x)) + b) + b_o
 
-where `norm` subtracts a mean and divides by a scale. The number of parameters does not depend on the vocabulary.
+where `norm` subtracts a mean and divides by a scale (docs/method.md, "Native critics"). The number of parameters does
+not depend on the vocabulary.
 
 Shapes: D width of the reference's hidden states, E width of its embeddings, W width of the head.
 """

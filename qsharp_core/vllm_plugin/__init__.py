@@ -11,10 +11,9 @@ upstream    every reach into vLLM's internals
 
 A guided step, the same for both runners:
 
-step        guides the steps of a worker: selects, asks, tilts, reports
+step        guides the steps of a worker: selects candidates, asks, tilts, reports
 rows        the requests that are guided or observed, and their rows of logits
 plan        what follows from a step's requests alone
-selection   candidates, on one core or two
 tilts       asks the critics
 ranks       tensor parallelism: what the first rank tells the others
 report      what a step reports, once its tokens are sampled

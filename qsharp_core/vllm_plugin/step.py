@@ -28,7 +28,6 @@ from qsharp_core.vllm_plugin.plan import BatchPlan
 from qsharp_core.vllm_plugin.ranks import Ranks
 from qsharp_core.vllm_plugin.report import Reporter, StepOutcome
 from qsharp_core.vllm_plugin.rows import LogitsRow, TrackedRequest
-from qsharp_core.vllm_plugin.selection import CandidateSelector
 from qsharp_core.vllm_plugin.settings import EngineSettings, refuse_unsupported
 from qsharp_core.vllm_plugin.tilts import CriticTilts
 
@@ -60,7 +59,6 @@ class StepGuide:
         self.auditor = Auditor(rate, device, cores.audit_executor(vllm_config, device))
         engine: int = vllm_config.parallel_config.data_parallel_index
         self.reporter = Reporter(device, self.registry, self.auditor, engine)
-        self._selector = CandidateSelector(cores.critic_executor(vllm_config) if device.type == "cpu" else None)
         self._tilts = CriticTilts(device, self.auditor, self.fail)
         self._plan: BatchPlan | None = None
         self._outcome: StepOutcome | None = None
@@ -145,7 +143,7 @@ class StepGuide:
         plan = self._plan_of(rows)
         # Copies of the whole vocabulary are expensive: where all rows are ours, none is made here.
         logits_RV = logits if plan.covers(logits) else logits.index_select(0, plan.index_R)
-        candidates = self._selector.select(logits_RV, plan.softmax_temperature_R, plan.least_RK)
+        candidates = policy.select_candidates(logits_RV, plan.softmax_temperature_R, plan.least_RK)
         started = time.perf_counter()
         tilt_RK, broken_R = self._tilts.ask(plan, rows, candidates, hidden, last_R)
         seconds = time.perf_counter() - started
