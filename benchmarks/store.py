@@ -19,7 +19,8 @@ from typing import Any
 
 from qsharp_core.rollouts import parquet
 from qsharp_core.rollouts.records import Rollout, new_id
-from qsharp_core.rollouts.store import Filters, GivenReward, RolloutStore
+from server.store.filters import Filters
+from server.store.rollouts import GivenReward, RolloutStore
 
 PROMPT_TOKENS = 128
 VOCABULARY = 49152

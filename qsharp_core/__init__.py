@@ -5,7 +5,8 @@ policy          the guided policy: candidates, tilted logits, KL, value
 residual        the Bellman residual: whether a critic agrees with itself
 critic/         critics: models, folders on disk, scoring
 vllm_plugin/    guidance inside vLLM's worker
-rollouts/       the store of rollouts
+rollouts/       what a rollout is, which of its positions a reward labels, rollouts as Parquet
+wire/           what travels between programs, by name
 cli             the command `qsharp`
 errors          every error that is raised on purpose
 disk, precision, transfer

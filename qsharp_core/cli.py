@@ -8,9 +8,9 @@ from qsharp_core.errors import QSharpError
 
 # Command -> (module with `main(argv)`, one line of help).
 COMMANDS = {
-    "serve": ("server.launch", "serve a model, guided by critics, on an OpenAI-compatible API"),
+    "serve": ("server.commands.serve", "serve a model, guided by critics, on an OpenAI-compatible API"),
     "critics": (
-        "server.critics_cli",
+        "server.commands.critics",
         "the critics of a running server: list, load, activate, roll back, unload, score",
     ),
     "collect": ("trainer.collect_command", "sample a task's problems through a server, which stores the rollouts"),

@@ -15,29 +15,14 @@ candidate are float64: they are few, and at large `eta` the value is `eta` times
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 from qsharp_core.returns import ReturnDistribution, relative_expected_tilt
+from qsharp_core.wire.guidance import Tail
 
 CHUNK = 128  # number of tokens in each chunk whose maximum `largest` takes
-
-
-class Tail(IntEnum):
-    """What happens to the tokens that are no candidates (docs/method.md, "Tails")."""
-
-    FLOOR = 0  # as if they earned the least reward: A = r_min / eta
-    KEEP = 1  # their total probability stays as it was
-    DROP = 2  # excluded
-
-
-class Method(IntEnum):
-    """Which tilt is computed from the critic's return distribution (docs/method.md, "Tilts")."""
-
-    QSHARP = 0  # A = ln E[exp(z / eta)]
-    CD = 1  # A = E[z] / eta (Controlled Decoding, arXiv 2310.17022)
 
 
 @dataclass(frozen=True)

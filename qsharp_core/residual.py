@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from math import isnan, log
 from typing import NamedTuple
 
-from qsharp_core.policy import Tail
+from qsharp_core.wire.guidance import Tail
 
 CERTAIN = 0.9  # the least joint probability of the tokens between two steps at which the critic was asked
 

@@ -1,1 +1,1 @@
-"""The HTTP side: routes on vLLM's own app, settings, launch and the embedded default."""
+"""The HTTP server: our routes on vLLM's own app, and everything between them and the workers' critics."""

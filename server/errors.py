@@ -1,19 +1,20 @@
-"""The one place where errors become HTTP: OpenAI's `{"error": {message, type, param, code}}`.
+"""Turns errors into HTTP responses, and nothing else does: OpenAI's `{"error": {message, type, param, code}}`.
 
-Errors that only HTTP knows, beside those of `qsharp_core.errors`:
+Beside the errors of `qsharp_core.errors` there are some that only the HTTP interface has:
 
     QSharpError
     └── HTTPError             with a status of its own
-        ├── UnauthorizedError     401: no admin key was sent
-        ├── ForbiddenError        403: a wrong one, or the server has none
-        ├── NotFoundError         404: the path names a critic that is not loaded
-        ├── ConflictError         409: not in the present state
+        ├── UnauthorizedError     401: the request carries no admin key
+        ├── ForbiddenError        403: it carries a wrong one, or the server has none
+        ├── NotFoundError         404: what the path names does not exist
+        ├── ConflictError         409: the request does not fit the present state
         └── UnavailableError      503: the engine does not answer
 
-In a stream that has begun vLLM writes the error event, from a `GenerationError` without a stack trace in the log. So a
-sample ends with a `SampleFailure`, which is that and a `CriticFailure`.
+When a stream has begun, vLLM itself writes the event that reports an error, and it logs no stack trace for a
+`GenerationError`. So a sample whose critic fails ends with a `SampleFailure`, which is both that and a `CriticFailure`.
 """
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -25,19 +26,19 @@ from qsharp_core.errors import CriticError, CriticFailure, GuidanceError, NoCrit
 
 
 class HTTPError(QSharpError):
-    """An error of the HTTP interface alone."""
+    """An error that only the HTTP interface has."""
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 class UnauthorizedError(HTTPError):
-    """No credentials."""
+    """The request carries no credentials."""
 
     status = HTTPStatus.UNAUTHORIZED
 
 
 class ForbiddenError(HTTPError):
-    """Not with these credentials, or not on this server."""
+    """The credentials are wrong, or this server allows this to nobody."""
 
     status = HTTPStatus.FORBIDDEN
 
@@ -49,7 +50,7 @@ class NotFoundError(HTTPError):
 
 
 class ConflictError(HTTPError):
-    """What is asked does not fit the present state; the message says what would."""
+    """The request does not fit the present state; the message says what would."""
 
     status = HTTPStatus.CONFLICT
 
@@ -61,10 +62,10 @@ class UnavailableError(HTTPError):
 
 
 class SampleFailure(CriticFailure, GenerationError):
-    """A sample whose critic failed: 500, also as an event of a stream."""
+    """A sample whose critic failed: a 500, or an event in a stream that has begun."""
 
 
-# As vLLM names them.
+# The names that vLLM uses.
 TYPES = {
     HTTPStatus.BAD_REQUEST: "BadRequestError",
     HTTPStatus.UNAUTHORIZED: "AuthenticationError",
@@ -76,7 +77,7 @@ TYPES = {
 
 
 def status_of(error: QSharpError) -> HTTPStatus:
-    """The status an error is answered with."""
+    """The HTTP status that an error is answered with."""
     if isinstance(error, HTTPError):
         return error.status
     if isinstance(error, NoCriticError):
@@ -87,14 +88,14 @@ def status_of(error: QSharpError) -> HTTPStatus:
 
 
 def response_of(error: QSharpError) -> JSONResponse:
-    """The answer to a request that failed with this error."""
+    """The HTTP response to a request that failed with this error."""
     status = status_of(error)
     headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
     return JSONResponse(body_of(error), status_code=status, headers=headers)
 
 
-def body_of(error: QSharpError) -> dict[str, Any]:
-    """The same answer as JSON's data, also for an event of a stream."""
+def body_of(error: QSharpError) -> Mapping[str, Any]:
+    """The body of that response as JSON's data, which also serves as an event of a stream."""
     status = status_of(error)
     return {
         "error": {
@@ -108,6 +109,6 @@ def body_of(error: QSharpError) -> dict[str, Any]:
 
 
 async def handle(_: Request, error: Exception) -> JSONResponse:
-    """FastAPI's exception handler for `QSharpError`."""
+    """Handles a `QSharpError` that a route raises, for FastAPI."""
     assert isinstance(error, QSharpError)
     return response_of(error)

@@ -1,16 +1,17 @@
 """Prometheus metrics of the API process, which vLLM's `/metrics` shows beside its own.
 
-Counters of tokens and completions are exact: they are written once a choice is complete, never from single steps.
+Tokens and completions are counted when a choice is complete, and never from single steps, so their counts are exact.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import Counter, Gauge, Histogram, Summary
 
-from qsharp_core.rollouts.store import RewardResult
 from qsharp_core.vllm_plugin.telemetry import StepFacts
+from qsharp_core.wire.critics import CriticStatus
+from qsharp_core.wire.guidance import Method
+from server.store.rollouts import RewardResult
 
 TOKEN_KL = Histogram(
     "qsharp_token_kl_nats",
@@ -95,11 +96,11 @@ for _reason in (
     "too_long",
     "unknown_critic",
 ):
-    FAILURES.labels(_reason)  # a counter that begins at its first failure hides it from increase()
+    FAILURES.labels(_reason)  # a counter that appears with its first failure hides that failure from increase()
 
 
 def observe_step(report: StepFacts) -> None:
-    """A step's cost."""
+    """Counts what a step cost, and the audits that were reported with it."""
     if report.scored_candidates:
         CRITIC_STEP.observe(report.critic_seconds)
         SCORED_CANDIDATES.inc(report.scored_candidates)
@@ -114,16 +115,19 @@ def observe_step(report: StepFacts) -> None:
         AUDIT_FAILURES.inc(audit.failed)
 
 
-def observe_engine(engine: int, critics: Iterable[Mapping[str, Any]] | None) -> None:
-    """What an engine says of its critics when it is asked; None where it does not answer.
+def observe_engine(engine: int, critics: Iterable[CriticStatus] | None) -> None:
+    """Shows whether an engine answers, and how much of its critics' caches is in use.
 
-    Steps report the blocks in use while requests hold them: that they were given back shows here.
+    Steps report blocks in use only while requests hold them. That the blocks were given back shows here.
+
+    Args:
+        engine: its data-parallel rank.
+        critics: its loaded versions; None if it did not answer.
     """
     ENGINE_UP.labels(engine).set(critics is not None)
     for critic in critics or ():
-        if critic["kv_blocks_used"] is None:  # it has no cache
-            continue
-        KV_BLOCKS.labels(critic["name"], critic["version"], engine).set(critic["kv_blocks_used"])
+        if critic.kv_blocks_used is not None:
+            KV_BLOCKS.labels(critic.name, critic.version, engine).set(critic.kv_blocks_used)
 
 
 def observe_choice(
@@ -135,13 +139,15 @@ def observe_choice(
     residuals: Iterable[float] = (),
     critic: str | None = None,
 ) -> None:
-    """A completed choice.
+    """Counts a completed choice.
 
     Args:
-        guided: by `critic`, as `name@version`.
-        token_kls: of its guided tokens.
-        value: where its critic was first asked.
-        residuals: of `qsharp_core.residual`.
+        guided: whether a critic guided it.
+        finish_reason: why it ended.
+        token_kls: KL of each of its guided tokens, in nats.
+        value: `V` at the first step at which the critic was asked, in units of reward; None if it never was.
+        residuals: the critic's Bellman residuals over the choice (`qsharp_core.residual`), in units of reward.
+        critic: `name@version` of its critic.
     """
     COMPLETIONS.labels(str(guided).lower(), finish_reason).inc()
     if guided:
@@ -160,33 +166,40 @@ def observe_choice(
 
 
 def observe_rewards(results: Iterable[RewardResult], range_of: Callable[[str], Sequence[float] | None]) -> None:
-    """Rewards as the store took them; those that change nothing do not count.
+    """Counts rewards that the store has taken; one that changed nothing does not count.
 
     Args:
-        results: of the store.
-        range_of: the reward's least and greatest value, by the key of a critic; None where it is not loaded any more.
+        results: what the store made of the rewards.
+        range_of: gives the least and the greatest reward that a critic knows, by its `name@version`; None where it is
+            no longer loaded.
     """
     for result in results:
         if not result.changed:
             continue
         ROLLOUT_REWARDS.inc()
-        predicted = result.prediction
-        ROLLOUT_REWARD.labels(str(predicted is not None).lower()).observe(result.reward)
-        if predicted is None or predicted.value is None or predicted.method != "qsharp":
+        prediction = result.prediction
+        ROLLOUT_REWARD.labels(str(prediction is not None).lower()).observe(result.reward)
+        if prediction is None or prediction.value is None or prediction.method != Method.QSHARP:
             continue
-        if (reward_range := range_of(predicted.critic)) is not None:
+        if (reward_range := range_of(prediction.critic)) is not None:
             low, high = reward_range
             # V = max over policies of E[reward] - eta KL, and the guided policy is where the maximum is.
-            outcome = result.reward - predicted.eta * predicted.kl
-            tenth = min(max(int(10 * (predicted.value - low) / (high - low)), 0), 9)
+            outcome = result.reward - prediction.eta * prediction.kl
+            tenth = min(max(int(10 * (prediction.value - low) / (high - low)), 0), 9)
             CALIBRATION.labels(f"{tenth / 10 + 0.05:.2f}").observe((outcome - low) / (high - low))
 
 
 def show_critics(keys: Iterable[str], gone: Iterable[str], active: Iterable[str]) -> None:
-    """Which critics are loaded now, which no longer are, and which are active."""
+    """Shows which critics are loaded and which versions are active; all are `name@version`.
+
+    Args:
+        keys: loaded now.
+        gone: loaded before and no longer.
+        active: the versions that their bare names mean.
+    """
     for key in keys:
         CRITIC_INFO.labels(*key.split("@", 1)).set(1)
-        BELLMAN_RESIDUAL.labels(*key.split("@", 1))  # from 0: what a series begins with is in no increase()
+        BELLMAN_RESIDUAL.labels(*key.split("@", 1))  # begins at 0: increase() leaves out what a series begins with
     for key in gone:
         name, version = key.split("@", 1)
         CRITIC_INFO.remove(name, version)

@@ -1,8 +1,8 @@
-"""The endpoint plugin through which all of this enters vLLM's app.
+"""The endpoint plugin that adds our routes, our error responses and our engine proxy to vLLM's app.
 
     VLLM_PLUGINS=qsharp vllm serve MODEL --logits-processors … --worker-extension-cls … --additional-config …
 
-vLLM finds it by the entry point `qsharp` in the group `vllm.endpoint_plugins`. `qsharp serve` sets all of that.
+vLLM finds it by the entry point `qsharp` in the group `vllm.endpoint_plugins`. `qsharp serve` sets these flags itself.
 """
 
 import asyncio
@@ -14,38 +14,40 @@ from fastapi import FastAPI
 from starlette.datastructures import State
 
 from qsharp_core.errors import ConfigError, CriticError, QSharpError
-from qsharp_core.rollouts.store import RolloutStore
 from qsharp_core.vllm_plugin import processors
-from server import critics, errors, health, metrics, responses, rollouts, rollouts_chat, routes
-from server.engine import GuidedEngineClient
-from server.middleware import RefuseUnheeded
+from server import errors, metrics
+from server.api import completions, critics, health, rollouts, stored_chat
+from server.api.middleware import RefuseUnsupported
+from server.critics.workers import Workers
+from server.request import responses
+from server.request.proxy import GuidedEngineClient
+from server.request.telemetry import TelemetryReceiver
 from server.settings import ARGUMENT, Settings
 from server.state import QSharpState
-from server.telemetry import TelemetryReceiver
-from server.workers import Workers
+from server.store.rollouts import RolloutStore
 
 logger = logging.getLogger("vllm.qsharp")
 WORKER_EXTENSION = "qsharp_core.vllm_plugin.worker.CriticWorker"
 
 
 class QSharpEndpoints:
-    """vLLM's `EndpointPlugin` protocol."""
+    """Implements vLLM's `EndpointPlugin` protocol."""
 
     name = "qsharp"
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Our routes, and how our errors become HTTP."""
-        routes.attach(app)
+        """Adds our routes, our middleware, and the handler of our errors."""
+        completions.attach(app)
         critics.attach(app)
         rollouts.attach(app)
-        rollouts_chat.attach(app)
+        stored_chat.attach(app)
         health.attach(app)
-        app.add_middleware(RefuseUnheeded)
+        app.add_middleware(RefuseUnsupported)
         app.add_exception_handler(QSharpError, errors.handle)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
-        """Reaches the workers, and puts our proxy into the two handlers.
+        """Connects to the workers, and makes vLLM's two handlers sample through our proxy.
 
         Raises:
             ConfigError: the engine was started without our parts.
@@ -77,13 +79,13 @@ class QSharpEndpoints:
         responses.install(state.openai_serving_chat, "create_chat_completion", engine)
         state.qsharp = qsharp
         state.qsharp_pulse = asyncio.create_task(health.watch_engines(qsharp.workers, settings.rpc_timeout))
-        logger.info("guided decoding is on; critics: %s", ", ".join(qsharp.registry.critics) or "none yet")
+        logger.info("guided decoding is on; critics: %s", ", ".join(qsharp.catalog.critics) or "none yet")
         if hint := getattr(args, ARGUMENT + "hint", None):
             state.qsharp_hint = asyncio.create_task(_print_when_listening(state, hint))
 
 
 async def _print_when_listening(state: State, hint: str) -> None:
-    # vLLM prints pages before it listens; what is meant for people belongs below them.
+    # vLLM prints pages before it listens; the hint must stand below them to be read.
     while not (hasattr(state, "server") and state.server.started):
         await asyncio.sleep(0.1)
     print(hint, flush=True)

@@ -1,4 +1,4 @@
-"""What the API process is started with: environment variables `QSHARP_…`, or the flags of `qsharp serve`."""
+"""Settings of the API process, from the flags of `qsharp serve` or from environment variables `QSHARP_…`."""
 
 from argparse import Namespace
 from typing import Self
@@ -7,7 +7,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from qsharp_core.errors import ConfigError
-from qsharp_core.vllm_plugin.params import ETA_RANGE, MAX_CANDIDATES
+from qsharp_core.wire.guidance import ETA_RANGE, MAX_CANDIDATES
 
 # Flags of `qsharp serve` arrive in vLLM's own namespace under this prefix.
 ARGUMENT = "qsharp_"
@@ -15,7 +15,7 @@ NOT_CONFIGURED = "this server has no rollout store: start it with --rollouts URL
 
 
 class Settings(BaseSettings):
-    """Settings of the API process; flags win over the environment."""
+    """Settings of the API process; a flag has precedence over the environment."""
 
     model_config = SettingsConfigDict(env_prefix="QSHARP_", env_ignore_empty=True, frozen=True)
 
@@ -40,7 +40,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def of(cls, args: Namespace) -> Self:
-        """From vLLM's parsed arguments, with ours among them if `qsharp serve` made them.
+        """The settings from vLLM's parsed arguments, which include ours if `qsharp serve` parsed them.
 
         Raises:
             ConfigError: names the wrong setting.

@@ -1,29 +1,36 @@
-"""What our routes share, kept as `app.state.qsharp`."""
+"""What the routes share; it is kept as `app.state.qsharp`."""
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
 
-from qsharp_core.rollouts.store import RolloutStore
 from server import metrics
+from server.critics.catalog import CriticCatalog
+from server.critics.workers import Workers
 from server.errors import ConflictError
-from server.registry import Registry
+from server.request.telemetry import TelemetryReceiver
 from server.settings import NOT_CONFIGURED, Settings
-from server.telemetry import TelemetryReceiver
-from server.workers import Workers
+from server.store.rollouts import RolloutStore
 
 
 @dataclass
 class QSharpState:
-    """Made by `server.plugin` when the engine runs."""
+    """The parts of the running server; `server.plugin` makes it when the engine runs.
+
+    Attributes:
+        telemetry: receives the workers' step reports.
+        tokenizer: the reference's; None where it has none.
+        vocabulary: how many token ids the reference has.
+        rollouts: the rollout store; None where the server was started without one.
+    """
 
     settings: Settings
     workers: Workers
     telemetry: TelemetryReceiver
     tokenizer: Any
     vocabulary: int
-    registry: Registry = field(default_factory=Registry)
+    catalog: CriticCatalog = field(default_factory=CriticCatalog)
     rollouts: RolloutStore | None = None
 
     @property
@@ -38,9 +45,9 @@ class QSharpState:
         return self.rollouts
 
     async def refresh(self) -> None:
-        """Brings the registry up to what the workers say."""
-        gone = self.registry.refresh(await self.workers.describe())
-        metrics.show_critics(self.registry.critics, gone, self.registry.active.values())
+        """Asks the workers which critics are loaded, and updates the catalog and the metrics."""
+        gone = self.catalog.refresh(await self.workers.describe())
+        metrics.show_critics(self.catalog.critics, gone, self.catalog.active.values())
 
 
 def state_of(request: Request) -> QSharpState:

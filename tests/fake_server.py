@@ -26,8 +26,10 @@ from fastapi.responses import JSONResponse, Response
 
 from qsharp_core.errors import QSharpError
 from qsharp_core.rollouts.records import Rollout, Sampling, first_valid_position, new_id
-from qsharp_core.rollouts.store import Filters, RolloutStore
-from server import errors, rollouts
+from server import errors
+from server.api import rollouts
+from server.store.filters import Filters
+from server.store.rollouts import RolloutStore
 
 QUESTION = re.compile(r".*What is (\d) \+ (\d) \+ (\d)\?\nAnswer:(.*)\Z", re.DOTALL)
 CRITIC = "fake@1"

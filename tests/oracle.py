@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 
-from qsharp_core.vllm_plugin.params import DEFAULT_MIN_PROB
+from qsharp_core.wire.guidance import DEFAULT_MIN_PROB
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import http_check
-from server import launch
+from server.commands import serve
 from server.presets import smollm2
 from tests.compose import DOCKER, filled_in, load
 from trainer.loop import command as loop
@@ -98,7 +98,7 @@ def test_the_drain_fits_into_the_grace_period() -> None:
 def test_the_server_takes_its_flags(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
     name, *flags = filled_in(load(path)["services"]["server"]["command"]).split()
-    args = launch.parse([*flags, "model"])
+    args = serve.parse([*flags, "model"])
     assert (name, args.host, args.port, args.shutdown_timeout) == ("serve", "0.0.0.0", 8000, 60)
 
 

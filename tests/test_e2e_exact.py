@@ -15,7 +15,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from scipy import stats
 
-from qsharp_core.vllm_plugin.params import DEFAULT_MIN_PROB
+from qsharp_core.wire.guidance import DEFAULT_MIN_PROB
 from tests import models, oracle
 from tests.conftest import Server
 

@@ -22,7 +22,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from qsharp_core.rollouts.store import Filters, RolloutStore
+from server.store.filters import Filters
+from server.store.rollouts import RolloutStore
 from tests import models
 from tests.conftest import Server
 from trainer.branching import LISTED, asked_with, listed_in_choice, listed_in_prompt

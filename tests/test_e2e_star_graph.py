@@ -8,7 +8,8 @@ from rich.console import Console
 
 from qsharp_core.critic.checkpoint import read_card
 from qsharp_core.rollouts import parquet
-from qsharp_core.rollouts.store import Filters, RolloutStore
+from server.store.filters import Filters
+from server.store.rollouts import RolloutStore
 from trainer.rewards.base import Case
 from trainer.rewards.builtin import star_graph as verify
 from trainer.star_graph.recipe import run

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from qsharp_core import cli
-from qsharp_core.rollouts.store import GivenReward
+from server.store.rollouts import GivenReward
 from tests import fake_server, models
 from tests.fake_server import FakeServer, Loaded
 from tests.test_trainer_runs import assert_same

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qsharp_core import policy
-from qsharp_core.policy import Tail
 from qsharp_core.returns import Bernoulli, Categorical, ReturnDistribution
+from qsharp_core.wire.guidance import Tail
 from tests import oracle
 
 TAILS = {"floor": Tail.FLOOR, "keep": Tail.KEEP, "drop": Tail.DROP}

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from qsharp_core import policy
-from qsharp_core.policy import Tail
 from qsharp_core.residual import Step, bellman_residuals
+from qsharp_core.wire.guidance import Tail
 from trainer.tree_mdp import Node
 
 ETAS = (0.05, 0.3, 2.0)

@@ -8,7 +8,8 @@ import pytest
 
 from qsharp_core.errors import RolloutError
 from qsharp_core.rollouts.records import first_valid_position, new_id
-from qsharp_core.rollouts.schema import clean, pack, to_json, unpack
+from qsharp_core.rollouts.text import clean, to_json
+from server.store.tables import pack, unpack
 from tests.test_rollouts_store import made, unguided
 
 

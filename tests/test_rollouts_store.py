@@ -21,11 +21,12 @@ from alembic.migration import MigrationContext
 from sqlalchemy import NullPool, create_engine, text
 
 from qsharp_core.errors import ConfigError, RolloutError, StoreError
-from qsharp_core.rollouts import schema, writer
-from qsharp_core.rollouts import store as rollout_store
-from qsharp_core.rollouts.database import parse_url
 from qsharp_core.rollouts.records import Rollout, Sampling, new_id
-from qsharp_core.rollouts.store import Filters, GivenReward, Imported, Prediction, RewardResult, RolloutStore
+from server.store import rollouts as rollout_store
+from server.store import tables, writer
+from server.store.database import parse_url
+from server.store.filters import Filters
+from server.store.rollouts import GivenReward, Imported, Prediction, RewardResult, RolloutStore
 from tests.postgres import postgres
 
 Result = TypeVar("Result")
@@ -450,7 +451,7 @@ def test_sizes_about_the_limits_of_a_statement_and_a_transaction(
 
 WRITER = """
 import asyncio, sys
-from qsharp_core.rollouts.store import GivenReward, RolloutStore
+from server.store.rollouts import GivenReward, RolloutStore
 from tests.test_rollouts_store import made
 
 async def client(store):
@@ -503,7 +504,7 @@ def test_nothing_that_was_confirmed_is_lost_by_a_kill(url: str, tmp_path: Path) 
 def test_migrations_make_the_schema_that_the_code_has(store: RolloutStore) -> None:
     with store._engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, schema.metadata) == []
+        assert compare_metadata(context, tables.metadata) == []
 
 
 def test_sqlite_is_durable(tmp_path: Path) -> None:
@@ -522,7 +523,7 @@ def test_a_database_of_a_newer_version_is_refused(url: str) -> None:
 
 
 def test_programs_that_start_together_migrate_once(url: str) -> None:
-    code = "import sys; from qsharp_core.rollouts.store import RolloutStore; RolloutStore(sys.argv[1]).close()"
+    code = "import sys; from server.store.rollouts import RolloutStore; RolloutStore(sys.argv[1]).close()"
     started = [subprocess.Popen([sys.executable, "-c", code, url], stderr=subprocess.PIPE) for _ in range(3)]
     for process in started:
         _, errors = process.communicate(timeout=60)

@@ -10,8 +10,9 @@ from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
 
 from qsharp_core.errors import GuidanceError
-from server.messages import MessageBuilder
-from server.storing import Draft, Recording, _sampling, joined_text
+from server.request.draft import Draft, joined_text, sampling_of
+from server.request.messages import MessageBuilder
+from server.request.recording import Recording
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +53,10 @@ def test_the_stop_token_and_the_stop_string_are_treated_as_vllm_does(tokenizer: 
 
 
 def test_the_sampling_law_has_all_that_differs_from_the_default() -> None:
-    plain = _sampling(draft(params={"max_tokens": 9}))
+    plain = sampling_of(draft(params={"max_tokens": 9}))
     assert (plain.temperature, plain.top_p, plain.top_k, plain.min_p, plain.seed) == (1.0, 1.0, 0, 0.0, None)
     assert plain.other == {"max_tokens": 9}
-    shaped = _sampling(
+    shaped = sampling_of(
         draft(
             params={
                 "temperature": 0.5, "top_p": 0.9, "top_k": -1, "min_p": 0.1, "repetition_penalty": 1.1, "stop": ["x"],
@@ -103,7 +104,7 @@ def test_messages_out_of_chunks() -> None:
         chunk(0, "stop", content=""),
     ]:
         builder.take(piece)
-    first, second = builder.choice(0), builder.choice(1)
+    first, second = builder.pop(0), builder.pop(1)
     assert first["message"] == {"role": "assistant", "content": "ab", "reasoning": "rs"}
     assert (first["index"], first["finish_reason"]) == (0, "stop")
     assert second["message"] == {

@@ -12,12 +12,13 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from qsharp_core.errors import CriticFailure, GuidanceError
-from qsharp_core.vllm_plugin.params import GuidanceParams, MethodName
+from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.vllm_plugin.telemetry import Status
-from server.calls import CALL, GuidedCall
-from server.engine import GuidedEngineClient
-from server.telemetry import Record, TelemetryReceiver
-from tests.test_server_schema import described, registry_of
+from qsharp_core.wire.guidance import MethodName
+from server.request.call import CALL, GuidedCall
+from server.request.proxy import GuidedEngineClient
+from server.request.telemetry import TelemetryReceiver, TokenReport
+from tests.test_server_schema import catalog_of, described
 
 PROMPT: dict[str, Any] = {"type": "token", "prompt_token_ids": [1, 2, 3]}
 TOKENS = [7, 8]
@@ -71,7 +72,7 @@ class FakeEngine:
             guided = "qsharp_eta" in (params.extra_args or {})
             value = self.values[i] if guided else math.nan
             status = Status.FAILED if failed else Status.UNGUIDED if math.isnan(value) else Status.GUIDED
-            record = Record(token, status, 0.0 if math.isnan(value) else 0.5, -1.0, -0.5, value)
+            record = TokenReport(token, status, 0.0 if math.isnan(value) else 0.5, -1.0, -0.5, value)
             sample.take(len(PROMPT["prompt_token_ids"]) + i, record, "not_finite" if failed else None)
 
 
@@ -83,7 +84,7 @@ def _output(request_id: str, tokens: list[int], finish_reason: str | None) -> Re
 
 
 def a_call(**changes: Any) -> GuidedCall:
-    critic = registry_of(described("a", "1")).critics["a@1"]
+    critic = catalog_of(described("a", "1")).critics["a@1"]
     call = GuidedCall(GuidanceParams(eta=0.5, critic="a@1"), critic, "summary", False, "prompt")
     for name, value in changes.items():
         setattr(call, name, value)

@@ -10,6 +10,7 @@ from qsharp_core import cli
 from qsharp_core.errors import ConfigError, CriticError
 from qsharp_core.vllm_plugin import processors
 from server import launch
+from server.commands import serve
 from server.plugin import WORKER_EXTENSION
 from server.presets.known import DEFAULT, PRESETS
 from server.settings import Settings
@@ -35,7 +36,7 @@ def test_our_flags_become_vllms(tmp_path: Path) -> None:
         "--critic-dtype",
         "float32",
     ]
-    args = launch.parse(["model", *flags, "--default-eta", "0.2", "--max_candidates", "8", "--admin-key", "k"])
+    args = serve.parse(["model", *flags, "--default-eta", "0.2", "--max_candidates", "8", "--admin-key", "k"])
     assert args.model == "model"
     assert args.logits_processors == [processors.V1]
     assert args.worker_extension_cls == WORKER_EXTENSION
@@ -50,7 +51,7 @@ def test_our_flags_become_vllms(tmp_path: Path) -> None:
 
 
 def test_vllms_own_flags_are_kept() -> None:
-    args = launch.parse(
+    args = serve.parse(
         [
             "--model",
             "model",
@@ -68,16 +69,16 @@ def test_vllms_own_flags_are_kept() -> None:
 def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QSHARP_DEFAULT_ETA", "3")
     monkeypatch.setenv("QSHARP_ADMIN_KEY", "")
-    assert Settings.of(launch.parse(["model"])).default_eta == 3
-    assert Settings.of(launch.parse(["model"])).admin_key is None
-    assert Settings.of(launch.parse(["model", "--default-eta", "1"])).default_eta == 1
+    assert Settings.of(serve.parse(["model"])).default_eta == 3
+    assert Settings.of(serve.parse(["model"])).admin_key is None
+    assert Settings.of(serve.parse(["model", "--default-eta", "1"])).default_eta == 1
 
 
 def test_the_admin_key_opens_what_api_keys_guard(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert launch.parse(["model", "--admin-key", "k"]).api_key is None
-    assert launch.parse(["model", "--admin-key", "k", "--api-key", "a", "b"]).api_key == ["a", "b", "k"]
+    assert serve.parse(["model", "--admin-key", "k"]).api_key is None
+    assert serve.parse(["model", "--admin-key", "k", "--api-key", "a", "b"]).api_key == ["a", "b", "k"]
     monkeypatch.setenv("VLLM_API_KEY", "c")
-    assert launch.parse(["model", "--admin-key", "k"]).api_key == ["c", "k"]
+    assert serve.parse(["model", "--admin-key", "k"]).api_key == ["c", "k"]
 
 
 @pytest.mark.parametrize(
@@ -93,20 +94,20 @@ def test_the_admin_key_opens_what_api_keys_guard(monkeypatch: pytest.MonkeyPatch
 )
 def test_what_cannot_work_is_refused_at_once(flags: list[str], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
-        launch.parse(["model", *flags])
+        serve.parse(["model", *flags])
 
 
 def test_a_mistyped_critic_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(CriticError, match="cannot be read"):
-        launch.parse(["model", "--critic", str(tmp_path)])
+        serve.parse(["model", "--critic", str(tmp_path)])
 
 
 def test_our_plugin_is_named_beside_those_that_load_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_PLUGINS", "mine")
-    launch._allow_plugin()
+    launch.allow_plugin()
     assert os.environ["VLLM_PLUGINS"] == "mine,qsharp"
     monkeypatch.delenv("VLLM_PLUGINS")
-    launch._allow_plugin()
+    launch.allow_plugin()
     assert "qsharp" in os.environ["VLLM_PLUGINS"].split(",")
 
 
@@ -124,20 +125,20 @@ def test_help_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_embedded_model_without_its_critic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     monkeypatch.setattr("server.presets.smollm2.ensure_smollm2", lambda: tmp_path)
-    args = launch.parse(["--no-critic"])
+    args = serve.parse(["--no-critic"])
     assert args.model == str(tmp_path)
     assert "critics" not in args.additional_config["qsharp"]
     assert not hasattr(args, "qsharp_hint")
-    named = launch.parse([]).additional_config["qsharp"]["critics"]
+    named = serve.parse([]).additional_config["qsharp"]["critics"]
     assert named == [f"{PRESETS[DEFAULT].critic}={PRESETS[DEFAULT].critic_folder}"]
     # One that is named takes its place.
     other = PRESETS["star-graph"].critic_folder
-    assert launch.parse(["--critic", str(other)]).additional_config["qsharp"]["critics"] == [str(other)]
+    assert serve.parse(["--critic", str(other)]).additional_config["qsharp"]["critics"] == [str(other)]
 
 
 def test_star_graph_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
-    args = launch.parse(["star-graph", "--port", "8123"])
+    args = serve.parse(["star-graph", "--port", "8123"])
     preset = PRESETS["star-graph"]
     assert args.model == str(preset.model())
     assert args.additional_config["qsharp"]["critics"] == [f"star-graph={preset.critic_folder}"]
@@ -145,7 +146,7 @@ def test_star_graph_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert ":8123/" in args.qsharp_hint
     monkeypatch.chdir(tmp_path)
     (tmp_path / "star-graph").mkdir()
-    assert launch.parse(["star-graph"]).model == "star-graph"
+    assert serve.parse(["star-graph"]).model == "star-graph"
 
 
 NATIVE = processors.V2 if torch.cuda.is_available() else processors.V1

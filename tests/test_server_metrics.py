@@ -6,9 +6,10 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client import REGISTRY
 
-from qsharp_core.rollouts.store import Prediction, RewardResult
 from qsharp_core.vllm_plugin.telemetry import AuditResult, StepFacts
 from server import metrics
+from server.store.rollouts import Prediction, RewardResult
+from tests.test_server_schema import described
 
 
 def value(metric: str, /, **labels: str) -> float:
@@ -66,8 +67,9 @@ def test_engines_do_not_overwrite_each_others_cache() -> None:
     metrics.show_critics(["c@1"], gone=(), active=())
     name = "qsharp_critic_kv_blocks_used"
     assert [value(name, name="c", version="1", engine=engine) for engine in "01"] == [5, 7]
-    metrics.observe_engine(1, [{"name": "c", "version": "1", "kv_blocks_used": 0}])
-    metrics.observe_engine(1, [{"name": "native", "version": "1", "kv_blocks_used": None}])
+    cached = described("c", "1")
+    metrics.observe_engine(1, [cached])
+    metrics.observe_engine(1, [cached.model_copy(update={"name": "native", "kv_blocks": None, "kv_blocks_used": None})])
     assert REGISTRY.get_sample_value(name, {"name": "native", "version": "1", "engine": "1"}) is None
     metrics.observe_engine(0, None)
     assert [value(name, name="c", version="1", engine=engine) for engine in "01"] == [5, 0]

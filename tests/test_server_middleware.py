@@ -6,12 +6,12 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from server.middleware import RefuseUnheeded
+from server.api.middleware import RefuseUnsupported
 
 
 def app() -> FastAPI:
     made = FastAPI()
-    made.add_middleware(RefuseUnheeded)
+    made.add_middleware(RefuseUnsupported)
 
     @made.post("/{path:path}")
     async def echo(path: str, request: Request) -> Any:

@@ -5,8 +5,8 @@ import gc
 import pytest
 
 from qsharp_core.errors import NoCriticError, UnknownCriticError
-from server.registry import Registry
-from tests.test_server_schema import described, registry_of
+from server.critics.catalog import CriticCatalog
+from tests.test_server_schema import catalog_of, described
 
 
 class Owner:
@@ -14,39 +14,39 @@ class Owner:
 
 
 def test_the_first_name_stays_the_default() -> None:
-    registry = registry_of(described("a", "1"), described("b", "1"))
-    registry.refresh([described("b", "1"), described("a", "2")])  # a@1 has gone, a@2 was activated
-    assert registry.default == "a"
-    assert registry.resolve(None).key == "a@2"
+    catalog = catalog_of(described("a", "1"), described("b", "1"))
+    catalog.refresh([described("b", "1"), described("a", "2")])  # a@1 has gone, a@2 was activated
+    assert catalog.default == "a"
+    assert catalog.resolve(None).key == "a@2"
 
 
 def test_leaving_versions_are_not_resolved_whatever_the_worker_still_says() -> None:
-    registry = registry_of(described("a", "1"))
-    registry.leave(registry.critics["a@1"])
-    registry.refresh([described("a", "1")])
+    catalog = catalog_of(described("a", "1"))
+    catalog.leave(catalog.critics["a@1"])
+    catalog.refresh([described("a", "1")])
     with pytest.raises(NoCriticError):
-        registry.resolve(None)
-    registry.refresh([described("a", "1"), described("b", "1")])
+        catalog.resolve(None)
+    catalog.refresh([described("a", "1"), described("b", "1")])
     with pytest.raises(UnknownCriticError):
-        registry.resolve("a@1")
-    assert registry.refresh([described("b", "1")]) == ["a@1"]
+        catalog.resolve("a@1")
+    assert catalog.refresh([described("b", "1")]) == ["a@1"]
 
 
 def test_rolls_back_to_what_was_active_and_is_still_loaded() -> None:
-    registry = Registry()
+    catalog = CriticCatalog()
     for active in "123":
-        before = registry.active.get("a")
-        registry.refresh([described("a", v, active=v == active) for v in "123"])
-        registry.activated("a", before)
-    registry.refresh([described("a", "1", active=False), described("a", "3")])
-    previous = registry.previous("a")
+        before = catalog.active.get("a")
+        catalog.refresh([described("a", v, active=v == active) for v in "123"])
+        catalog.activated("a", before)
+    catalog.refresh([described("a", "1", active=False), described("a", "3")])
+    previous = catalog.previous("a")
     assert previous is not None
     assert previous.key == "a@1"
-    assert registry.previous("a") is None
+    assert catalog.previous("a") is None
 
 
 def test_a_request_counts_until_it_is_released_or_forgotten() -> None:
-    info = registry_of(described("a", "1")).critics["a@1"]
+    info = catalog_of(described("a", "1")).critics["a@1"]
     first, second = Owner(), Owner()
     release = info.lease(first)
     info.lease(second)

@@ -13,9 +13,10 @@ from vllm.entrypoints.openai.completion.protocol import (
 )
 from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
-from server.calls import GuidedCall
-from server.responses import attach_to_choice, attach_to_stream
-from server.schema import ChoiceGuidance, Detail
+from qsharp_core.wire.guidance import Detail
+from server.request.call import GuidedCall
+from server.request.responses import attach_to_choice, attach_to_stream
+from server.request.schema import ChoiceGuidance
 
 
 def a_call(detail: Detail = "summary") -> GuidedCall:

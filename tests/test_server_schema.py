@@ -7,25 +7,32 @@ import pytest
 from pydantic import ValidationError
 
 from qsharp_core.errors import GuidanceError, NoCriticError, UnknownCriticError
-from server.calls import admit
-from server.registry import Registry
-from server.schema import ChoiceGuidance, GuidedChatCompletionRequest, GuidedCompletionRequest, TokenGuidance, explain
+from qsharp_core.wire.critics import CriticStatus
+from server.critics.catalog import CriticCatalog
+from server.request.admission import admit
+from server.request.schema import (
+    ChoiceGuidance,
+    GuidedChatCompletionRequest,
+    GuidedCompletionRequest,
+    TokenGuidance,
+    explain,
+)
 from server.settings import Settings
 
 PLAIN: dict[str, Any] = {"prompt": "ab", "max_tokens": 3}
 
 
-def described(name: str, version: str, *, active: bool = True) -> dict[str, Any]:
-    return {
-        "name": name, "version": version, "path": "/x", "active": active, "leaving": False, "users": 0,
-        "max_length": 64, "kv_blocks": 4, "kv_blocks_used": 0, "card": {"reward_range": [0.0, 1.0]},
-    }  # fmt: skip
+def described(name: str, version: str, *, active: bool = True) -> CriticStatus:
+    return CriticStatus(
+        name=name, version=version, path="/x", active=active, leaving=False, users=0, max_length=64, native=False,
+        reward_range=(0.0, 1.0), kv_blocks=4, kv_blocks_used=0, card={},
+    )  # fmt: skip
 
 
-def registry_of(*entries: dict[str, Any]) -> Registry:
-    registry = Registry()
-    registry.refresh(list(entries))
-    return registry
+def catalog_of(*entries: CriticStatus) -> CriticCatalog:
+    catalog = CriticCatalog()
+    catalog.refresh(list(entries))
+    return catalog
 
 
 def explained(body: str) -> GuidanceError:
@@ -79,30 +86,30 @@ def test_whole_numbers_and_nulls_pass(request_type: Any) -> None:
     assert request.eta == 1.0
 
 
-def settle(registry: Registry, settings: Settings | None = None, **fields: Any) -> Any:
-    return admit(GuidedCompletionRequest.model_validate({**PLAIN, **fields}), settings or Settings(), registry)
+def settle(catalog: CriticCatalog, settings: Settings | None = None, **fields: Any) -> Any:
+    return admit(GuidedCompletionRequest.model_validate({**PLAIN, **fields}), settings or Settings(), catalog)
 
 
 def test_absent_eta_is_the_servers_default_and_null_is_unguided() -> None:
-    registry, settings = registry_of(described("a", "1")), Settings(default_eta=0.5)
-    assert settle(registry, settings).params.eta == 0.5
-    assert settle(registry, settings, eta=None).params is None
-    assert settle(registry).params is None
+    catalog, settings = catalog_of(described("a", "1")), Settings(default_eta=0.5)
+    assert settle(catalog, settings).params.eta == 0.5
+    assert settle(catalog, settings, eta=None).params is None
+    assert settle(catalog).params is None
 
 
 def test_names_are_resolved_to_exact_versions() -> None:
-    registry = registry_of(described("a", "1", active=False), described("b", "1"), described("a", "2"))
-    assert settle(registry, eta=1, guidance={"critic": "a"}).params.critic == "a@2"
-    assert settle(registry, eta=1, guidance={"critic": "a@1"}).params.critic == "a@1"
+    catalog = catalog_of(described("a", "1", active=False), described("b", "1"), described("a", "2"))
+    assert settle(catalog, eta=1, guidance={"critic": "a"}).params.critic == "a@2"
+    assert settle(catalog, eta=1, guidance={"critic": "a@1"}).params.critic == "a@1"
     with pytest.raises(UnknownCriticError, match="'c' is not loaded; loaded are b") as raised:
-        settle(registry, eta=1, guidance={"critic": "c"})
+        settle(catalog, eta=1, guidance={"critic": "c"})
     assert raised.value.param == "guidance.critic"
 
 
 def test_guidance_without_any_critic() -> None:
     with pytest.raises(NoCriticError):
-        settle(Registry(), eta=1)
-    assert settle(Registry()).params is None
+        settle(CriticCatalog(), eta=1)
+    assert settle(CriticCatalog()).params is None
 
 
 @pytest.mark.parametrize(
@@ -118,12 +125,12 @@ def test_guidance_without_any_critic() -> None:
 )
 def test_combinations_that_cannot_be_heeded_are_refused(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(GuidanceError) as raised:
-        settle(registry_of(described("a", "1")), **fields)
+        settle(catalog_of(described("a", "1")), **fields)
     assert raised.value.param == param
 
 
 def test_a_server_with_fewer_candidates_than_the_default() -> None:
-    call = settle(registry_of(described("a", "1")), Settings(max_candidates=8), eta=1)
+    call = settle(catalog_of(described("a", "1")), Settings(max_candidates=8), eta=1)
     assert call.params.candidates == 8
 
 

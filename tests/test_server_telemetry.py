@@ -8,7 +8,7 @@ import torch
 
 from qsharp_core.errors import CriticFailure
 from qsharp_core.vllm_plugin.telemetry import Columns, Sender, Status, StepFacts, StepReport
-from server.telemetry import TelemetryReceiver
+from server.request.telemetry import TelemetryReceiver
 
 Send = Callable[..., None]
 PROMPT = 4

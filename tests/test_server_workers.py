@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from server.critics.workers import Workers
 from server.errors import UnavailableError
-from server.workers import Workers
 
 
 def workers(*answers: Any) -> Workers:
@@ -25,18 +25,22 @@ def workers(*answers: Any) -> Workers:
 
 
 def described(version: str, users: int) -> dict[str, Any]:
-    return {"name": "c", "version": version, "users": users, "kv_blocks": 10, "kv_blocks_used": users}
+    return {
+        "name": "c", "version": version, "path": "/x", "active": True, "leaving": False, "users": users,
+        "max_length": 64, "native": False, "reward_range": (0.0, 1.0), "kv_blocks": 10, "kv_blocks_used": users,
+        "card": {},
+    }  # fmt: skip
 
 
 def test_engines_are_summed_by_version_also_while_one_still_holds_what_another_has_freed() -> None:
     found = asyncio.run(
         workers([described("2", 1)], [described("1", 2), described("2", 3)], [described("2", 0)]).describe()
     )
-    assert [(one["version"], one["users"], one["kv_blocks"]) for one in found] == [("2", 4, 30), ("1", 2, 10)]
+    assert [(one.version, one.users, one.kv_blocks) for one in found] == [("2", 4, 30), ("1", 2, 10)]
 
 
 def test_an_engine_that_does_not_answer_is_told_from_one_that_does() -> None:
-    assert asyncio.run(workers([], None, []).answering(timeout=0.05)) == [[], None, []]
+    assert asyncio.run(workers([], None, []).describe_each(timeout=0.05)) == [[], None, []]
 
 
 def test_a_call_that_a_stopping_engine_will_never_answer_ends() -> None:

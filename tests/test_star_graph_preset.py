@@ -5,7 +5,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qsharp_core import policy
 from qsharp_core.critic.checkpoint import check_vocabulary, load, read_card
-from qsharp_core.policy import Tail
+from qsharp_core.wire.guidance import Tail
 from server.presets.known import PRESETS
 from trainer.rewards.base import Case
 from trainer.rewards.builtin import star_graph as verify

@@ -1,7 +1,6 @@
 """What is relied on inside vLLM 0.32 and is no interface of it. Each failure here says that upstream moved."""
 
 import inspect
-import os
 from pathlib import Path
 from typing import Any
 
@@ -98,36 +97,6 @@ def test_every_tensor_parallel_rank_has_all_logits_and_samples() -> None:
     assert ParallelConfig().enable_batch_sharded_sampling is None  # where it is on, a rank has some rows alone
     assert "group=self.device_group" in source(parallel_state.GroupCoordinator.broadcast)
     assert "self.rpc_broadcast_mq.enqueue" in source(MultiprocExecutor.collective_rpc)
-
-
-def test_the_arguments_of_vllm_serve_are_made_and_checked() -> None:
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    parser = upstream.make_serve_parser(FlexibleArgumentParser())
-    args = parser.parse_args(["model", "--port", "1234"])
-    assert (args.model_tag, args.port) == ("model", 1234)
-    upstream.check_serve_arguments(args)
-    args = parser.parse_args(["model", "--enable-auto-tool-choice"])
-    with pytest.raises(TypeError, match="--tool-call-parser"):
-        upstream.check_serve_arguments(args)
-
-
-def test_a_command_sets_up_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("VLLM_WORKER_MULTIPROC_METHOD", raising=False)
-    upstream.set_up_command()
-    assert os.environ.pop("VLLM_WORKER_MULTIPROC_METHOD") == "spawn"
-
-
-def test_names_that_moved_are_found_at_their_new_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """vLLM 0.33: the first of the old modules is gone, the second is there and has lost the name."""
-    monkeypatch.syspath_prepend(tmp_path)
-    for name, text in (("old_place", "other = 1"), ("new_place", "thing = 2")):
-        (tmp_path / f"{name}.py").write_text(text)
-    assert upstream._moved("thing", "gone_place", "new_place") == 2
-    assert upstream._moved("thing", "old_place", "new_place") == 2
-    assert upstream._moved("other", "old_place", "new_place") == 1
-    with pytest.raises(AttributeError):
-        upstream._moved("nothing", "old_place", "new_place")
 
 
 class Sampling:

@@ -19,13 +19,13 @@ import httpx
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from qsharp_core.errors import QSharpError
+from qsharp_core.wire.metadata import ITEM
 
 DEFAULT_URL = "http://localhost:8000"
 PASSING = (429, 502, 503, 504)
 FAILURES_TRIED = 4  # attempts at a request that is answered with a 500
 LONGEST_WAIT = 20.0  # seconds between two attempts
 PAGE = 200  # rollouts asked for at a time: one is some kilobytes
-ITEM = "qsharp_item"  # the metadata's key of what a request is for
 
 
 class ServerError(QSharpError):

@@ -30,15 +30,13 @@ from typing import Any
 from tqdm import tqdm
 
 from qsharp_core.errors import QSharpError
+from qsharp_core.wire.metadata import CUT, FORCED, ITEM, PARENT, PROBLEM, ROUND, RUN, SAMPLE, SPLIT, TASK
 from trainer.branching import LISTED, Place, asked_with, branch, listed_in_choice, listed_in_prompt, place_of
-from trainer.client import ITEM, PassingError, RefusedError, Sampled, ServerClient, each
+from trainer.client import PassingError, RefusedError, Sampled, ServerClient, each
 from trainer.journal import Journal, boot
 from trainer.tasks.base import Problem, Task
 
-RUN = "qsharp_run"
 PARENTS_KEPT = 20_000  # whose tokens' alternatives are in memory
-# The server's: what a roll-out goes on from, and the token that a branch has taken at the end of that.
-PARENT, CUT, FORCED = "qsharp_parent", "qsharp_cut", "qsharp_forced"
 # So many failures with no success between them are not the items' own.
 FAILURES_IN_A_ROW = 16
 # Statuses that say that nothing else will succeed either.
@@ -434,11 +432,11 @@ class _Collector:
         collection = self._collection
         return {
             RUN: collection.run,
-            "qsharp_task": collection.task,
-            "qsharp_split": collection.split,
-            "qsharp_problem": item.problem.id,
-            "qsharp_sample": f"branch-{item.sample}" if item.parents else str(item.sample),
-            "qsharp_round": str(collection.round),
+            TASK: collection.task,
+            SPLIT: collection.split,
+            PROBLEM: item.problem.id,
+            SAMPLE: f"branch-{item.sample}" if item.parents else str(item.sample),
+            ROUND: str(collection.round),
         }
 
     def _finish(self, key: str, rollout: str | None) -> None:

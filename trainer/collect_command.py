@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from qsharp_core.wire.guidance import METHODS, TAILS
 from trainer import client
 from trainer.client import ServerClient
 from trainer.collect import Collected, CollectError, Collection, Guidance, Sampling, checked, collect
@@ -108,7 +109,7 @@ def add_guidance_arguments(parser: argparse.ArgumentParser, critic: bool = True)
         group.add_argument("--critic", help="NAME or NAME@VERSION; default: the server's first")
     group.add_argument("--candidates", type=client.positive, help="tokens weighed at each step")
     group.add_argument("--min-prob", type=float, help="least probability of a candidate")
-    group.add_argument("--tail", choices=["floor", "keep", "drop"], help="what happens to other tokens")
+    group.add_argument("--tail", choices=TAILS, help="what happens to other tokens")
     return group
 
 
@@ -126,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     add_task_arguments(parser, split="train")
     group = add_guidance_arguments(parser)
     group.add_argument("--eta", type=float, help="in units of reward, smaller is stronger; default: unguided")
-    group.add_argument("--method", choices=["qsharp", "cd"], default="qsharp", help="default: %(default)s")
+    group.add_argument("--method", choices=METHODS, default="qsharp", help="default: %(default)s")
     group.add_argument(
         "--roll-in", action="store_true", help="cut each guided completion, and have the reference go on from there"
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from qsharp_core.wire.guidance import METHODS
 from trainer import client
 from trainer.client import ServerClient
 from trainer.collect_command import add_guidance_arguments, add_task_arguments, sampling_of
@@ -22,8 +23,6 @@ from trainer.rewards.verifiers import OWN, TaskRef
 from trainer.tasks import registry
 from trainer.tasks.answers import VOTES
 from trainer.tasks.base import Vote
-
-METHODS = ("qsharp", "cd")
 
 
 def main(argv: list[str]) -> None:

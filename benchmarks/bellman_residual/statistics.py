@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qsharp_core.policy import Tail
 from qsharp_core.residual import Step, bellman_residuals
+from qsharp_core.wire.guidance import Tail
 from trainer.training.measures import auc
 
 Floats = NDArray[np.float64]

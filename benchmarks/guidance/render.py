@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.guidance import render_gpu, tables
 from benchmarks.guidance.pairs import OWN_TOKENS, PROMPT_TOKENS
-from qsharp_core.vllm_plugin.params import DEFAULT_CANDIDATES, DEFAULT_MIN_PROB
+from qsharp_core.wire.guidance import DEFAULT_CANDIDATES, DEFAULT_MIN_PROB
 
 DOCS = Path("docs")
 FIGURE = Path("images/critic-growth.png")

@@ -17,7 +17,7 @@ from benchmarks.guidance.ours import Ask
 from benchmarks.guidance.pairs import Pair, Prompts
 from benchmarks.guidance.peer_generate import GeneratePeer, Way
 from qsharp_core.vllm_plugin import processors
-from qsharp_core.vllm_plugin.params import DEFAULT_CANDIDATES, DEFAULT_MIN_PROB
+from qsharp_core.wire.guidance import DEFAULT_CANDIDATES, DEFAULT_MIN_PROB
 
 Side = Literal["ours", "bare", "vllm", "dense", "generate"]
 APART = 8  # candidates of the waves of which the prompts have nothing in common

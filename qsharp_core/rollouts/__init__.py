@@ -1,5 +1,5 @@
-"""The rollout store: completions that were logged to learn from, and their rewards.
+"""Rollouts: sampled completions that were stored to learn from, and their rewards.
 
-`records` says what a rollout is, `schema` how it lies in a database, `database` opens and migrates one, `writer` groups
-commits, `store` is what the server uses, `parquet` carries rollouts in and out.
+`records` says what a rollout is and which of its positions may be trained on, `parquet` writes and reads files of them,
+and `text` makes their texts fit for any database. The server's store is in `server.store`.
 """

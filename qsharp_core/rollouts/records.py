@@ -1,7 +1,8 @@
 """What a rollout is, and which of its positions may be trained on.
 
-`Z(x,y)` is about rollouts of the *reference* policy, so a position of a completion carries a valid label only if every
-token after it was drawn from `ref`. `first_valid_position` states that per rollout; the trainer never trains before it.
+`Z(x, y)` is the return of rollouts of the *reference* policy. So the reward labels a position of a completion only if
+every token after that position was drawn from the reference. `first_valid_position` says from where on that holds; the
+trainer never trains on earlier positions.
 """
 
 import math
@@ -18,7 +19,7 @@ TOKEN_LIMIT = 2**31  # token ids are stored as int32
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """One entry of a rollout's history of rewards; `created` in seconds since the epoch."""
+    """One reward in a rollout's history; `source` says who judged, `created` when, in seconds since the epoch."""
 
     reward: float
     source: str | None
@@ -27,12 +28,12 @@ class Reward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """The law a completion was sampled under, as vLLM applied it.
+    """The sampling parameters of a completion, as vLLM applied them.
 
     Attributes:
         top_k: 0 is all tokens.
-        other: everything else that shapes the law or ends the completion and differs from vLLM's defaults (penalties,
-            biases, structured output, `stop`, `max_tokens`, …), as JSON's data.
+        other: every other parameter that changes the distribution of tokens or ends the completion, where it differs
+            from vLLM's default (penalties, biases, structured output, `stop`, `max_tokens`, …), as JSON's data.
     """
 
     temperature: float = 1.0
@@ -56,15 +57,18 @@ class Rollout:
         prompt_token_ids, completion_token_ids: what the model read and wrote, stop token included.
         prompt_text, completion_text: the same as text; a prompt of token ids may have none.
         messages: the request's messages (chat).
-        response: the choice as the client got it, and what of the response is not in other fields (chat).
-        eta, method, critic, guidance: of a guided completion, else None; `critic` is `name@version`, `guidance` the
-            other options (`candidates`, `min_prob`, `tail`).
+        response: the rest of a chat's response: the `choice` as the client got it, the `request`'s fields
+            that OpenAI shows with it, `created` and `system_fingerprint`. Imported rollouts may lack any of them.
+        eta, method, critic, guidance: what guided the completion; None if nothing did. `critic` is `name@version`,
+            `guidance` has the other options (`candidates`, `min_prob`, `tail`).
         first_valid_position: the first position of the completion that may be trained on, from 0; None: there is none.
-        parent_id, cut: of a roll-out: its first `cut` tokens are those of the parent, the others its own. The last of
-            them is another one than the parent's where the roll-out was made to leave it there.
-        kl: in nats, over the tokens sampled for this rollout.
+        parent_id, cut: the rollout that this one continues, and how many of the completion's tokens are the parent's;
+            None for a rollout of its own. The last of these tokens differs from the parent's where another token was
+            forced there.
+        kl: KL divergence from the reference in nats, summed over the tokens sampled for this rollout.
         value: `V` at the first step at which the critic was asked, in units of reward; None if it never was.
-        reward: the present one; rewards: all that were given, oldest first.
+        reward: the present reward; None before one is given.
+        rewards: all rewards that were given, oldest first.
     """
 
     id: str
@@ -95,7 +99,7 @@ class Rollout:
     rewards: Sequence[Reward] = ()
 
     def check(self) -> None:
-        """What holds for every rollout, wherever it comes from.
+        """Checks what must hold for every rollout, wherever it comes from.
 
         Raises:
             RolloutError: names the field.
@@ -113,7 +117,7 @@ class Rollout:
         for name in numbers:
             if (value := getattr(self, name)) is not None and not math.isfinite(value):
                 raise self._wrong(name, "finite")
-        if not all(math.isfinite(given.reward) and math.isfinite(given.created) for given in self.rewards):
+        if not all(math.isfinite(entry.reward) and math.isfinite(entry.created) for entry in self.rewards):
             raise self._wrong("rewards", "finite")
         if (self.parent_id is None) != (self.cut is None):
             raise self._wrong("cut", "given together with parent_id")
@@ -139,13 +143,16 @@ def new_id() -> str:
 
 
 def first_valid_position(*, guided: bool, length: int, cut: int | None, finish_reason: str | None) -> int | None:
-    """The first position whose label is valid: every token after it was drawn from `ref`, to the completion's own end.
+    """The first position that the reward labels: every token after it was drawn from the reference.
 
     Args:
-        guided: by a critic, throughout.
-        length: tokens of the whole completion, with those of the parent.
-        cut: how many of them are the parent's, or the parent's but for the last one.
-        finish_reason: an aborted completion is no rollout of `ref`: something else ended it.
+        guided: whether a critic guided the completion throughout.
+        length: tokens of the whole completion, including those of the parent.
+        cut: how many of them are the parent's (the last one may have been forced instead); None without a parent.
+        finish_reason: why the completion ended. One that was aborted has no label: the reference did not end it.
+
+    Returns:
+        The position, counted from 0; None if the reward labels no position.
     """
     if guided or length == 0 or finish_reason in ("abort", "error"):
         return None

@@ -11,9 +11,9 @@ from qsharp_core.critic.model import Critic
 from qsharp_core.critic.scoring.build import build_scorer
 from qsharp_core.errors import CriticError
 from qsharp_core.vllm_plugin import cores, flash
-from qsharp_core.vllm_plugin.params import MAX_CANDIDATES
 from qsharp_core.vllm_plugin.registry import LoadedCritic, WorkerRegistry
 from qsharp_core.vllm_plugin.settings import EngineSettings, parse_critic
+from qsharp_core.wire.guidance import MAX_CANDIDATES
 
 BLOCK_SIZE = 16
 DEFAULT_CACHE_BYTES = 2 * 2**30

@@ -1,14 +1,14 @@
 """A request's guidance as it travels to the worker, in `SamplingParams.extra_args`.
 
 The entries are flat, because vLLM's HTTP field `vllm_xargs` carries only numbers, strings and lists of these, and they
-have a prefix, because other plugins share the field:
+have a prefix, because other plugins share the field. `qsharp_core.wire.guidance` has their names, defaults and limits:
 
     qsharp_eta          number from 1e-6 to 1e6: smaller is stronger (absent: the request is not guided)
     qsharp_critic       "name" or "name@version" (absent: the default critic)
-    qsharp_candidates   1 … 256, default 20
-    qsharp_min_prob     0 … 1, default 0.01
-    qsharp_tail         "floor" | "keep" | "drop", default "floor"
-    qsharp_method       "qsharp" | "cd", default "qsharp"
+    qsharp_candidates   the most candidates of a step
+    qsharp_min_prob     the least reference probability of a candidate, 0 … 1
+    qsharp_tail         a `TailName`
+    qsharp_method       a `MethodName`
     qsharp_id           number under which this request's steps are reported; chosen by whoever reads the reports
 
 This module imports little: vLLM loads it in the front end, to refuse wrong values at admission.
@@ -17,18 +17,20 @@ This module imports little: vLLM loads it in the front end, to refuse wrong valu
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from qsharp_core.errors import GuidanceError
-
-PREFIX = "qsharp_"
-DEFAULT_CANDIDATES = 20
-DEFAULT_MIN_PROB = 0.01  # the measurements behind it are in docs/decisions.md
-MAX_CANDIDATES = 256
-ETA_RANGE = (1e-6, 1e6)
-
-TailName = Literal["floor", "keep", "drop"]
-MethodName = Literal["qsharp", "cd"]
+from qsharp_core.wire.guidance import (
+    DEFAULT_CANDIDATES,
+    DEFAULT_MIN_PROB,
+    ETA_RANGE,
+    MAX_CANDIDATES,
+    METHODS,
+    PREFIX,
+    TAILS,
+    MethodName,
+    TailName,
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class GuidanceParams:
         critic: `name` or `name@version`; None is the default critic.
         candidates: at most so many of the likeliest tokens are scored at each step.
         min_prob: tokens less likely than this under the reference are no candidates.
-        tail: what happens to the tokens that are no candidates; see `policy.Tail`.
-        method: which tilt is applied; see `policy.Method`.
+        tail: what happens to the tokens that are no candidates; see `Tail`.
+        method: which tilt is applied; see `Method`.
         id: the steps of the request are reported under it; None if they are not.
 
     Raises:
@@ -62,8 +64,8 @@ class GuidanceParams:
             _number(self.eta, "eta", low, high)
         _number(self.candidates, "candidates", 1, MAX_CANDIDATES, whole=True)
         _number(self.min_prob, "min_prob", 0, 1)
-        _one_of(self.tail, "tail", get_args(TailName))
-        _one_of(self.method, "method", get_args(MethodName))
+        _one_of(self.tail, "tail", TAILS)
+        _one_of(self.method, "method", METHODS)
         if self.critic is not None and not isinstance(self.critic, str):
             raise GuidanceError(f"critic must be a string, got {self.critic!r}", "critic")
         if self.id is not None:

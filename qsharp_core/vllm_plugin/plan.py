@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from qsharp_core import policy
-from qsharp_core.policy import Method, Tail
 from qsharp_core.transfer import column, to_device
 from qsharp_core.vllm_plugin.registry import LoadedCritic
 from qsharp_core.vllm_plugin.rows import LogitsRow, TrackedRequest
+from qsharp_core.wire.guidance import Method, Tail
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class BatchPlan:
                 members.setdefault(id(critic), (critic, []))[1].append(i)
         least_RK = policy.least_log_ref(counts, [p.min_prob for p in params], max(candidate_counts, default=1))
         temperature_R = policy.effective_temperature(column(temperatures, device))
-        tails = [Tail[p.tail.upper()] for p in params]
-        is_cd = [Method[p.method.upper()] == Method.CD for p in params]
+        tails = [Tail(p.tail) for p in params]
+        is_cd = [Method(p.method) == Method.CD for p in params]
         ranges = [request.critic.card.reward_range if request.critic else (0.0, 1.0) for request in requests]
         bounds = [
             (policy.tail_tilt(tail, p.eta or 1.0, reward_range), reward_range[1])

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from qsharp_core.critic.scoring.base import CandidateScorer
 from qsharp_core.critic.scoring.cache import CachedSequence
 from qsharp_core.critic.scoring.cached import CachedScorer
 from qsharp_core.errors import CriticError, NoCriticError, UnknownCriticError
+from qsharp_core.wire.critics import CriticStatus
 
 
 @dataclass(eq=False)
@@ -149,20 +149,22 @@ class WorkerRegistry:
                 torch.cuda.empty_cache()
                 self._loading.release()
 
-    def describe(self) -> list[dict[str, Any]]:
-        """Plain data for the API process: one entry per version."""
+    def describe(self) -> list[CriticStatus]:
+        """The state of each loaded version, for the API process."""
         return [
-            {
-                "name": critic.card.name,
-                "version": critic.card.version,
-                "path": str(critic.path),
-                "active": self.active.get(critic.card.name) == key,
-                "leaving": critic.leaving,
-                "users": critic.users,
-                "max_length": critic.max_length,
-                "kv_blocks": critic.cached_scorer.blocks.total if critic.cached_scorer else None,
-                "kv_blocks_used": critic.cached_scorer.blocks.used if critic.cached_scorer else None,
-                "card": critic.card.model_dump(mode="json", exclude_none=True),
-            }
+            CriticStatus(
+                name=critic.card.name,
+                version=critic.card.version,
+                path=str(critic.path),
+                active=self.active.get(critic.card.name) == key,
+                leaving=critic.leaving,
+                users=critic.users,
+                max_length=critic.max_length,
+                native=critic.card.backbone == "reference",
+                reward_range=critic.card.reward_range,
+                kv_blocks=critic.cached_scorer.blocks.total if critic.cached_scorer else None,
+                kv_blocks_used=critic.cached_scorer.blocks.used if critic.cached_scorer else None,
+                card=critic.card.model_dump(mode="json", exclude_none=True),
+            )
             for key, critic in self.critics.items()
         ]

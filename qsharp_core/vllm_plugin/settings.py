@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qsharp_core.errors import ConfigError
-from qsharp_core.vllm_plugin.params import MAX_CANDIDATES
+from qsharp_core.wire.guidance import MAX_CANDIDATES
 
 KEY = "qsharp"
 DEFAULT_AUDIT_RATE = 5e-4  # what it costs is in docs/decisions.md

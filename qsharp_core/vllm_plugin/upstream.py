@@ -22,20 +22,15 @@ Besides:
 - Each tensor-parallel rank samples on its own, from logits that every rank has (`Platform.use_all_gather`). The ranks'
   process group is that of `vllm.distributed.parallel_state.get_tp_group`.
 - A call that reaches an engine while it ends is never answered. Whoever waits must see that vLLM has begun to stop.
-- The functions that make and check the arguments of `vllm serve` have other places in vLLM 0.33 than in 0.32.
+
+The command line of `vllm serve` is reached for in `server/upstream.py`.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache, wraps
-from importlib import import_module
 from typing import Any, Protocol
 
 from torch import Tensor
-
-# Modules of vLLM 0.32, then of 0.33.
-SERVE_ARGUMENTS = ("vllm.entrypoints.launchers.cli_args", "vllm.entrypoints.common.cli_args")
-COMMAND_SETUP = ("vllm.entrypoints.serve.utils.api_utils", "vllm.entrypoints.common.startup")
 
 
 class SampleListener(Protocol):
@@ -138,29 +133,6 @@ async def call_engine(engine_client: Any, engine: Any, method: str, *args: Any) 
 def is_stopping(engine_client: Any) -> bool:
     """Whether vLLM has begun to stop its engines, even if they still finish the requests that they have."""
     return not engine_client.engine_core._finalizer.alive
-
-
-def make_serve_parser(parser: Any) -> Any:
-    """Adds the arguments of `vllm serve` to a `FlexibleArgumentParser`, and returns it."""
-    return _moved("make_arg_parser", *SERVE_ARGUMENTS)(parser)
-
-
-def check_serve_arguments(args: Any) -> None:
-    """Refuses parsed arguments of `vllm serve` that cannot work together, as vLLM does."""
-    _moved("validate_parsed_serve_args", *SERVE_ARGUMENTS)(args)
-
-
-def set_up_command() -> None:
-    """Sets environment variables as vLLM's commands do when they start."""
-    _moved("cli_env_setup", *COMMAND_SETUP)()
-
-
-def _moved(name: str, *modules: str) -> Any:
-    """A name from the first of these modules that has it."""
-    for module in modules[:-1]:
-        with suppress(ModuleNotFoundError, AttributeError):
-            return getattr(import_module(module), name)
-    return getattr(import_module(modules[-1]), name)
 
 
 def _keep_hidden_v1(runner_class: type) -> None:

@@ -2,8 +2,8 @@
 
     vllm serve MODEL --worker-extension-cls qsharp_core.vllm_plugin.worker.CriticWorker …
 
-Every answer is plain data: `{"ok": …}` or `{"error": {"type", "message", "param"}}` with the class name of a
-`QSharpError`, because vLLM passes exceptions of workers on as text only. Calls run between two steps.
+Every answer is plain data (`qsharp_core.wire.critics.WorkerAnswer`): `{"ok": …}`, or `{"error": …}` with the class name
+of a `QSharpError`, because vLLM passes exceptions of workers on as text only. Calls run between two steps.
 
 Of several tensor-parallel ranks the first has the critics, and its answer comes first. The others do nothing and answer
 `{"ok": None}`.
@@ -19,6 +19,7 @@ from qsharp_core.errors import CriticError, GuidanceError, QSharpError
 from qsharp_core.vllm_plugin import upstream
 from qsharp_core.vllm_plugin.registry import LoadedCritic
 from qsharp_core.vllm_plugin.step import StepGuide
+from qsharp_core.wire.critics import WorkerError
 
 P = ParamSpec("P")
 
@@ -36,7 +37,7 @@ def answer(
             return {"ok": method(self, *args, **kwargs)}
         except QSharpError as error:
             param = getattr(error, "param", None)
-            return {"error": {"type": type(error).__name__, "message": str(error), "param": param}}
+            return {"error": WorkerError(type=type(error).__name__, message=str(error), param=param).model_dump()}
 
     return wrapped
 
@@ -52,7 +53,7 @@ class CriticWorker:
         guide = self._qsharp_guide()
         guide.registry.collect()
         guide.reporter.report_audits()
-        return guide.registry.describe()
+        return [status.model_dump() for status in guide.registry.describe()]
 
     @answer
     def qsharp_connect(self, address: str) -> None:

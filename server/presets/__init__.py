@@ -1,1 +1,1 @@
-"""Models and their critics that come with the project: what `qsharp serve` serves with no MODEL, or by name."""
+"""Models with their critics that come with the project: what `qsharp serve` serves without MODEL, or by its name."""

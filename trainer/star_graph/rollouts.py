@@ -10,6 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from qsharp_core.wire.metadata import SPLIT, TASK
 from trainer.client import ServerClient
 from trainer.collect import Sampling
 from trainer.rewards.base import Case
@@ -53,7 +54,7 @@ async def sample(client: ServerClient, asking: Asking, graphs: Sequence[Graph], 
         "eta": None,
         "store": True,
         "return_token_ids": True,
-        "metadata": {"qsharp_task": VERIFIER, "qsharp_split": "rollouts"},
+        "metadata": {TASK: VERIFIER, SPLIT: "rollouts"},
     }
     answer = await client.post("/v1/completions", body)
     choices: list[dict[str, Any]] = sorted(answer["choices"], key=lambda choice: choice["index"])

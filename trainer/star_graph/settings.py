@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from qsharp_core.wire.guidance import METHODS, MethodName
 from trainer.star_graph.graphs import Shape
 from trainer.star_graph.model import PretrainedModel, SmallModel
 from trainer.star_graph.optimizer import OptimizerSpec
@@ -86,7 +87,7 @@ class EvaluationSettings(Fields):
 
     problems: int = Field(default=1000, ge=1)
     etas: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1.0, 0.5, 0.3, 0.2, 0.15, 0.1, 0.05), min_length=1)
-    methods: tuple[Literal["qsharp", "cd"], ...] = Field(default=("qsharp", "cd"), min_length=1)
+    methods: tuple[MethodName, ...] = Field(default=METHODS, min_length=1)
     candidates: int = Field(default=10, ge=1)
     concurrency: int = Field(default=64, ge=1)
 

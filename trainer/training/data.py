@@ -19,12 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from qsharp_core.returns import Bernoulli, ReturnDistribution
+from qsharp_core.wire.columns import DESCRIBED, LABELLED
 from trainer.training.settings import TrainingError
 
 TokenIds = NDArray[np.int32]
-
-REQUIRED = ("id", "prompt_token_ids", "completion_token_ids", "first_valid_position", "reward")
-OPTIONAL = ("temperature", "top_p", "top_k", "min_p", "metadata")
 
 
 @dataclass(frozen=True, order=True)
@@ -153,9 +151,9 @@ def _rows(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
             try:
                 with pq.ParquetFile(file) as parquet:
                     names = set(parquet.schema_arrow.names)
-                    if missing := [name for name in REQUIRED if name not in names]:
+                    if missing := [name for name in LABELLED if name not in names]:
                         raise TrainingError(f"{file} has no column {', '.join(missing)}: not an export of rollouts")
-                    columns = [name for name in (*REQUIRED, *OPTIONAL) if name in names]
+                    columns = [name for name in (*LABELLED, *DESCRIBED) if name in names]
                     for batch in parquet.iter_batches(columns=columns):
                         yield from _batch_rows(batch)
             except (OSError, pa.ArrowInvalid) as error:

@@ -1,8 +1,0 @@
-"""Alembic's environment: migrates on the connection, and in the transaction, of `database.migrate`."""
-
-from alembic import context
-
-from qsharp_core.rollouts.schema import metadata
-
-context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, render_as_batch=True)
-context.run_migrations()

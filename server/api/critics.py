@@ -1,0 +1,213 @@
+"""`/v1/critics`: lists, loads, activates, rolls back and unloads critics (changes need the admin key); scores texts."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Coroutine
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
+
+from qsharp_core.errors import GuidanceError, NoCriticError, QSharpError, UnknownCriticError
+from qsharp_core.wire.critics import (
+    ActivateRequest,
+    CompletionScore,
+    CriticList,
+    CriticScores,
+    CriticVersion,
+    CriticVersions,
+    LoadRequest,
+    ScoreRequest,
+)
+from server.api.scoring import sequences
+from server.critics.catalog import CriticInfo
+from server.errors import ConflictError, ForbiddenError, NotFoundError, UnauthorizedError
+from server.state import QSharpState, state_of
+
+logger = logging.getLogger("vllm.qsharp")
+PATH = "/v1/critics"
+
+
+async def require_admin(request: Request, authorization: Annotated[str | None, Header()] = None) -> None:
+    """Lets a request pass that carries the admin key.
+
+    Raises:
+        UnauthorizedError: it carries no key.
+        ForbiddenError: it carries another key, or this server has no admin key.
+    """
+    key = state_of(request).settings.admin_key
+    if key is None:
+        raise ForbiddenError(
+            "critics cannot be changed on this server: start it with --admin-key KEY or QSHARP_ADMIN_KEY to allow it"
+        )
+    scheme, _, token = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise UnauthorizedError("this needs the admin key: Authorization: Bearer <admin key>")
+    if not secrets.compare_digest(token.encode(), key.get_secret_value().encode()):
+        raise ForbiddenError("this is not the admin key")
+
+
+router = APIRouter(prefix=PATH)
+admin = [Depends(require_admin)]
+
+
+@router.get("")
+async def list_critics(request: Request) -> CriticList:
+    """Lists all loaded versions."""
+    state = state_of(request)
+    await state.refresh()
+    return CriticList(data=[state.catalog.describe(info) for info in state.catalog.critics.values()])
+
+
+@router.post("", dependencies=admin)
+async def load_critic(body: LoadRequest, request: Request) -> CriticVersion:
+    """Loads a critic beside the running engine; the first version of a name becomes its active one."""
+    state = state_of(request)
+    key = await state.workers.load(str(Path(body.path).absolute()), body.name)
+    await state.refresh()
+    info = state.catalog.critics[key]
+    if body.activate:
+        await _activate(state, info)
+    return state.catalog.describe(info)
+
+
+@router.get("/{name}")
+async def show_critic(name: str, request: Request) -> CriticVersions:
+    """Shows all versions of one name."""
+    state = state_of(request)
+    await state.refresh()
+    catalog = state.catalog
+    return CriticVersions(
+        name=name,
+        active=catalog.active.get(name, "").partition("@")[2] or None,
+        default=catalog.default == name,
+        versions=[catalog.describe(info) for info in _versions(state, name)],
+    )
+
+
+@router.post("/{name}/activate", dependencies=admin)
+async def activate_critic(name: str, body: ActivateRequest, request: Request) -> CriticVersion:
+    """Makes this version the active one; requests that were admitted earlier keep the version they began with."""
+    state = state_of(request)
+    info = _version(state, name, body.version)
+    await _activate(state, info)
+    return state.catalog.describe(info)
+
+
+@router.post("/{name}/rollback", dependencies=admin)
+async def roll_back_critic(name: str, request: Request) -> CriticVersion:
+    """Activates the version that was active before the present one."""
+    state = state_of(request)
+    _versions(state, name)
+    info = state.catalog.previous(name)
+    if info is None:
+        raise ConflictError(f"no version of {name} that was active before is still loaded: load and activate it")
+    await state.workers.activate(info.key)
+    await state.refresh()
+    return state.catalog.describe(info)
+
+
+@router.delete("/{name}/{version}", dependencies=admin)
+async def unload_critic(name: str, version: str, request: Request, response: Response) -> CriticVersion:
+    """Unloads a version: no new request gets it, and it is freed when its last request ends (202 until then)."""
+    state = state_of(request)
+    info = _version(state, name, version)
+    if state.catalog.active.get(name) == info.key and len(_versions(state, name)) > 1:
+        raise ConflictError(f"{info.key} is active: activate another version of {name} first")
+    state.catalog.leave(info)
+    if info.in_flight:
+        _start(_unload(state, info))
+        response.status_code = HTTPStatus.ACCEPTED
+    else:
+        await _unload(state, info)
+        if info.key in state.catalog.critics:
+            response.status_code = HTTPStatus.ACCEPTED
+    return state.catalog.describe(info)
+
+
+@router.post("/{name}/score")
+async def score(name: str, body: ScoreRequest, request: Request) -> CriticScores:
+    """Uses the critic as a reward model: `E[Z]` after each completion token, by full forward passes."""
+    state = state_of(request)
+    try:
+        info = state.catalog.resolve(name)
+    except (UnknownCriticError, NoCriticError) as error:
+        raise NotFoundError(str(error)) from error
+    if info.status.native:
+        raise GuidanceError(
+            f"{info.key} reads the reference's hidden states, which are there only while the reference decodes: it "
+            "cannot score a text",
+            "name",
+        )
+    pairs = sequences(body, state.tokenizer, state.vocabulary)
+    for prompt, completion in pairs:
+        if len(prompt) + len(completion) > info.max_length:
+            raise GuidanceError(
+                f"completion: {len(prompt) + len(completion)} tokens with its prompt, and {info.key} takes "
+                f"{info.max_length}",
+                "completion",
+            )
+    release = info.lease(request)
+    try:
+        # One sequence in each call, so that the engine's steps go on in between.
+        values = [await state.workers.score(info.key, prompt, completion) for prompt, completion in pairs]
+    finally:
+        release()
+    return CriticScores(
+        critic=info.key,
+        data=[
+            CompletionScore(index=i, token_ids=completion, values=scores)
+            for i, ((_, completion), scores) in enumerate(zip(pairs, values, strict=True))
+        ],
+    )
+
+
+def attach(app: FastAPI) -> None:
+    """Adds these routes to the app."""
+    app.include_router(router)
+
+
+async def _activate(state: QSharpState, info: CriticInfo) -> None:
+    previous = state.catalog.active.get(info.name)
+    await state.workers.activate(info.key)
+    await state.refresh()
+    state.catalog.activated(info.name, previous)
+
+
+async def _unload(state: QSharpState, info: CriticInfo) -> None:
+    await info.idle.wait()  # requests that were admitted with it have reached the worker, and ended
+    await state.workers.unload(info.key)
+    await state.refresh()
+
+
+_tasks: set[asyncio.Task[None]] = set()
+
+
+def _start(work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(work)
+    _tasks.add(task)
+    task.add_done_callback(_ended)
+
+
+def _ended(task: "asyncio.Task[None]") -> None:
+    _tasks.discard(task)
+    if not task.cancelled() and isinstance(error := task.exception(), QSharpError):
+        logger.error("unloading a critic failed: %s", error)
+
+
+def _versions(state: QSharpState, name: str) -> list[CriticInfo]:
+    versions = state.catalog.versions(name)
+    if not versions:
+        raise NotFoundError(f"critic {name!r} is not loaded")
+    return versions
+
+
+def _version(state: QSharpState, name: str, version: str) -> CriticInfo:
+    info = state.catalog.critics.get(f"{name}@{version}")
+    if info is None:
+        raise NotFoundError(f"critic {name}@{version} is not loaded")
+    if info.leaving:
+        raise ConflictError(f"{info.key} is being unloaded: {info.in_flight} requests still use it")
+    return info

@@ -1,0 +1,1 @@
+"""The server's commands of `qsharp`: one module each, with `main(argv)`."""

@@ -1,0 +1,144 @@
+"""`qsharp critics`: lists and changes the critics of a running server, through `/v1/critics`."""
+
+import argparse
+import os
+from pathlib import Path
+from typing import TypeVar
+
+import httpx
+from pydantic import BaseModel
+from rich.console import Console
+from rich.table import Table
+
+from qsharp_core.errors import QSharpError
+from qsharp_core.wire.critics import ActivateRequest, CriticList, CriticScores, CriticVersion, LoadRequest, ScoreRequest
+
+DEFAULT_URL = "http://localhost:8000"
+# A critic's weights are read while the caller waits.
+LOAD_TIMEOUT = 600.0
+
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class CriticsError(QSharpError):
+    """The server refused, or cannot be reached."""
+
+
+class CriticsClient:
+    """A client of the critics' routes of a running server.
+
+    Args:
+        url: of the server, without `/v1`.
+        key: sent as bearer token; everything that changes something needs the admin key.
+    """
+
+    def __init__(self, url: str, key: str | None) -> None:
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._http = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=LOAD_TIMEOUT)
+
+    def call(self, answer: type[Answer], method: str, path: str = "", body: BaseModel | None = None) -> Answer:
+        """The server's answer to one request.
+
+        Args:
+            answer: the model that it is parsed as.
+            method: of HTTP.
+            path: what follows `/v1/critics`.
+            body: sent as JSON.
+
+        Raises:
+            CriticsError: the server cannot be reached, or it refused; then with its message.
+        """
+        json = None if body is None else body.model_dump()
+        try:
+            response = self._http.request(method, f"/v1/critics{path}", json=json)
+        except httpx.HTTPError as error:
+            raise CriticsError(f"{self._http.base_url} cannot be reached: {error}") from error
+        if response.is_error:
+            raise CriticsError(_message_of(response))
+        return answer.model_validate_json(response.content)
+
+
+def main(argv: list[str]) -> None:
+    """Runs one of the sub-commands.
+
+    Raises:
+        CriticsError
+    """
+    args = _parser().parse_args(argv)
+    client = CriticsClient(args.url, args.admin_key)
+    console = Console()
+    match args.command:
+        case "load":
+            path = str(Path(args.path).absolute()) if Path(args.path).exists() else args.path
+            load = LoadRequest(path=path, name=args.name, activate=args.activate)
+            _print(console, "loaded", client.call(CriticVersion, "POST", body=load))
+        case "activate":
+            activate = ActivateRequest(version=args.version)
+            _print(console, "activated", client.call(CriticVersion, "POST", f"/{args.name}/activate", activate))
+        case "rollback":
+            _print(console, "activated", client.call(CriticVersion, "POST", f"/{args.name}/rollback"))
+        case "unload":
+            version = client.call(CriticVersion, "DELETE", f"/{args.name}/{args.version}")
+            when = ", as soon as its requests have ended" if version.loaded else ""
+            console.print(f"unloaded [bold]{version.id}[/bold]{when}")
+        case "score":
+            texts = ScoreRequest(prompt=args.prompt, completion=args.completion)
+            for score in client.call(CriticScores, "POST", f"/{args.name}/score", texts).data:
+                console.print(" ".join(f"{value:.4f}" for value in score.values), soft_wrap=True)
+        case _:
+            console.print(_table(client.call(CriticList, "GET")))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="qsharp critics", description="The critics of a running server.")
+    parser.add_argument("--url", default=DEFAULT_URL, help="of the server (default: %(default)s)")
+    parser.add_argument(
+        "--admin-key",
+        default=os.environ.get("QSHARP_ADMIN_KEY"),
+        help="needed to load, activate and unload (default: QSHARP_ADMIN_KEY)",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="list|load|activate|rollback|unload|score")
+    commands.add_parser("list", help="show what is loaded (the default)")
+    load = commands.add_parser("load", help="load a critic's folder")
+    load.add_argument("path", help="on the server's machine")
+    load.add_argument("--name", help="call it so, whatever its card says")
+    load.add_argument("--activate", action="store_true", help="make it the version that its name means")
+    for name, text in (("activate", "make a version the one that its name means"), ("unload", "free a version")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("name")
+        command.add_argument("version")
+    commands.add_parser("rollback", help="activate the version active before").add_argument("name")
+    score = commands.add_parser("score", help="expected reward after each token of a completion")
+    score.add_argument("name")
+    score.add_argument("prompt")
+    score.add_argument("completion")
+    return parser
+
+
+def _print(console: Console, done: str, version: CriticVersion) -> None:
+    console.print(f"{done} [bold]{version.id}[/bold] ({'active' if version.active else 'not active'})")
+
+
+def _table(critics: CriticList) -> Table:
+    table = Table("critic", "version", "state", "users", "cache blocks", "longest", "path")
+    for critic in critics.data:
+        table.add_row(
+            critic.name + (" (default)" if critic.default else ""),
+            critic.version,
+            "leaving" if critic.leaving else "active" if critic.active else "",
+            str(critic.users),
+            "none" if critic.kv_blocks is None else f"{critic.kv_blocks_used} / {critic.kv_blocks}",
+            str(critic.max_length),
+            critic.path,
+        )
+    return table
+
+
+def _message_of(response: httpx.Response) -> str:
+    try:
+        error = response.json()["error"]
+        message = error["message"] if isinstance(error, dict) else str(error)
+    except (ValueError, KeyError, TypeError):
+        message = response.text[:200]
+    return f"{response.status_code}: {message}"

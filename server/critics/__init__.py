@@ -1,0 +1,1 @@
+"""The critics in the workers, seen from the API process: `workers` calls them, `catalog` knows which are loaded."""

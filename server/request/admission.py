@@ -1,0 +1,80 @@
+"""Admission: checks what a request asks for, and settles its guidance before anything is sampled."""
+
+from qsharp_core.errors import GuidanceError
+from qsharp_core.vllm_plugin.params import GuidanceParams
+from qsharp_core.wire.guidance import DEFAULT_CANDIDATES, DEFAULT_MIN_PROB, PREFIX
+from server.critics.catalog import CriticCatalog
+from server.request.call import GuidedCall
+from server.request.schema import GuidanceOptions, GuidedRequest, accepts, wrong
+from server.settings import NOT_CONFIGURED, Settings
+
+
+def admit(request: GuidedRequest, settings: Settings, catalog: CriticCatalog) -> GuidedCall | None:
+    """The state that the request is served with; None if nothing of ours is to be done for it.
+
+    A guided request uses its critic's version until `release` is called.
+
+    Raises:
+        GuidanceError: names the field that is wrong.
+    """
+    if request.store and settings.rollouts is None:
+        raise GuidanceError(f"store must be false, null or absent: {NOT_CONFIGURED}", "store")
+    if any(name.startswith(PREFIX) for name in getattr(request, "vllm_xargs", None) or {}):
+        raise GuidanceError(f"vllm_xargs cannot carry {PREFIX}…: send eta and guidance", "vllm_xargs")
+    options = request.guidance or GuidanceOptions()
+    eta = _eta(request, options, settings)
+    limit = settings.max_candidates
+    if options.candidates is not None and options.candidates > limit:
+        raise wrong("guidance.candidates", options.candidates, accepts(limit)["guidance.candidates"])
+    critic = catalog.resolve(options.critic) if eta is not None or options.critic is not None else None
+    detail = options.detail or "summary"
+    if _samples_nothing_for_us(request, needed=eta is not None or detail == "tokens" or bool(request.store)):
+        return None
+    params = None
+    if eta is not None:
+        assert critic is not None
+        params = GuidanceParams(
+            eta=eta,
+            critic=critic.key,
+            candidates=options.candidates or min(DEFAULT_CANDIDATES, limit),
+            min_prob=DEFAULT_MIN_PROB if options.min_prob is None else options.min_prob,
+            tail=options.tail or "floor",
+            method=options.method or "qsharp",
+        )
+    limits = {"max_tokens", "max_completion_tokens"} & request.model_fields_set
+    call = GuidedCall(
+        params=params,
+        critic=critic if params is not None else None,
+        detail=detail,
+        limit_given=any(getattr(request, name) is not None for name in limits),
+        prompt_field="messages" if hasattr(request, "messages") else "prompt",
+    )
+    if call.critic is not None:
+        call.release = call.critic.lease(call)
+    return call
+
+
+def _eta(request: GuidedRequest, options: GuidanceOptions, settings: Settings) -> float | None:
+    if "eta" in request.model_fields_set:
+        return request.eta
+    if settings.default_eta is None and (options_set := options.names_set()):
+        raise GuidanceError(
+            f"guidance.{min(options_set)} has no effect without eta: send {accepts(settings.max_candidates)['eta']}",
+            "eta",
+        )
+    return settings.default_eta
+
+
+def _samples_nothing_for_us(request: GuidedRequest, needed: bool) -> bool:
+    """Whether the request uses beam search, or only scores its prompt; `needed` says that neither will do."""
+    if getattr(request, "use_beam_search", False):
+        if needed:
+            raise GuidanceError("use_beam_search cannot be combined with guidance or store", "use_beam_search")
+        return True
+    if getattr(request, "echo", False) and getattr(request, "max_tokens", None) == 0:
+        if needed:
+            raise GuidanceError(
+                "max_tokens must be at least 1 with guidance or store: nothing is sampled", "max_tokens"
+            )
+        return True
+    return False

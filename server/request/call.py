@@ -1,0 +1,51 @@
+"""The state of one request on its way: what was settled at its admission, and what was done for its choices.
+
+vLLM's handler stands between the route that parses a request and the engine proxy that samples it, and passes nothing
+of ours on. `CALL` carries the state past it.
+"""
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from qsharp_core.vllm_plugin.params import GuidanceParams
+from qsharp_core.wire.guidance import Detail
+from server.critics.catalog import CriticInfo
+from server.request.recording import Recording
+from server.request.schema import ChoiceGuidance
+
+
+@dataclass(eq=False)
+class GuidedCall:
+    """One HTTP request to a route that samples.
+
+    Attributes:
+        params: its guidance; None if it is not guided.
+        critic: the exact version that guides it; None if it is not guided.
+        detail: what its response reports.
+        limit_given: whether the request itself limits how many tokens are sampled.
+        prompt_field: the name of the request's field that holds its prompt.
+        results: what was done for each choice, by the choice's index in the response.
+        prompts: how many of its prompts were handed to the engine so far.
+        recording: makes rollouts of its choices; None if it is not stored.
+        release: is called when the request has ended.
+    """
+
+    params: GuidanceParams | None
+    critic: CriticInfo | None
+    detail: Detail
+    limit_given: bool
+    prompt_field: str
+    results: dict[int, ChoiceGuidance] = field(default_factory=dict)
+    prompts: int = 0
+    recording: Recording | None = None
+    release: Callable[[], Any] = lambda: None
+
+    @property
+    def observed(self) -> bool:
+        """Whether the worker must report this request's steps."""
+        return self.params is not None or self.detail == "tokens"
+
+
+CALL: ContextVar[GuidedCall | None] = ContextVar("qsharp_call", default=None)

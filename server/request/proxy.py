@@ -1,0 +1,217 @@
+"""The engine as vLLM's handlers for completions and chat see it: each choice is guided and reported on its own.
+
+A guided request with `n > 1` becomes `n` engine requests, because vLLM's own children share one `extra_args`, and each
+choice needs an id for its reports.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from copy import copy
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from vllm.outputs import RequestOutput
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.utils.async_utils import merge_async_iterators
+
+from qsharp_core.errors import CriticFailure, GuidanceError
+from qsharp_core.vllm_plugin.params import GuidanceParams
+from qsharp_core.vllm_plugin.processors import processor_class
+from qsharp_core.vllm_plugin.telemetry import Status
+from server import metrics
+from server.errors import SampleFailure
+from server.request.call import CALL, GuidedCall
+from server.request.schema import ChoiceGuidance
+from server.request.summary import choice_guidance, residuals
+from server.request.telemetry import TelemetryReceiver
+
+Outputs = AsyncGenerator[RequestOutput, None]
+Generate = Callable[[Any, SamplingParams, str], Outputs]  # prompt, parameters, the engine request's id
+
+
+class GuidedEngineClient:
+    """Passes everything on to vLLM's `EngineClient`, and does `generate` in our way.
+
+    Args:
+        engine_client: vLLM's client.
+        telemetry: receives the workers' reports.
+        timeout: seconds to wait at the end of a choice for its last reports.
+    """
+
+    def __init__(self, engine_client: Any, telemetry: TelemetryReceiver, timeout: float) -> None:
+        self._engine = engine_client
+        self._telemetry = telemetry
+        self._timeout = timeout
+        self._processor: Any = processor_class(engine_client.vllm_config)
+        self._aborts: set[asyncio.Task[None]] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def generate(self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any) -> Outputs:
+        """As `EngineClient.generate`, guided as the request in `CALL` asks for.
+
+        This is a plain function and no coroutine: handlers call it within their request, where `CALL` is set, and
+        iterate over the result elsewhere.
+
+        Raises:
+            GuidanceError: guidance cannot be combined with something else in the request.
+        """
+        call = CALL.get()
+        generate: Generate = partial(self._engine.generate, **kwargs)
+        if call is None:
+            return generate(prompt, sampling_params, request_id)
+        first = call.prompts * sampling_params.n
+        call.prompts += 1
+        if call.recording is None:
+            return self._generate(call, first, prompt, sampling_params, request_id, generate)
+        call.recording.check_prompt(prompt)
+        outputs = self._generate(call, first, prompt, sampling_params, request_id, generate)
+        return call.recording.watch(first, prompt, sampling_params, outputs)
+
+    def _generate(
+        self,
+        call: GuidedCall,
+        first: int,
+        prompt: Any,
+        sampling_params: SamplingParams,
+        request_id: str,
+        generate: Generate,
+    ) -> Outputs:
+        if not call.observed:
+            return _counted(call, first, generate(prompt, sampling_params, request_id))
+        params = self._admit(call, prompt, sampling_params)
+        samples = [
+            self._sample(call, first + i, dict(prompt), _one_of(params, i), request_id, generate)
+            for i in range(params.n)
+        ]
+        merged = merge_async_iterators(*samples)
+        if params.output_kind == RequestOutputKind.FINAL_ONLY:
+            return _collected(merged, params.n)
+        return _streamed(merged, params.n)
+
+    def _admit(self, call: GuidedCall, prompt: Any, params: SamplingParams) -> SamplingParams:
+        """The sampling parameters, after a check that this prompt can be guided; `max_tokens` may be lowered.
+
+        Raises:
+            GuidanceError: names the field that stands against it.
+        """
+        if prompt.get("type") != "token":
+            param = "prompt_embeds" if prompt.get("type") == "embeds" else call.prompt_field
+            raise GuidanceError(f"guidance needs a prompt of text or token ids: {param} cannot be combined", param)
+        params = copy(params)
+        one = _one_of(params, 0)
+        one.extra_args = _extra_args(call, one, sample_id=0)
+        self._processor.validate_params(one)
+        if call.critic is not None:
+            length, most = len(prompt["prompt_token_ids"]), call.critic.max_length
+            room = most - length + 1  # the last token is drawn, and not scored any more
+            if room < 1:
+                raise GuidanceError(
+                    f"{call.prompt_field} has {length} tokens, and critic {call.critic.key} takes {most}",
+                    call.prompt_field,
+                )
+            if params.max_tokens > room and call.limit_given:
+                raise GuidanceError(
+                    f"max_tokens must be at most {room} with critic {call.critic.key}, which takes {most} tokens: "
+                    f"{call.prompt_field} has {length}; got {params.max_tokens}",
+                    "max_tokens",
+                )
+            params.max_tokens = min(params.max_tokens, room)
+        return params
+
+    async def _sample(
+        self, call: GuidedCall, index: int, prompt: Any, params: SamplingParams, request_id: str, generate: Generate
+    ) -> Outputs:
+        """Samples one choice in an engine request of its own, and waits for the reports of all its tokens."""
+        sample = self._telemetry.register()
+        # vLLM aborts by the id it is given, which clients may repeat: make it unlike any other.
+        unique = f"{request_id}-{sample.id:x}"
+        sample.on_failure = lambda: self._abort(unique)
+        params.extra_args = _extra_args(call, params, sample.id)
+        tokens: list[int] = []
+        try:
+            async with aclosing(generate(prompt, params, unique)) as outputs:
+                async for output in outputs:
+                    (choice,) = output.outputs
+                    tokens.extend(choice.token_ids)
+                    prompt_length = len(output.prompt_token_ids)
+                    if choice.finish_reason is not None:
+                        if choice.finish_reason == "abort":
+                            sample.check()  # a failed step may be why it was aborted
+                        reports = await sample.wait(prompt_length, tokens, self._timeout)
+                        call.results[index] = result = choice_guidance(call, reports)
+                        metrics.observe_choice(
+                            guided=call.params is not None,
+                            finish_reason=choice.finish_reason,
+                            token_kls=[r.kl for r in reports if r.status == Status.GUIDED],
+                            value=result.value,
+                            residuals=residuals(call, reports),
+                            critic=result.critic,
+                        )
+                    else:
+                        sample.check(prompt_length + len(tokens))
+                    yield output
+        except CriticFailure as failure:
+            metrics.FAILURES.labels(failure.reason).inc()
+            raise SampleFailure(str(failure), failure.reason) from failure
+        finally:
+            sample.close()
+
+    def _abort(self, request_id: str) -> None:
+        task = asyncio.ensure_future(self._engine.abort(request_id))
+        self._aborts.add(task)
+        task.add_done_callback(self._aborts.discard)
+
+
+def _one_of(params: SamplingParams, index: int) -> SamplingParams:
+    """The parameters of the sample `index` of `n`, as vLLM's own `ParentRequest` makes them."""
+    child = copy(params)
+    child.n = 1
+    if params.seed is not None:
+        child.seed = params.seed + index
+    return child
+
+
+def _extra_args(call: GuidedCall, params: SamplingParams, sample_id: int) -> dict[str, Any]:
+    guidance = replace(call.params or GuidanceParams(), id=sample_id)
+    return {**(params.extra_args or {}), **guidance.to_extra_args()}
+
+
+async def _streamed(merged: AsyncGenerator[tuple[int, RequestOutput], None], n: int) -> Outputs:
+    unfinished = n
+    async with aclosing(merged):
+        async for i, output in merged:
+            unfinished -= output.finished
+            output.outputs[0].index = i
+            output.finished = unfinished == 0
+            yield output
+
+
+async def _collected(merged: AsyncGenerator[tuple[int, RequestOutput], None], n: int) -> Outputs:
+    outputs: list[RequestOutput | None] = [None] * n
+    async with aclosing(merged):
+        async for i, output in merged:
+            output.outputs[0].index = i
+            outputs[i] = output
+    first = outputs[0]
+    assert first is not None
+    first.outputs = [output.outputs[0] for output in outputs if output is not None]
+    assert len(first.outputs) == n
+    yield first
+
+
+async def _counted(call: GuidedCall, first: int, outputs: Outputs) -> Outputs:
+    """Counts the tokens of a request that is neither guided nor observed."""
+    tokens: Counter[int] = Counter()
+    async with aclosing(outputs):
+        async for output in outputs:
+            for choice in output.outputs:
+                tokens[choice.index] += len(choice.token_ids)
+                if choice.finish_reason is not None:
+                    call.results[first + choice.index] = ChoiceGuidance(tokens_total=tokens[choice.index])
+                    metrics.observe_choice(guided=False, finish_reason=choice.finish_reason)
+            yield output

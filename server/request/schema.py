@@ -1,0 +1,163 @@
+"""The fields that requests and responses have beside OpenAI's and vLLM's own, and how a wrong value is reported."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, Strict
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+from qsharp_core.errors import GuidanceError
+from qsharp_core.wire.guidance import (
+    DEFAULT_CANDIDATES,
+    DEFAULT_MIN_PROB,
+    DETAILS,
+    ETA_RANGE,
+    MAX_CANDIDATES,
+    METHODS,
+    TAILS,
+    Detail,
+    MethodName,
+    TailName,
+)
+
+# A JSON number: no string, no bool, no NaN.
+Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+
+
+class GuidanceOptions(BaseModel):
+    """A request's `guidance`. An option that is absent or null has its default."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    critic: str | None = Field(default=None, description='"name" or "name@version"; default: the server\'s first')
+    candidates: int | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_CANDIDATES,
+        description=f"most likely tokens that the critic weighs at each step, default {DEFAULT_CANDIDATES}",
+    )
+    min_prob: Annotated[Number, Field(ge=0, le=1)] | None = Field(
+        default=None, description=f"least reference probability of a candidate, default {DEFAULT_MIN_PROB:g}"
+    )
+    tail: TailName | None = Field(default=None, description="what happens to other tokens, default floor")
+    method: MethodName | None = Field(default=None, description="which tilt, default qsharp")
+    detail: Detail | None = Field(default=None, description="what the response reports, default summary")
+
+    def names_set(self) -> set[str]:
+        """Names of the options that the request sets, except `detail`, which changes nothing but the report."""
+        return {name for name in self.model_fields_set - {"detail"} if getattr(self, name) is not None}
+
+
+class GuidedRequest(BaseModel):
+    """The fields that both routes take beside vLLM's."""
+
+    eta: Annotated[Number, Field(ge=ETA_RANGE[0], le=ETA_RANGE[1])] | None = Field(
+        default=None,
+        description="strength of the guidance, in units of reward: smaller is stronger; null: not guided; "
+        "absent: the server's default",
+    )
+    guidance: GuidanceOptions | None = None
+    store: Annotated[bool, Strict()] | None = None
+    metadata: dict[str, str] | None = None
+
+
+class GuidedCompletionRequest(GuidedRequest, CompletionRequest):
+    """Body of `POST /v1/completions`."""
+
+
+class GuidedChatCompletionRequest(GuidedRequest, ChatCompletionRequest):
+    """Body of `POST /v1/chat/completions`."""
+
+
+class TokenGuidance(BaseModel):
+    """One sampled token.
+
+    Attributes:
+        kl: KL divergence of its step's guided distribution from the reference's, in nats.
+        ref_logprob, logprob: the token's log-probability under the reference and under the guided policy.
+        value: `V` of the prefix before the token, in units of reward; None where the critic was not asked.
+    """
+
+    token_id: int
+    kl: float
+    ref_logprob: float
+    logprob: float
+    value: float | None
+
+
+class ChoiceGuidance(BaseModel):
+    """A choice's `guidance` in the response.
+
+    Attributes:
+        eta, critic: strength and `name@version` of its guidance; None if it was not guided.
+        kl: KL divergence from the reference in nats, summed over its tokens.
+        value: `V` at the first step at which the critic was asked, in units of reward; None if it never was. The critic
+            is asked at a step where at least two tokens are as likely as `min_prob`.
+        tokens_guided, tokens_total: how many of its tokens were sampled under guidance, and how many there are.
+        tokens: an entry for each token; None unless the request asked for them.
+    """
+
+    eta: float | None = None
+    critic: str | None = None
+    kl: float = 0.0
+    value: float | None = None
+    tokens_guided: int = 0
+    tokens_total: int
+    tokens: list[TokenGuidance] | None = None
+
+    def dump(self) -> Mapping[str, Any]:
+        """This as JSON's data, with `tokens` only where the request asked for them."""
+        return self.model_dump(exclude={"tokens"} if self.tokens is None else None)
+
+
+def accepts(max_candidates: int) -> dict[str, str]:
+    """For error messages: what each of our fields accepts, by the field's name."""
+    low, high = ETA_RANGE
+    return {
+        "eta": f"a number from {low:g} to {high:g}, or null",
+        "guidance": f"an object with any of {', '.join(GuidanceOptions.model_fields)}, or null",
+        "guidance.critic": "a string: name or name@version",
+        "guidance.candidates": f"a whole number from 1 to {max_candidates}",
+        "guidance.min_prob": "a number from 0 to 1",
+        "guidance.tail": f"one of {', '.join(TAILS)}",
+        "guidance.method": f"one of {', '.join(METHODS)}",
+        "guidance.detail": f"one of {', '.join(DETAILS)}",
+        "store": "true, false or null",
+        "metadata": "an object with strings as values, or null",
+    }
+
+
+def explain(errors: Sequence[Any], max_candidates: int) -> GuidanceError | None:
+    """Our error for the first of pydantic's errors that is about one of our fields; None if none is.
+
+    Args:
+        errors: of FastAPI's `RequestValidationError`.
+        max_candidates: the most candidates that this server allows.
+    """
+    accepted = accepts(max_candidates)
+    for error in errors:
+        # ("body", pydantic's own markers such as "function-wrap[…]", the field, …)
+        name, *inner = [part for part in map(str, error["loc"][1:]) if "[" not in part] or [""]
+        if name not in GuidedRequest.model_fields:
+            continue
+        if name == "guidance" and inner and error["type"] == "extra_forbidden":
+            known = ", ".join(GuidanceOptions.model_fields)
+            return GuidanceError(f"guidance.{inner[-1]} is not known; guidance takes {known}", f"guidance.{inner[-1]}")
+        option = next((part for part in inner if part in GuidanceOptions.model_fields), None)
+        param = f"guidance.{option}" if name == "guidance" and option else name
+        return wrong(param, error.get("input"), accepted[param])
+    return None
+
+
+def wrong(param: str, value: object, accepted: str) -> GuidanceError:
+    """The error for a field whose value it does not accept.
+
+    Args:
+        param: the field's name, as the client writes it.
+        value: what the request has there.
+        accepted: what the field accepts, in words that follow "must be".
+    """
+    text = json.dumps(value, default=repr)
+    return GuidanceError(f"{param} must be {accepted}; got {text if len(text) <= 100 else text[:97] + '...'}", param)

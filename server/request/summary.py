@@ -1,0 +1,50 @@
+"""What a response says of a choice, from the workers' reports of its tokens."""
+
+from math import isnan
+
+from qsharp_core.residual import Step, bellman_residuals
+from qsharp_core.vllm_plugin.telemetry import Status
+from qsharp_core.wire.guidance import Tail
+from server.request.call import GuidedCall
+from server.request.schema import ChoiceGuidance, TokenGuidance
+from server.request.telemetry import TokenReport
+
+
+def choice_guidance(call: GuidedCall, reports: list[TokenReport]) -> ChoiceGuidance:
+    """The `guidance` of a choice that has ended.
+
+    Args:
+        call: its request.
+        reports: one for each of its tokens, in order.
+    """
+    return ChoiceGuidance(
+        eta=call.params.eta if call.params else None,
+        critic=call.critic.key if call.critic else None,
+        kl=sum(report.kl for report in reports),
+        value=next((report.value for report in reports if not isnan(report.value)), None),
+        tokens_guided=sum(report.status == Status.GUIDED for report in reports),
+        tokens_total=len(reports),
+        tokens=[
+            TokenGuidance(
+                token_id=report.token,
+                kl=report.kl,
+                ref_logprob=report.ref_logprob,
+                logprob=report.logprob,
+                value=None if isnan(report.value) else report.value,
+            )
+            for report in reports
+        ]
+        if call.detail == "tokens"
+        else None,
+    )
+
+
+def residuals(call: GuidedCall, reports: list[TokenReport]) -> list[float]:
+    """The critic's Bellman residuals over a choice that has ended, in units of reward.
+
+    There are none for an unguided choice, and none for Controlled Decoding, whose tilt is not `ln E[exp(z / eta)]`.
+    """
+    if call.params is None or call.params.eta is None or call.critic is None or call.params.method != "qsharp":
+        return []
+    steps = [Step(report.value, report.ref_logprob, report.logprob) for report in reports]
+    return bellman_residuals(steps, call.params.eta, Tail(call.params.tail), call.critic.status.reward_range[0])

@@ -1,0 +1,181 @@
+"""Receives the workers' step reports, and joins them with the choices that wait for them.
+
+A report names the position of its token in the whole sequence, so a choice knows which positions it needs. A request
+that was preempted reports some positions again; the last report of a position counts. A report of another token than
+the choice has at that position is stale: vLLM has thrown that token away.
+"""
+
+import asyncio
+import logging
+import secrets
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import zmq
+import zmq.asyncio
+
+from qsharp_core.errors import CriticFailure
+from qsharp_core.vllm_plugin.telemetry import Status, StepReport, decoder
+
+logger = logging.getLogger("vllm.qsharp")  # below vLLM's own logger, whose handler formats it
+
+
+class TokenReport(NamedTuple):
+    """What a worker reported of one token and its step.
+
+    Attributes:
+        kl: KL divergence of the guided distribution from the reference's, in nats.
+        ref_logprob, logprob: the token's log-probability under the reference and under the guided policy.
+        value: `V` of the prefix before the token, in units of reward; NaN where the step was not guided.
+    """
+
+    token: int
+    status: Status
+    kl: float
+    ref_logprob: float
+    logprob: float
+    value: float
+
+
+class ReportedSample:
+    """One engine request whose steps the workers report; `TelemetryReceiver.register` makes it.
+
+    Attributes:
+        id: names the request in reports; it goes to the worker as `qsharp_id`.
+        failure: position and reason of the first failed step; None while none has failed.
+        on_failure: is called when the first failed step is reported.
+    """
+
+    def __init__(self, receiver: "TelemetryReceiver", sample_id: int, on_failure: Callable[[], None] | None) -> None:
+        self.id = sample_id
+        self.failure: tuple[int, str] | None = None
+        self.on_failure = on_failure
+        self._receiver = receiver
+        self._reports: dict[int, TokenReport] = {}
+        self._news = asyncio.Event()
+
+    def take(self, position: int, report: TokenReport, reason: str | None) -> None:
+        """Keeps a report that has arrived.
+
+        Args:
+            position: of the token in the whole sequence.
+            reason: why the step failed, where it did.
+        """
+        self._reports[position] = report
+        if report.status == Status.FAILED and self.failure is None:
+            self.failure = (position, reason or "unknown")
+            if self.on_failure is not None:
+                self.on_failure()
+        self._news.set()
+
+    def check(self, length: int | None = None) -> None:
+        """Raises `CriticFailure` if a step has failed; with `length`, only if it is one of the first positions."""
+        if self.failure is not None and (length is None or self.failure[0] < length):
+            reason = self.failure[1]
+            raise CriticFailure(f"the critic failed while it guided this request: {reason}", reason)
+
+    async def wait(self, prompt_length: int, token_ids: Sequence[int], timeout: float) -> list[TokenReport]:
+        """The reports of all tokens of the choice, in order, as soon as they have arrived.
+
+        Args:
+            prompt_length: tokens of the prompt.
+            token_ids: the choice's tokens.
+            timeout: seconds to wait.
+
+        Raises:
+            CriticFailure: one of the steps failed, or reports are missing after `timeout` seconds.
+        """
+        end = prompt_length + len(token_ids)
+        arrived = 0
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    self.check(end)
+                    while arrived < len(token_ids) and self._matches(prompt_length + arrived, token_ids[arrived]):
+                        arrived += 1
+                    if arrived == len(token_ids):
+                        return [self._reports[position] for position in range(prompt_length, end)]
+                    self._news.clear()
+                    await self._news.wait()
+        except TimeoutError as error:
+            missing = f"no report of token {arrived + 1} of {len(token_ids)} after {timeout:g} s"
+            raise CriticFailure(missing, "telemetry_timeout") from error
+
+    def close(self) -> None:
+        """Ends the registration: later reports of this request are dropped."""
+        self._receiver.samples.pop(self.id, None)
+
+    def _matches(self, position: int, token: int) -> bool:
+        report = self._reports.get(position)
+        return report is not None and report.token == token
+
+
+class TelemetryReceiver:
+    """Receives reports on a private local socket, and hands them to the samples that are registered.
+
+    Args:
+        observe: is called with every report.
+
+    Attributes:
+        address: of the socket, for the workers.
+    """
+
+    def __init__(self, observe: Callable[[StepReport], None]) -> None:
+        self.samples: dict[int, ReportedSample] = {}
+        self._observe = observe
+        self._folder = tempfile.TemporaryDirectory(prefix="qsharp-")
+        # Paths of local sockets may have 107 characters.
+        self.address = f"ipc://{Path(self._folder.name) / 's'}"
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Binds the socket and receives from now on, in the running event loop."""
+        context = zmq.asyncio.Context()
+        socket: zmq.asyncio.Socket = context.socket(zmq.PULL)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.bind(self.address)
+        self._task = asyncio.create_task(self._receive(context, socket), name="qsharp-telemetry")
+        self._task.add_done_callback(_log_end)
+
+    async def close(self) -> None:
+        """Stops receiving."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._folder.cleanup()
+
+    def register(self, on_failure: Callable[[], None] | None = None) -> ReportedSample:
+        """A new sample with an id of its own; whoever asked for it must close it."""
+        sample = ReportedSample(self, secrets.randbits(63), on_failure)
+        self.samples[sample.id] = sample
+        return sample
+
+    def take(self, report: StepReport) -> None:
+        """Hands the rows of a step's report to the samples that they belong to."""
+        self._observe(report)
+        for row, sample_id in enumerate(report.ids):
+            sample = self.samples.get(sample_id)
+            if sample is not None:
+                token_report = TokenReport(
+                    report.tokens[row],
+                    Status(report.status[row]),
+                    report.kl[row],
+                    report.ref_logprob[row],
+                    report.logprob[row],
+                    report.value[row],
+                )
+                sample.take(report.positions[row], token_report, report.failures.get(sample_id))
+
+    async def _receive(self, context: zmq.asyncio.Context, socket: zmq.asyncio.Socket) -> None:
+        try:
+            while True:
+                self.take(decoder.decode(await socket.recv()))
+        finally:
+            context.destroy(linger=0)
+
+
+def _log_end(task: "asyncio.Task[None]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.error("telemetry has stopped: guided requests will time out", exc_info=error)

@@ -1,0 +1,52 @@
+"""Which rollouts a list or an export has, and in which order."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sqlalchemy import Select, exists, func
+
+from qsharp_core.rollouts.text import clean
+from server.store.tables import rollouts
+
+Order = Literal["asc", "desc"]  # of commits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """Conditions that a rollout must meet, all of them; None and empty are no condition.
+
+    Attributes:
+        critic: it was guided by `name@version`, or by any version of `name`.
+        guided: a critic guided it throughout, or did not.
+        metadata: it has all these entries.
+        has_reward: it has a reward, or has none.
+        model: the name of the model that it was sampled from.
+    """
+
+    critic: str | None = None
+    guided: bool | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    has_reward: bool | None = None
+    model: str | None = None
+
+    def apply(self, query: Select[Any], dialect: str) -> Select[Any]:
+        """The query over `rollouts` with these conditions; `dialect` is SQLAlchemy's name of the database."""
+        table = rollouts.c
+        if self.critic is not None:
+            wanted = clean(self.critic)
+            query = query.where(
+                table.critic == wanted if "@" in wanted else table.critic.startswith(f"{wanted}@", autoescape=True)
+            )
+        if self.guided is not None:
+            query = query.where(table.eta.is_not(None) if self.guided else table.eta.is_(None))
+        if self.has_reward is not None:
+            query = query.where(table.reward.is_not(None) if self.has_reward else table.reward.is_(None))
+        if self.model is not None:
+            query = query.where(table.model == clean(self.model))
+        for name, value in self.metadata.items():
+            # A JSON path would not do: SQLite's cannot quote every key.
+            each = func.json_each_text if dialect == "postgresql" else func.json_each
+            entry = each(table.metadata).table_valued("key", "value")
+            query = query.where(exists().where(entry.c.key == clean(name), entry.c.value == clean(value)))
+        return query
