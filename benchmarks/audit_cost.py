@@ -37,7 +37,7 @@ def alternate(worker: Any, rate: float) -> tuple[list[float], int]:
     if not hasattr(worker, "begun"):
         processor = upstream.processor_of(worker.model_runner, processors.processor_class(worker.vllm_config))
         assert processor is not None
-        worker.auditor, update_state = processor.core.auditor, processor.update_state
+        worker.auditor, update_state = processor.guide.auditor, processor.update_state
 
         def begin(batch_update: Any) -> None:
             if len(worker.begun) % BLOCK == 0:

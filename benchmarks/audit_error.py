@@ -14,7 +14,8 @@ from rich.table import Table
 from tqdm import tqdm
 
 from qsharp_core.critic import checkpoint
-from qsharp_core.critic.engine import CriticEngine
+from qsharp_core.critic.scoring.backbone import CachedBackbone
+from qsharp_core.critic.scoring.paged import PagedScorer
 from qsharp_core.vllm_plugin.audit import TOLERANCE
 from server.presets.known import PRESETS, SEPARATE
 
@@ -25,17 +26,17 @@ def errors(dtype: torch.dtype) -> list[float]:
     """Of every row of every step, as `vllm_plugin.audit` defines them."""
     preset = PRESETS[SEPARATE]
     _, critic = checkpoint.load(preset.critic_folder, dtype=dtype, reference=preset.model())
-    engine = CriticEngine(critic, 16_384)
+    scorer = PagedScorer(CachedBackbone(critic, 16_384))
     rng = random.Random(0)
-    sequences = [engine.open() for _ in range(ROWS)]
+    sequences = [scorer.open() for _ in range(ROWS)]
     histories = [rng.choices(range(critic.vocab), k=rng.randrange(5, 300)) for _ in range(ROWS)]
     mask = torch.ones(ROWS, CANDIDATES, dtype=torch.bool)
     found = []
     for _ in tqdm(range(STEPS), desc=str(dtype), unit="step"):
         ids = torch.tensor([rng.sample(range(critic.vocab), CANDIDATES) for _ in range(ROWS)])
-        outputs = engine.score(sequences, histories, ids, mask).double()
+        outputs = scorer.score(sequences, histories, ids, mask).double()
         for history, own, cached in zip(histories, ids.tolist(), outputs, strict=True):
-            plain = engine.score_uncached(history, own).double()
+            plain = scorer.score_uncached(history, own).double()
             found.append(((cached - plain).abs().max() / plain.abs().max().clamp(min=1.0)).item())
             history.append(rng.choice(own))
     return found

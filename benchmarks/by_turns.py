@@ -52,21 +52,21 @@ def switch(worker: Any, what: What, mode: Mode) -> tuple[list[float], list[float
     if not hasattr(worker, "begun"):
         processor = upstream.processor_of(worker.model_runner, processors.processor_class(worker.vllm_config))
         assert processor is not None
-        core = processor.core
-        engines = [critic.engine for critic in core.registry.critics.values() if critic.engine is not None]
-        threads = [engine._aside for engine in engines]
+        guide = processor.guide
+        scorers = [critic.cached_scorer for critic in guide.registry.critics.values() if critic.cached_scorer]
+        threads = [scorer._background for scorer in scorers]
         assert what == "guided" or None not in threads, "vLLM leaves no core over"
-        update_state, apply, after_sample = processor.update_state, core.apply, processor.after_sample
+        update_state, apply, after_sample = processor.update_state, guide.apply, processor.after_sample
 
         def begin(batch_update: Any) -> None:
             worker.begun.append(time.perf_counter())
             worker.spent.append(-time.thread_time())
             worker.on = worker.mode == "with" or (worker.mode == "by turns" and len(worker.begun) % 2 == 1)
-            for engine, thread in zip(engines, threads, strict=True):
-                engine._aside = thread if worker.on else None
+            for scorer, thread in zip(scorers, threads, strict=True):
+                scorer._background = thread if worker.on else None
             update_state(batch_update)
 
-        def guide(*given: Any) -> None:
+        def guided(*given: Any) -> None:
             if worker.on or worker.what == "beside":
                 apply(*given)
 
@@ -74,7 +74,7 @@ def switch(worker: Any, what: What, mode: Mode) -> tuple[list[float], list[float
             after_sample(sampled_token_ids)
             worker.spent[-1] += time.thread_time()
 
-        processor.update_state, core.apply, processor.after_sample = begin, guide, end
+        processor.update_state, guide.apply, processor.after_sample = begin, guided, end
         worker.begun, worker.spent = [], []
     begun, spent = worker.begun, worker.spent
     worker.begun, worker.spent, worker.what, worker.mode = [], [], what, mode

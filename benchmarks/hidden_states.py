@@ -23,8 +23,8 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from qsharp_core.critic.native import NativeCritic
 from qsharp_core.critic.native_checkpoint import load
+from qsharp_core.critic.scoring.native import NativeScorer
 from server.presets.known import DEFAULT, PRESETS
 from trainer.training.data import read
 
@@ -131,7 +131,7 @@ class Pair:
         self.differences: list[Tensor] = []
         self.spreads: list[Tensor] = []
 
-    def add(self, critic: NativeCritic, ours: Tensor, theirs: Tensor, log_probs: Tensor) -> None:
+    def add(self, critic: NativeScorer, ours: Tensor, theirs: Tensor, log_probs: Tensor) -> None:
         """Hidden states `[n, D]` of both, and log-probabilities `[n, V]` of the candidates."""
         top = log_probs.topk(CANDIDATES)
         a, b = (critic.score(states, top.indices, top.values)[..., 0] for states in (ours, theirs))

@@ -1,4 +1,4 @@
-"""What is written and must survive a loss of power."""
+"""Writes files so that they survive a loss of power."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder to write into, which becomes `folder` at the end: it is there whole or not at all.
+    """Yields a temporary folder to write to, which becomes `folder` at the end: it is there as a whole or not at all.
 
     Raises:
         FileExistsError: `folder` exists; versions are never overwritten.
@@ -31,7 +31,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     temporary.mkdir()
     yield temporary
     for path in temporary.rglob("*.safetensors"):
-        path.chmod(0o644)  # safetensors keeps files to their owner, but the server may be another user
+        path.chmod(0o644)  # safetensors lets only the owner read, but the server may run as another user
     for path in [*temporary.rglob("*"), temporary]:
         fsync(path)
     temporary.rename(folder)

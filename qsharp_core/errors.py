@@ -1,8 +1,8 @@
-"""Every error this project raises on purpose.
+"""Every error that this project raises on purpose.
 
     QSharpError
     ├── ConfigError            the server or the engine was started with settings that cannot work
-    ├── CriticError            a critic on disk cannot be used: unreadable, or made for another vocabulary
+    ├── CriticError            a critic cannot be used: unreadable, or made for another vocabulary or reference
     ├── GuidanceError          a request's guidance is wrong (HTTP 400); names the field
     │   ├── UnknownCriticError     it names a critic that is not loaded
     │   └── NoCriticError          it asks for guidance and none is loaded (HTTP 409)
@@ -10,13 +10,13 @@
     ├── RolloutError           a rollout or a reward that the store cannot take (HTTP 400); names the field
     └── StoreError             the rollout store failed (HTTP 500)
 
-`server.errors` maps them to HTTP; nothing else does. `GuidanceError` is a `ValueError`, because that is
-what vLLM turns into a 400 when a request is admitted.
+`server.errors` alone maps them to HTTP. `GuidanceError` is a `ValueError`, because vLLM turns that into a 400 when a
+request is admitted.
 """
 
 
 class QSharpError(Exception):
-    """Base of all."""
+    """The base class of all errors of this project."""
 
 
 class ConfigError(QSharpError):
@@ -24,7 +24,7 @@ class ConfigError(QSharpError):
 
 
 class CriticError(QSharpError):
-    """A critic folder that cannot be loaded; the message says which file and why."""
+    """A critic that cannot be used; the message says which file or field, and why."""
 
 
 class GuidanceError(QSharpError, ValueError):
@@ -32,7 +32,7 @@ class GuidanceError(QSharpError, ValueError):
 
     Args:
         message: what is wrong and what the field accepts.
-        param: the field's name, as the client wrote it.
+        param: name of the field, as the client wrote it.
     """
 
     def __init__(self, message: str, param: str | None = None) -> None:
@@ -49,7 +49,12 @@ class NoCriticError(GuidanceError):
 
 
 class CriticFailure(QSharpError):
-    """The critic gave no usable score for a request; `reason` is a metric's label."""
+    """The critic gave no usable score for a request.
+
+    Args:
+        message: what happened.
+        reason: a metric's label.
+    """
 
     def __init__(self, message: str, reason: str) -> None:
         super().__init__(message)
@@ -57,7 +62,12 @@ class CriticFailure(QSharpError):
 
 
 class RolloutError(QSharpError, ValueError):
-    """Data that cannot be a rollout, or a reward of one; `param` is the field's name."""
+    """Data that cannot be a rollout or a reward.
+
+    Args:
+        message: what is wrong and what is accepted.
+        param: name of the field.
+    """
 
     def __init__(self, message: str, param: str | None = None) -> None:
         super().__init__(message)
@@ -65,4 +75,4 @@ class RolloutError(QSharpError, ValueError):
 
 
 class StoreError(QSharpError):
-    """The rollout store failed: nothing of what was to be written is there."""
+    """The rollout store failed. Nothing of what was to be written is in it."""

@@ -1,11 +1,11 @@
-"""What precision a machine is fast in."""
+"""In which precision this machine is fast."""
 
 import torch
 
 
 def fast_bfloat16() -> bool:
-    """Whether this machine multiplies matrices in bfloat16 in hardware; without, that would be slower than float32."""
+    """Whether the hardware multiplies matrices in bfloat16; if not, bfloat16 is slower than float32."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    features = torch.cpu.get_capabilities()
+    return bool(features.get("avx512_bf16") or features.get("amx_bf16"))

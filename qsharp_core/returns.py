@@ -1,15 +1,17 @@
 """Distributions of the reward-to-go: what a critic's outputs mean.
 
-A critic predicts, for a prefix `x` and a next token `y`, the distribution `Z(x, y)` of the reward that the
-*reference* policy goes on to earn. Two parametrisations, both trained by maximum likelihood (paper, section 3.3):
+A critic predicts, for a prefix `x` and a next token `y`, the distribution `Z(x, y)` of the reward that the *reference*
+policy earns if it goes on from there (docs/method.md, "Definitions"). There are two parametrisations, both trained by
+maximum likelihood (arXiv 2502.20548, section 3.3):
 
 - `Bernoulli`: rewards in {0, 1}; one output, the score `s`, with `P(z = 1) = sigmoid(s)`.
 - `Categorical`: `n` atoms; `n` outputs, logits over the atoms.
 
 Shapes: outputs are `[..., n_out]`, everything derived from them `[...]`. All functions keep the dtype of the outputs.
 
-Why *relative* tilts: `A = ln E[exp(z / eta)]` reaches 1e6 at `eta = 1e-6`, where float32 resolves only 0.06, and a
-policy depends on differences of `A` alone. `A - r_max / eta`, which is never positive, keeps them.
+Tilts are computed *relative* to the greatest reward. `A = ln E[exp(z / eta)]` reaches 1e6 at `eta = 1e-6`, where
+float32 resolves only 0.06, but a policy depends on differences of `A` alone. `A - r_max / eta`, which is never
+positive, keeps them.
 """
 
 from dataclasses import dataclass
@@ -21,21 +23,21 @@ from torch import Tensor
 
 
 class ReturnDistribution(Protocol):
-    """What the policy, the trainer and the checkpoint need to know of a parametrisation."""
+    """A parametrised distribution of the reward-to-go: what the policy, the trainer and the checkpoint need of it."""
 
     @property
     def reward_range(self) -> tuple[float, float]:
-        """Least and greatest reward there can be."""
+        """Least and greatest reward that there can be."""
 
     @property
     def n_out(self) -> int:
-        """Outputs of the critic's head per (prefix, token)."""
+        """Number of outputs of the critic's head per prefix and token."""
 
     def relative_tilt(self, outputs: Tensor, eta: Tensor | float) -> Tensor:
-        """`ln E[exp((z - r_max) / eta)]`, at most 0; `eta` broadcasts against `[...]`."""
+        """The relative tilt `ln E[exp((z - r_max) / eta)]`, at most 0; `eta` broadcasts against `[...]`."""
 
     def mean(self, outputs: Tensor) -> Tensor:
-        """`E[z]`, in units of reward."""
+        """The expectation `E[z]`, in units of reward."""
 
     def loss(self, outputs: Tensor, rewards: Tensor) -> Tensor:
         """Negative log-likelihood of the rewards `[...]`, in nats."""
@@ -43,7 +45,7 @@ class ReturnDistribution(Protocol):
 
 @dataclass(frozen=True)
 class Bernoulli:
-    """Rewards in {0, 1}; one output, the score `s`."""
+    """Rewards in {0, 1}; one output, the score `s`, with `P(z = 1) = sigmoid(s)`."""
 
     reward_range: tuple[float, float] = (0.0, 1.0)
 
@@ -65,9 +67,11 @@ class Bernoulli:
 
 @dataclass(frozen=True)
 class Categorical:
-    """Rewards on `atoms`, ascending; as many outputs, logits over them.
+    """Rewards on atoms; as many outputs, the logits over the atoms.
 
-    `reward_range` may be wider than the atoms: it is what the reward can be, and sets the tail's floor.
+    Attributes:
+        atoms: rewards, ascending.
+        reward_range: least and greatest reward that there can be. It may be wider than the atoms.
     """
 
     atoms: tuple[float, ...]
@@ -99,9 +103,9 @@ class Categorical:
         return -(self.two_hot(rewards.to(outputs.dtype)) * outputs.log_softmax(-1)).sum(-1)
 
     def two_hot(self, rewards: Tensor) -> Tensor:
-        """Mass on the two atoms around each reward, so that the mean is the reward: `[...] -> [..., n_out]`.
+        """Probabilities of the two atoms around each reward, whose mean is the reward: `[...] -> [..., n_out]`.
 
-        Rewards outside the atoms are put on the nearest one.
+        A reward outside the atoms gets the nearest atom.
         """
         atoms = self._support(rewards)
         rewards = rewards.clamp(atoms[0], atoms[-1])
@@ -111,6 +115,11 @@ class Categorical:
         return F.one_hot(upper, self.n_out) * weight + F.one_hot(upper - 1, self.n_out) * (1 - weight)
 
 
+def relative_expected_tilt(distribution: ReturnDistribution, outputs: Tensor, eta: Tensor | float) -> Tensor:
+    """The relative tilt of Controlled Decoding (arXiv 2310.17022), `(E[z] - r_max) / eta`: `[..., n_out] -> [...]`."""
+    return (distribution.mean(outputs) - distribution.reward_range[1]) / eta
+
+
 def tilt(distribution: ReturnDistribution, outputs: Tensor, eta: Tensor | float) -> Tensor:
-    """`A = ln E[exp(z / eta)]`, so that `eta * A = Q*` (Theorem 2.2): `[..., n_out] -> [...]`."""
+    """The tilt `A = ln E[exp(z / eta)]`, so that `eta * A = Q*` (Theorem 2.2): `[..., n_out] -> [...]`."""
     return distribution.relative_tilt(outputs, eta) + distribution.reward_range[1] / eta

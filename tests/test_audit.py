@@ -13,16 +13,17 @@ import pytest
 import torch
 
 from qsharp_core.critic import checkpoint
-from qsharp_core.critic.engine import CriticEngine
+from qsharp_core.critic.scoring.backbone import CachedBackbone
+from qsharp_core.critic.scoring.paged import PagedScorer
 from qsharp_core.vllm_plugin import audit
 from qsharp_core.vllm_plugin.audit import Auditor
-from qsharp_core.vllm_plugin.core import Request, Row
 from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.vllm_plugin.registry import LoadedCritic
+from qsharp_core.vllm_plugin.rows import LogitsRow, TrackedRequest
 from tests import models
 
 CPU = torch.device("cpu")
-CACHED: Any = SimpleNamespace(card=SimpleNamespace(key="critic@1"), engine=object())  # for who never asks it
+CACHED: Any = SimpleNamespace(card=SimpleNamespace(key="critic@1"), cached_scorer=object())  # for who never asks it
 KINDS: dict[str, dict[str, Any]] = {
     "V": {"kind": "llama"},
     "Q": {"kind": "qwen2", "head": "Q"},
@@ -43,17 +44,17 @@ def critic(request: pytest.FixtureRequest, tmp_path: Path) -> LoadedCritic:
 
 def loaded(folder: Path) -> LoadedCritic:
     card, critic = checkpoint.load(folder)
-    return LoadedCritic(card, folder, CriticEngine(critic, 400, 4), max_length=400)
+    return LoadedCritic(card, folder, PagedScorer(CachedBackbone(critic, 400, 4)), max_length=400)
 
 
-def engine_of(critic: LoadedCritic) -> CriticEngine:
-    assert critic.engine is not None
-    return critic.engine
+def engine_of(critic: LoadedCritic) -> PagedScorer:
+    assert isinstance(critic.cached_scorer, PagedScorer)
+    return critic.cached_scorer
 
 
-def rows_of(histories: list[list[int]]) -> list[Row]:
-    request = Request(GuidanceParams(eta=0.1), 1.0)
-    return [Row(i, request, len(history), partial(list, history)) for i, history in enumerate(histories)]
+def rows_of(histories: list[list[int]]) -> list[LogitsRow]:
+    request = TrackedRequest(GuidanceParams(eta=0.1), 1.0)
+    return [LogitsRow(i, request, len(history), partial(list, history)) for i, history in enumerate(histories)]
 
 
 def scored(critic: LoadedCritic, auditor: Auditor, spoil: bool = False) -> None:

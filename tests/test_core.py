@@ -15,8 +15,9 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate
 
 from qsharp_core.critic import checkpoint
-from qsharp_core.critic.engine import CriticEngine
-from qsharp_core.vllm_plugin import core as guidance
+from qsharp_core.critic.scoring.backbone import CachedBackbone
+from qsharp_core.critic.scoring.paged import PagedScorer
+from qsharp_core.vllm_plugin import tilts
 from qsharp_core.vllm_plugin.registry import LoadedCritic
 from qsharp_core.vllm_plugin.v1 import QSharpLogitsProcessor
 from tests import models
@@ -34,20 +35,20 @@ def processor(tmp_path: Path) -> Iterator[QSharpLogitsProcessor]:
         model_config=SimpleNamespace(dtype=torch.float32),
     )  # fmt: skip
     made = QSharpLogitsProcessor(config, torch.device("cpu"), False)
-    made.core.registry.add(loaded(models.write_critic(tmp_path / "critic")))
+    made.guide.registry.add(loaded(models.write_critic(tmp_path / "critic")))
     yield made
-    made.core.sender._context.destroy(linger=0)
+    made.guide.reporter.sender._context.destroy(linger=0)
 
 
 def loaded(folder: Path) -> LoadedCritic:
     card, critic = checkpoint.load(folder)
-    return LoadedCritic(card, folder, CriticEngine(critic, 400, 4), max_length=400)
+    return LoadedCritic(card, folder, PagedScorer(CachedBackbone(critic, 400, 4)), max_length=400)
 
 
-def engine_of(processor: QSharpLogitsProcessor) -> CriticEngine:
-    (critic,) = processor.core.registry.critics.values()
-    assert critic.engine is not None
-    return critic.engine
+def engine_of(processor: QSharpLogitsProcessor) -> PagedScorer:
+    (critic,) = processor.guide.registry.critics.values()
+    assert isinstance(critic.cached_scorer, PagedScorer)
+    return critic.cached_scorer
 
 
 def begin(processor: QSharpLogitsProcessor, **ours: Any) -> list[int]:
@@ -127,13 +128,13 @@ def test_an_unloaded_critic_is_not_kept_by_what_is_on_its_way_to_the_host(
     processor: QSharpLogitsProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a GPU it may be on its way until the next guided step, which may never come."""
-    monkeypatch.setattr(guidance._Check, "done", False)
+    monkeypatch.setattr(tilts._BrokenRows, "done", False)
     begin(processor)
     step(processor)
     watch = weakref.ref(engine_of(processor).critic.backbone)
-    processor.core.registry.unload("critic@1")
+    processor.guide.registry.unload("critic@1")
     processor.update_state(BatchUpdate(0, [0], [], []))
-    assert processor.core._checks
+    assert processor.guide._tilts._checks
     gc.collect()
     assert watch() is None
 

@@ -21,7 +21,7 @@ from qsharp_core.vllm_plugin import cores
 torch.set_num_threads(1)
 os.sched_setaffinity(0, {int(sys.argv[1])})
 config = SimpleNamespace(parallel_config=SimpleNamespace(tensor_parallel_size=1, data_parallel_size=1))
-with cores.beside(config) as thread:
+with cores.critic_executor(config) as thread:
     print(*sorted(thread.submit(os.sched_getaffinity, 0).result()))
     # A pass with a parallel region in it must not move the thread: OpenMP binds threads, too.
     thread.submit(lambda: torch.randn(512, 512) @ torch.randn(512, 512)).result()
@@ -45,8 +45,8 @@ def test_the_critics_thread_has_the_cores_that_the_worker_has_not() -> None:
 
 def test_there_is_none_where_no_core_is_left() -> None:
     assert torch.get_num_threads() == 1  # see conftest
-    assert cores.beside(config()) is None  # this process is bound as its parent is
+    assert cores.critic_executor(config()) is None  # this process is bound as its parent is
     for field in ("tensor_parallel_size", "data_parallel_size"):
         several = config()
         setattr(several.parallel_config, field, 2)
-        assert cores.beside(several) is None
+        assert cores.critic_executor(several) is None

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from qsharp_core.critic.cpu import PACKED_ELEMENTS, attention_with_lse, pack_linears
+from qsharp_core.critic.scoring.cpu import PACKED_ELEMENTS, attention_with_lse, pack_linears
 
 
 @pytest.mark.parametrize("biased", [False, True])

@@ -12,9 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qsharp_core.critic import checkpoint
-from qsharp_core.critic import engine as scoring
-from qsharp_core.critic.decode import Decoder, gathered
-from qsharp_core.critic.engine import CriticEngine
+from qsharp_core.critic.scoring import backbone
+from qsharp_core.critic.scoring.build import build_scorer
+from qsharp_core.critic.scoring.decoder import Decoder
+from qsharp_core.critic.scoring.fixed import FixedShapeScorer
+from qsharp_core.critic.scoring.paged import PagedScorer
+from qsharp_core.critic.scoring.prefix_attention import gathered
 from tests import models, oracle
 from tests.test_critic_engine import CRITICS, TOLERANCE
 
@@ -36,15 +39,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_scores_equal_full_forward_passes(
     folders: dict[str, Path], name: str, seed: int, tokens: int, count: int, prefill: int
 ) -> None:
-    with mock.patch.object(scoring, "PREFILL_TOKENS", prefill):
+    with mock.patch.object(backbone, "PREFILL_TOKENS", prefill):
         drive(folders, name, random.Random(seed), tokens, count)
 
 
 def drive(folders: dict[str, Path], name: str, rng: random.Random, tokens: int, count: int) -> None:
     """Rows that grow, pause and are preempted; nine of them do not fit a pool of 64 tokens together."""
     folder = folders[name]
-    engine = CriticEngine(checkpoint.load(folder)[1], tokens, 4, prefix=gathered)
-    assert engine.decoder is not None
+    engine = build_scorer(checkpoint.load(folder)[1], tokens, 4, kernel=gathered)
+    assert isinstance(engine, FixedShapeScorer)
     shared = [rng.randrange(models.VOCAB) for _ in range(12)]
     rows = [
         (engine.open(), [*shared, *(rng.randrange(models.VOCAB) for _ in range(rng.randrange(5)))])
@@ -66,7 +69,7 @@ def drive(folders: dict[str, Path], name: str, rng: random.Random, tokens: int, 
             reads += 1
             return list(running[i][1])
 
-        outputs = engine.score_latest([s for s, _ in running], [len(h) for _, h in running], last, ids, read)
+        outputs = engine.score([s for s, _ in running], [len(h) for _, h in running], last, ids, read)
         splits += engine.take_counts().splits
         for r, (_, history) in enumerate(running):
             wanted = oracle.critic_outputs(folder, history, ids[r].tolist())
@@ -79,7 +82,7 @@ def drive(folders: dict[str, Path], name: str, rng: random.Random, tokens: int, 
         assert splits > 0
     for sequence, _ in rows:
         engine.close(sequence)
-    assert engine.blocks.free == engine.blocks.blocks
+    assert engine.blocks.free == engine.blocks.total
 
 
 def test_compiled_steps(
@@ -88,14 +91,15 @@ def test_compiled_steps(
     """They are the plain ones; what was compiled serves the next critic of these shapes, and keeps none alive."""
     monkeypatch.setattr(Decoder, "capture", lambda *_: None)  # which wants a GPU
 
-    def loaded() -> CriticEngine:
-        return CriticEngine(checkpoint.load(folders["llama-V"])[1], 64, 4, prefix=gathered, graphs=((1,), (1,)))
+    def loaded() -> FixedShapeScorer:
+        scorer = build_scorer(checkpoint.load(folders["llama-V"])[1], 64, 4, kernel=gathered, graphs=((1,), (1,)))
+        assert isinstance(scorer, FixedShapeScorer)
+        return scorer
 
     first = loaded()  # it compares them with a plain forward pass
-    assert first.decoder is not None
     assert first.decoder._fused is not first.decoder._plain
     with torch._dynamo.config.patch(error_on_recompile=True):
-        assert loaded().decoder is not None
+        loaded()
     watch = weakref.ref(first.critic.backbone)
     del first
     gc.collect()
@@ -111,8 +115,8 @@ def test_steps_that_do_not_compile_are_run_as_they_are(
 
     monkeypatch.setattr(Decoder, "capture", lambda *_: None)
     monkeypatch.setattr(torch, "compile", lambda *_, **__: broken)
-    engine = CriticEngine(checkpoint.load(folders["llama-V"])[1], 64, 4, prefix=gathered, graphs=((1,), (1,)))
-    assert engine.decoder is not None
+    engine = build_scorer(checkpoint.load(folders["llama-V"])[1], 64, 4, kernel=gathered, graphs=((1,), (1,)))
+    assert isinstance(engine, FixedShapeScorer)
     assert engine.decoder._fused is engine.decoder._plain
     assert "without compiled steps: no compiler" in caplog.text
 
@@ -120,5 +124,6 @@ def test_steps_that_do_not_compile_are_run_as_they_are(
 def test_a_sliding_window_is_run_without_fixed_shapes(
     folders: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert CriticEngine(checkpoint.load(folders["mistral-V-mlp"])[1], 64, 4, prefix=gathered).decoder is None
+    scorer = build_scorer(checkpoint.load(folders["mistral-V-mlp"])[1], 64, 4, kernel=gathered)
+    assert isinstance(scorer, PagedScorer)
     assert "sliding-window" in caplog.text

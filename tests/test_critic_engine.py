@@ -17,11 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qsharp_core.critic import attention, checkpoint, cpu
-from qsharp_core.critic import engine as scoring
-from qsharp_core.critic.attention import Pool, _with_shared
-from qsharp_core.critic.cache import Sequence
-from qsharp_core.critic.engine import CriticEngine
+from qsharp_core.critic import checkpoint
+from qsharp_core.critic.scoring import attention, backbone, cpu, paged
+from qsharp_core.critic.scoring.attention import _with_shared
+from qsharp_core.critic.scoring.backbone import CachedBackbone
+from qsharp_core.critic.scoring.cache import CachedSequence
+from qsharp_core.critic.scoring.kv_pool import KVPool
+from qsharp_core.critic.scoring.paged import PagedScorer
 from qsharp_core.errors import CriticError
 from tests import models, oracle
 
@@ -57,16 +59,16 @@ def aside() -> Iterator[Executor]:
 
 def engine(
     folder: Path, tokens: int, block_size: int = 4, scratch: int = 1024, aside: Executor | None = None
-) -> CriticEngine:
-    return CriticEngine(checkpoint.load(folder)[1], tokens, block_size, scratch, aside=aside)
+) -> PagedScorer:
+    return PagedScorer(CachedBackbone(checkpoint.load(folder)[1], tokens, block_size, scratch), aside)
 
 
 class Driver:
     """Rows that grow, roll back, pause, end and begin, scored in random batches."""
 
-    def __init__(self, engines: list[tuple[Path, CriticEngine]], rng: random.Random) -> None:
+    def __init__(self, engines: list[tuple[Path, PagedScorer]], rng: random.Random) -> None:
         self.engines, self.rng = engines, rng
-        self.rows: list[tuple[Path, CriticEngine, Sequence, list[int]]] = []
+        self.rows: list[tuple[Path, PagedScorer, CachedSequence, list[int]]] = []
         self.shared = [rng.randrange(models.VOCAB) for _ in range(14)]
 
     def begin(self) -> None:
@@ -154,13 +156,13 @@ def test_cached_scores_equal_full_forward_passes(
     driver = Driver(engines, rng)
     moves = [driver.begin, driver.begin, driver.end, driver.preempt, driver.roll_back, *[driver.step] * 6]
     moves += [driver.catch_up] * 5
-    with mock.patch.multiple(scoring, PREFILL_TOKENS=prefill, PATCH_TOKENS=patch):
+    with mock.patch.object(backbone, "PREFILL_TOKENS", prefill), mock.patch.object(paged, "PATCH_TOKENS", patch):
         for _ in range(25):
             rng.choice(moves)()
     while driver.rows:
         driver.end()
     for _, critic in driver.engines:
-        assert critic.blocks.free == critic.blocks.blocks
+        assert critic.blocks.free == critic.blocks.total
 
 
 def test_samples_of_one_prompt_share_its_blocks(folders: dict[str, Path]) -> None:
@@ -328,7 +330,7 @@ def test_a_candidate_of_other_tokens_is_not_taken_for_the_chosen_one(folders: di
 
 
 @contextmanager
-def broken(critic: CriticEngine) -> Iterator[None]:
+def broken(critic: PagedScorer) -> Iterator[None]:
     """Its passes fail."""
 
     def fail(*_: object) -> None:
@@ -413,7 +415,7 @@ def test_a_backbone_with_attention_of_its_own_is_refused() -> None:
     for config in (BloomConfig(vocab_size=64, hidden_size=32, n_layer=2, n_head=2), gemma):
         critic = Critic(AutoModel.from_config(config), Head(HeadShape("V", 32, 1, 64)), Bernoulli()).eval()
         with pytest.raises(CriticError, match=r"cannot|capping"):
-            CriticEngine(critic, 100)
+            PagedScorer(CachedBackbone(critic, 100))
 
 
 def test_an_engine_that_is_dropped_gives_its_memory_back(folders: dict[str, Path]) -> None:
@@ -427,7 +429,7 @@ def test_an_engine_that_is_dropped_gives_its_memory_back(folders: dict[str, Path
 
 def test_a_pool_whose_keys_and_values_differ_in_width_moves_all_of_them() -> None:
     widths = [(torch.Size((2, 4)), torch.Size((2, 3))), (torch.Size((2, 4)), torch.Size((2, 4)))]
-    pool = Pool.zeros(6, widths, torch.zeros(1, dtype=torch.float64))
+    pool = KVPool.zeros(6, widths, torch.zeros(1, dtype=torch.float64))
     for layer, tensor in enumerate((*pool.keys, *pool.values)):
         tensor[1], tensor[2] = layer + 1, -layer - 1
     pool.move(torch.tensor([1, 2]), torch.tensor([5, 0]))

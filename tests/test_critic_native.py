@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from qsharp_core.critic import checkpoint, native_checkpoint
 from qsharp_core.critic.checkpoint import CARD, HEAD, CriticCard
-from qsharp_core.critic.native import NativeCritic, NativeHead, NativeShape
+from qsharp_core.critic.native import NativeHead, NativeShape
 from qsharp_core.critic.reference import identify
+from qsharp_core.critic.scoring.native import NativeScorer
 from qsharp_core.errors import CriticError
 from qsharp_core.returns import Bernoulli
 from tests import models
@@ -52,7 +53,7 @@ def test_the_head_is_its_formula(head: NativeHead) -> None:
 @pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-4), (torch.bfloat16, 0.3)])
 def test_the_served_critic_gives_what_the_head_gives(head: NativeHead, dtype: torch.dtype, close: float) -> None:
     embeddings = torch.randn(VOCAB, 16).to(dtype)
-    critic = NativeCritic(head, Bernoulli(), embeddings, dtype)
+    critic = NativeScorer(head, Bernoulli(), embeddings, dtype)
     assert (critic.vocab, critic.table_bytes) == (VOCAB, VOCAB * 32 * dtype.itemsize)
     hidden, ids = (torch.randn(5, 24) * 3 + 1).to(dtype), torch.randint(VOCAB, (5, 11))
     ids[0, 0] = VOCAB - 1
@@ -71,7 +72,7 @@ def test_a_large_mean_costs_no_precision(head: NativeHead) -> None:
     hidden = (torch.randn(64, 24) + head.hidden.mean).to(torch.bfloat16)
     ids, log_ref = torch.randint(50, (64, 4)), -torch.rand(64, 4).double()
     embeddings = torch.randn(50, 16)
-    outputs = NativeCritic(head, Bernoulli(), embeddings).score(hidden, ids, log_ref)
+    outputs = NativeScorer(head, Bernoulli(), embeddings).score(hidden, ids, log_ref)
     expected = formula(head, hidden[:, None], embeddings[ids], log_ref)
     torch.testing.assert_close(outputs.double(), expected, atol=1e-3, rtol=1e-4)
 

@@ -79,7 +79,7 @@ def test_a_critic_is_loaded_and_activated_under_load(server: Server, http: httpx
         await asyncio.to_thread(load, server, http, name="deep", version="2", kind="mistral", mlp=32, seed=5)
         return await serving
 
-    bodies = unseeded(server, 32)[:8]
+    bodies = unseeded(server, 32)[8:16]
     answers = asyncio.run(run())
     assert sum(check(server, body, got) for body, each in zip(bodies, answers, strict=True) for got in each) > 100
 
@@ -108,7 +108,7 @@ def test_a_critic_of_nan_fails_its_requests_alone(server: Server, http: httpx.Cl
             failing = [client.post("/v1/completions", json=wrong) for _ in range(4)]
             return await asyncio.gather(run_all(server, bodies, at_once=4), asyncio.gather(*failing))
 
-    bodies = unseeded(server, 33)[:6]
+    bodies = unseeded(server, 33)[8:14]
     answers, failed = asyncio.run(run())
     assert [answer.status_code for answer in failed] == [500] * 4, failed[0].text
     assert sum(check(server, body, got) for body, each in zip(bodies, answers, strict=True) for got in each) > 60

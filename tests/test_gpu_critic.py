@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from qsharp_core.critic import checkpoint, native_checkpoint
-from qsharp_core.critic.decode import gathered
-from qsharp_core.critic.engine import CriticEngine
+from qsharp_core.critic.scoring.build import build_scorer
+from qsharp_core.critic.scoring.fixed import FixedShapeScorer
+from qsharp_core.critic.scoring.prefix_attention import gathered
 from qsharp_core.vllm_plugin.flash import flash
 from tests import models, oracle
 from tests.test_critic_engine import CRITICS
@@ -67,8 +68,8 @@ def test_steps_in_fixed_shapes(tmp_path: Path, name: str, graphs: tuple[tuple[in
     rng = random.Random(name)
     folder = models.write_critic(tmp_path / name, **CRITICS[name])  # type: ignore[arg-type]
     critic = checkpoint.load(folder, dtype=torch.bfloat16, device=torch.device("cuda"))[1]
-    engine = CriticEngine(critic, 4096, BLOCK_SIZE, prefix=flash, graphs=graphs)
-    assert engine.decoder is not None
+    engine = build_scorer(critic, 4096, BLOCK_SIZE, kernel=flash, graphs=graphs)
+    assert isinstance(engine, FixedShapeScorer)
     assert (engine.decoder._fused is not engine.decoder._plain) == bool(graphs[0])  # compiled
     assert len(engine.decoder._graphs) == len(graphs[0]) * len(graphs[1])
     shared = [rng.randrange(models.VOCAB) for _ in range(40)]
@@ -91,7 +92,7 @@ def test_steps_in_fixed_shapes(tmp_path: Path, name: str, graphs: tuple[tuple[in
         def read(i: int, running: list = running) -> list[int]:
             return list(running[i][1])
 
-        outputs = engine.score_latest(sequences, lengths, last, ids.cuda(), read)
+        outputs = engine.score(sequences, lengths, last, ids.cuda(), read)
         got.append(outputs.double().cpu().flatten())
         wanted.append(
             torch.cat([oracle.critic_outputs(folder, h, ids[r].tolist()).flatten() for r, (_, h) in enumerate(running)])
@@ -104,23 +105,24 @@ def test_steps_in_fixed_shapes(tmp_path: Path, name: str, graphs: tuple[tuple[in
     assert (every - oracles).norm() / oracles.norm() < NOISE
     for sequence, _ in rows:
         engine.close(sequence)
-    assert engine.blocks.free == engine.blocks.blocks
+    assert engine.blocks.free == engine.blocks.total
 
 
 def test_a_step_of_running_rows_does_not_wait_for_the_device(tmp_path: Path) -> None:
     folder = models.write_critic(tmp_path / "critic", kind="qwen2")
     critic = checkpoint.load(folder, dtype=torch.bfloat16, device=torch.device("cuda"))[1]
-    engine = CriticEngine(critic, 4096, BLOCK_SIZE, prefix=flash, graphs=((4,), (8,)))
+    engine = build_scorer(critic, 4096, BLOCK_SIZE, kernel=flash, graphs=((4,), (8,)))
+    assert isinstance(engine, FixedShapeScorer)
     sequences = [engine.open() for _ in range(3)]
     ids = torch.randint(models.VOCAB, (3, 8), device="cuda")
     for step in range(40):  # over the edges of blocks
         last = torch.full((3,), 5, device="cuda")
         lengths = [20 + step] * 3
         if step == 0:
-            engine.score_latest(sequences, lengths, last, ids, lambda _: [5] * 20)
+            engine.score(sequences, lengths, last, ids, lambda _: [5] * 20)
             continue
         with no_waiting():
-            engine.score_latest(sequences, lengths, last, ids, lambda _: pytest.fail("nothing is to be read"))
+            engine.score(sequences, lengths, last, ids, lambda _: pytest.fail("nothing is to be read"))
 
 
 def test_a_native_critic_does_not_wait_and_gives_what_its_head_gives(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qsharp_core import policy
+from qsharp_core.returns import Bernoulli, Categorical, ReturnDistribution
 from qsharp_core.wire.guidance import Tail
 from tests import oracle
 
@@ -189,3 +190,18 @@ def test_temperature_scales_the_tilt_so_that_the_tempered_reference_is_tilted() 
     ).softmax(-1)
     wanted = ((logits[0].double() / 0.5).log_softmax(-1) + tilts[0]).softmax(-1)
     torch.testing.assert_close(got, wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("distribution", [Bernoulli(), Categorical((-1.0, 0.0, 0.5), (-2.0, 1.0))])
+def test_each_row_tilts_by_its_method(distribution: ReturnDistribution) -> None:
+    """Controlled Decoding tilts by `E[z] / eta`, Q-sharp by `ln E[exp(z / eta)]`; both less `r_max / eta`."""
+    outputs = torch.randn(3, 5, distribution.n_out, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    atoms = torch.tensor(distribution.atoms if isinstance(distribution, Categorical) else (0.0, 1.0))
+    logits = outputs if isinstance(distribution, Categorical) else torch.cat([torch.zeros_like(outputs), outputs], -1)
+    masses, etas = logits.softmax(-1), torch.tensor([0.1, 0.5, 2.0], dtype=torch.float64)[:, None]
+    shift = distribution.reward_range[1] / etas
+    qsharp = (masses * (atoms / etas[..., None]).exp()).sum(-1).log() - shift
+    cd = (masses * atoms).sum(-1) / etas - shift
+    torch.testing.assert_close(policy.relative_tilts(distribution, outputs, etas[:, 0]), qsharp)
+    mixed = policy.relative_tilts(distribution, outputs, etas[:, 0], torch.tensor([True, False, True]))
+    torch.testing.assert_close(mixed, torch.stack([cd[0], qsharp[1], cd[2]]))

@@ -19,7 +19,9 @@ from qsharp_core.critic import checkpoint
 from qsharp_core.critic.checkpoint import BACKBONE, CARD
 from qsharp_core.errors import ConfigError
 from qsharp_core.vllm_plugin import upstream
-from qsharp_core.vllm_plugin.core import GuidanceCore, Request, Row, refuse_unsupported
+from qsharp_core.vllm_plugin.rows import LogitsRow, TrackedRequest
+from qsharp_core.vllm_plugin.settings import refuse_unsupported
+from qsharp_core.vllm_plugin.step import StepGuide
 from tests import models
 
 LENGTH = 64
@@ -40,7 +42,7 @@ FAILURES = [None, None, None, "unknown_critic", "too_long", "exception", "except
 
 
 def vllm_config(folders: list[Path], ranks: int) -> Any:
-    """What `GuidanceCore` reads of vLLM's configuration."""
+    """What `StepGuide` reads of vLLM's configuration."""
     return SimpleNamespace(
         model_config=SimpleNamespace(
             model=str(folders[0].parent / "reference"),
@@ -74,44 +76,44 @@ def hidden() -> Tensor:
     return torch.randn(len(ROWS) + 1, 64, generator=torch.Generator().manual_seed(4))
 
 
-def row(index: int, request: Request, history: list[int]) -> Row:
-    return Row(index, request, len(history), lambda: history)
+def row(index: int, request: TrackedRequest, history: list[int]) -> LogitsRow:
+    return LogitsRow(index, request, len(history), lambda: history)
 
 
-def steps(core: GuidanceCore) -> tuple[list[Tensor], list[Request]]:
+def steps(guide: StepGuide) -> tuple[list[Tensor], list[TrackedRequest]]:
     """The logits of two steps and one in which nothing is guided, and the requests, closed."""
-    entered = (core.open(SimpleNamespace(extra_args=args, temperature=1.0)) for args, _ in ROWS)
+    entered = (guide.open(SimpleNamespace(extra_args=args, temperature=1.0)) for args, _ in ROWS)
     opened = [request for request in entered if request is not None]
     found = []
     for longer in ([], [9]):
         tilted = logits()
-        core.apply(tilted, [row(i + 1, opened[i], history + longer) for i, (_, history) in enumerate(ROWS)], hidden)
+        guide.apply(tilted, [row(i + 1, opened[i], history + longer) for i, (_, history) in enumerate(ROWS)], hidden)
         found.append(tilted)
     unguided = logits()
-    core.apply(unguided, [row(3, opened[2], HISTORY)], hidden)
+    guide.apply(unguided, [row(3, opened[2], HISTORY)], hidden)
     assert torch.equal(unguided, logits())
     for request in opened:
-        core.close(request)
+        guide.close(request)
     return found, opened
 
 
 def rank_main(rank: int, folders: list[Path], root: Path) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{root}/meet", rank=rank, world_size=2)
-    alone = GuidanceCore(vllm_config(folders, 1), torch.device("cpu"))
+    alone = StepGuide(vllm_config(folders, 1), torch.device("cpu"))
     # Where vLLM keeps it, the test of the whole engine shows.
     upstream.tensor_parallel_group = lambda _: torch.distributed.group.WORLD  # type: ignore[assignment]
-    core = GuidanceCore(vllm_config(folders, 2), torch.device("cpu"))
+    guide = StepGuide(vllm_config(folders, 2), torch.device("cpu"))
     wanted, _ = steps(alone)
     if rank == 1:  # the other end of `topk`'s freedom: tied tokens in another order
         select = policy.select_candidates
         policy.select_candidates = lambda *args: reverse_ties(select(*args))
-    found, requests = steps(core)
+    found, requests = steps(guide)
     result = {
         "logits": found,
         "alone": wanted,
         "failures": [request.failure for request in requests],
-        "critics": list(core.registry.critics),
-        "blocks": [critic.engine.blocks.used for critic in core.registry.critics.values() if critic.engine],
+        "critics": list(guide.registry.critics),
+        "blocks": [c.cached_scorer.blocks.used for c in guide.registry.critics.values() if c.cached_scorer],
     }
     torch.save(result, root / f"rank{rank}")
 

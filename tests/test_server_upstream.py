@@ -1,14 +1,19 @@
 """vLLM's inner workings that the server builds on. A failure here says what to look at after an upgrade."""
 
 import inspect
+import os
 
+import pytest
 from vllm.entrypoints.openai.chat_completion import api_router as chat_router
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion import api_router as completion_router
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient, MPClient
 from vllm.v1.engine.parallel_sampling import ParentRequest
+
+from server import upstream
 
 
 def test_handlers_ask_their_engine_client_prompt_by_prompt() -> None:
@@ -62,3 +67,19 @@ def test_streams_report_a_generation_error_without_a_stack_trace() -> None:
         OpenAIServingChat.chat_completion_stream_generator,
     ):
         assert "except GenerationError as e:" in inspect.getsource(method)
+
+
+def test_the_arguments_of_vllm_serve_are_made_and_checked() -> None:
+    parser = upstream.make_arg_parser(FlexibleArgumentParser())
+    args = parser.parse_args(["model", "--port", "1234"])
+    assert (args.model_tag, args.port) == ("model", 1234)
+    upstream.validate_parsed_serve_args(args)
+    args = parser.parse_args(["model", "--enable-auto-tool-choice"])
+    with pytest.raises(TypeError, match="--tool-call-parser"):
+        upstream.validate_parsed_serve_args(args)
+
+
+def test_a_command_sets_up_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_WORKER_MULTIPROC_METHOD", raising=False)
+    upstream.cli_env_setup()
+    assert os.environ.pop("VLLM_WORKER_MULTIPROC_METHOD") == "spawn"

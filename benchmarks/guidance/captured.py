@@ -10,8 +10,8 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.guidance.pairs import Pair
-from qsharp_core.critic.decode import Decoder
-from qsharp_core.critic.engine import CriticEngine
+from qsharp_core.critic.scoring.backbone import CachedBackbone
+from qsharp_core.critic.scoring.decoder import Decoder
 from qsharp_core.vllm_plugin.flash import flash
 
 LENGTH, BLOCK_SIZE, STEPS = 290, 16, 20
@@ -25,9 +25,9 @@ def measure(pair: Pair, rows: list[int], candidates: list[int]) -> list[dict[str
     found = []
     with tqdm(total=2 * len(pair.critics) * len(shapes), desc=f"{pair.name}: captured steps", unit="shape") as bar:
         for head in pair.critics:
-            engine = CriticEngine(pair.critic(head), max(rows) * blocks * BLOCK_SIZE, BLOCK_SIZE, prefix=flash)
+            backbone = CachedBackbone(pair.critic(head), max(rows) * blocks * BLOCK_SIZE, BLOCK_SIZE)
             for compiled in (True, False):
-                decoder = Decoder(engine.critic, engine.pool, BLOCK_SIZE, blocks * BLOCK_SIZE, flash, compiled)
+                decoder = Decoder(backbone.critic, backbone.pool, BLOCK_SIZE, blocks * BLOCK_SIZE, flash, compiled)
                 decoder.capture(rows, candidates)
                 for many, count in shapes:
                     seconds = _seconds(decoder, many, count, blocks)

@@ -1,6 +1,6 @@
 """How a critic's step grows with prefix length, rows and candidates, and what its cache takes.
 
-`CriticEngine.score` alone, without a reference model: each step, every row goes on with one of its candidates of the
+`PagedScorer.score` alone, without a reference model: each step, every row goes on with one of its candidates of the
 step before, as in decoding. Each row has a prefix of its own.
 """
 
@@ -11,8 +11,9 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.guidance.pairs import Pair
-from qsharp_core.critic.engine import CriticEngine
 from qsharp_core.critic.model import Critic
+from qsharp_core.critic.scoring.backbone import CachedBackbone
+from qsharp_core.critic.scoring.paged import PagedScorer
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048)
 ROWS = (1, 2, 4, 8, 16, 32, 64)
@@ -40,25 +41,25 @@ def measure(pair: Pair, steps: int, *, quick: bool = False) -> list[dict[str, An
         for head in pair.critics:
             critic = pair.critic(head)
             most = max(p["rows"] * (p["length"] + steps + 17) for p in points)
-            engine = CriticEngine(critic, most)
+            scorer = PagedScorer(CachedBackbone(critic, most))
             for point in points:
-                if point["length"] + steps + 1 <= engine.capacity:
-                    seconds = times(engine, steps=steps, **{k: v for k, v in point.items() if k != "by"})
+                if point["length"] + steps + 1 <= scorer.capacity:
+                    seconds = times(scorer, steps=steps, **{k: v for k, v in point.items() if k != "by"})
                     found.append({"pair": pair.name, "head": head, "ragged": False, **point, "seconds": seconds})
                 bar.update()
     return found
 
 
 def times(
-    engine: CriticEngine, *, length: int, rows: int, candidates: int, steps: int, ragged: bool = False
+    scorer: PagedScorer, *, length: int, rows: int, candidates: int, steps: int, ragged: bool = False
 ) -> list[float]:
     """Seconds of each of `steps` steps that begin `length` tokens into every row."""
-    vocabulary = engine.critic.vocab
+    vocabulary = scorer.critic.vocab
     generator = torch.Generator().manual_seed(length + rows + candidates)
     histories = torch.randint(3, vocabulary, (rows, length - 1), generator=generator).tolist()
     counts_R = torch.linspace(1, candidates, rows).round() if ragged else torch.full((rows,), candidates)
     mask_RK = torch.arange(candidates) < counts_R[:, None]
-    sequences = [engine.open() for _ in range(rows)]
+    sequences = [scorer.open() for _ in range(rows)]
     chosen_R = torch.randint(3, vocabulary, (rows,), generator=generator)
     found = []
     for _ in range(steps + 2):
@@ -66,11 +67,11 @@ def times(
             history.append(token)
         ids_RK = torch.randint(3, vocabulary, (rows, candidates), generator=generator)
         started = time.perf_counter()
-        engine.score(sequences, histories, ids_RK, mask_RK)
+        scorer.score(sequences, histories, ids_RK, mask_RK)
         found.append(time.perf_counter() - started)
         chosen_R = ids_RK[:, 0]  # the first is asked for in every row
     for sequence in sequences:
-        engine.close(sequence)
+        scorer.close(sequence)
     return found[2:]  # the first runs the prefix, the second is the first that finds it
 
 

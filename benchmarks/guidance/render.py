@@ -111,7 +111,7 @@ stream; its quantiles are over all gaps of all streams.
 
 ## How the critic's step grows
 
-`CriticEngine.score` alone, one thread; where one grows, the others are at 256 tokens of prefix, 8 rows and 8
+`PagedScorer.score` alone, one thread; where one grows, the others are at 256 tokens of prefix, 8 rows and 8
 candidates. Ragged: rows ask for 1 to as many candidates, evenly spread.
 
 ![time of a step over prefix, rows and candidates]({FIGURE})

@@ -1,11 +1,10 @@
-"""The critic: its model, its format on disk, and the engine that scores candidates next to the reference.
+"""The critic: its models, its folder on disk, and how it scores candidates.
 
-model       backbone (Hugging Face `AutoModel`) and head
-checkpoint  a critic's folder on disk: read, checked, written
-cache       block-paged pool of keys and values, prefixes shared
-attention   the attention function that reads and writes that pool
-engine      scores candidates of many rows in one forward pass
-native      a head on the reference's own hidden states, and its folder on disk (native_checkpoint)
-reference   which reference a critic was made for
-scorer      what every kind of critic promises the guided step
+model               a separate critic: a backbone (Hugging Face `AutoModel`) and a head
+native              a native critic: a head on the reference's own hidden states
+checkpoint          the folder of a separate critic, and the card that both kinds have
+native_checkpoint   the folder of a native critic
+reference           identifies the reference that a native critic was made for
+randomness          keeps loading from changing the process's random state
+scoring/            scores the candidates of a step, with either kind
 """

@@ -1,14 +1,14 @@
-"""A critic's folder on disk: read, checked and written. Nothing is unpickled.
+"""The folder of a critic on disk: read, checked and written. Nothing is unpickled.
 
-    critic.json          what it is (`CriticCard`)
+    critic.json          what the critic is (`CriticCard`)
     backbone/            a Hugging Face AutoModel: config.json, model.safetensors
     head.safetensors     `weight`, `bias`, and `hidden.weight`, `hidden.bias` where the card has an `mlp`
 
-`"borrow": ["input_embeddings"]` in the card means that the backbone's token embeddings are not stored: they are the
-reference's, read from its folder. It must then be the reference the critic was made for.
+If the card says `"borrow": ["input_embeddings"]`, the backbone's token embeddings are not stored. They are read from
+the folder of the reference, which must be the one that the critic was made for.
 
-`"backbone": "reference"` in the card means that there is no `backbone/` at all: the critic is a head on the
-reference's own hidden states (`native_checkpoint`).
+If the card says `"backbone": "reference"`, there is no `backbone/`: the critic is native, a head on the reference's own
+hidden states, and `native_checkpoint` reads and writes it.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from qsharp_core.critic.model import Critic, Head, HeadShape
 from qsharp_core.critic.randomness import PrivateRandomness
-from qsharp_core.critic.reference import Reference, weight_files
+from qsharp_core.critic.reference import ReferenceIdentity, weight_files
 from qsharp_core.disk import whole_folder
 from qsharp_core.errors import CriticError
 from qsharp_core.returns import Bernoulli, Categorical, ReturnDistribution
@@ -33,14 +33,14 @@ CARD, HEAD, BACKBONE = "critic.json", "head.safetensors", "backbone"
 
 
 class BernoulliCard(BaseModel):
-    """`{"kind": "bernoulli"}`."""
+    """A Bernoulli distribution on a card: `{"kind": "bernoulli"}`."""
 
     model_config = ConfigDict(extra="forbid")
     kind: Literal["bernoulli"]
 
 
 class CategoricalCard(BaseModel):
-    """`{"kind": "categorical", "atoms": [ascending rewards]}`."""
+    """A categorical distribution on a card: `{"kind": "categorical", "atoms": [ascending rewards]}`."""
 
     model_config = ConfigDict(extra="forbid")
     kind: Literal["categorical"]
@@ -48,7 +48,7 @@ class CategoricalCard(BaseModel):
 
 
 class MLPCard(BaseModel):
-    """A hidden layer in the head."""
+    """The hidden layer of a head, on a card: `{"width": 512}`."""
 
     model_config = ConfigDict(extra="forbid")
     width: int = Field(gt=0)
@@ -56,12 +56,22 @@ class MLPCard(BaseModel):
 
 
 class CriticCard(BaseModel):
-    """`critic.json`. Fields it does not name are kept as they are: metrics, parent version, notes.
+    """The content of `critic.json`. Other fields than these are kept as they are: metrics, parent version, notes.
 
     Attributes:
-        backbone: `"reference"` where the critic reads the reference's hidden states; else it has a backbone of its own.
-        hidden: which hidden state such a critic reads: `"last"`, which the reference's language-model head reads.
-        made_for: the reference of such a critic.
+        format: version of the format.
+        name, version: together the key of the critic, `name@version`.
+        head: whether outputs are read at each token's own position (V) or at the one before (Q).
+        distribution: what the head's outputs mean.
+        reward_range: least and greatest reward that there can be.
+        backbone: `"reference"` for a native critic, which reads the reference's hidden states; None for a separate
+            critic, which has a backbone of its own.
+        hidden: which hidden state a native critic reads: `"last"`, which the reference's language-model head reads.
+        made_for: the reference that a native critic was made for.
+        mlp: the hidden layer of the head.
+        borrow: weights that are read from the reference's folder.
+        tokenizer_fingerprint: `fingerprint` of the tokenizer that the critic was made with.
+        recommended_eta: a value of `eta` that suits the critic.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -73,7 +83,7 @@ class CriticCard(BaseModel):
     reward_range: tuple[float, float] = (0.0, 1.0)
     backbone: Literal["reference"] | None = None
     hidden: Literal["last"] | None = None
-    made_for: Reference | None = None
+    made_for: ReferenceIdentity | None = None
     mlp: MLPCard | None = None
     borrow: list[Literal["input_embeddings"]] = []
     tokenizer_fingerprint: str | None = None
@@ -105,7 +115,7 @@ class CriticCard(BaseModel):
 
     @property
     def key(self) -> str:
-        """`name@version`."""
+        """The key of this version, `name@version`."""
         return f"{self.name}@{self.version}"
 
     def returns(self) -> ReturnDistribution:
@@ -116,10 +126,10 @@ class CriticCard(BaseModel):
 
 
 def read_card(folder: Path) -> CriticCard:
-    """`critic.json` of a folder, checked.
+    """Reads and checks the `critic.json` of a folder.
 
     Raises:
-        CriticError: missing, not JSON, or with a wrong field; the message names it.
+        CriticError: the file is missing, is no JSON, or has a wrong field; the message names it.
     """
     path = folder / CARD
     try:
@@ -139,18 +149,21 @@ def load(
     device: torch.device | str = "cpu",
     reference: Path | None = None,
 ) -> tuple[CriticCard, Critic]:
-    """A critic from its folder, in evaluation mode. Leaves the process's random state as it was.
+    """Reads a separate critic from its folder. Does not touch the process's random state.
 
     Args:
         folder: see the module's docstring.
-        dtype: of the weights in memory, whatever they are on disk.
-        device: where they go.
-        reference: the reference model's folder, for critics that borrow from it.
+        dtype: dtype of the weights in memory, whatever it is on disk.
+        device: where the weights go.
+        reference: folder of the reference model, for critics that borrow from it.
+
+    Returns:
+        The card, and the critic in evaluation mode.
 
     Raises:
-        CriticError: with the file and the reason.
+        CriticError: a file cannot be used; the message says which and why.
     """
-    from transformers import AutoModel  # heavy: only those who load a critic pay for it
+    from transformers import AutoModel  # slow to import: only callers pay for it
 
     card = read_card(folder)
     if card.backbone == "reference":
@@ -160,7 +173,7 @@ def load(
     if not (backbone_folder / "config.json").is_file():
         raise CriticError(f"{backbone_folder / 'config.json'} is missing")
     try:
-        with PrivateRandomness():  # what a folder does not hold is initialised, before it is borrowed or missed
+        with PrivateRandomness():  # weights that the folder lacks are initialised at random
             backbone, report = AutoModel.from_pretrained(
                 backbone_folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
             )
@@ -192,12 +205,12 @@ def load(
 
 
 def save(folder: Path, card: CriticCard, critic: Critic) -> None:
-    """Writes a critic's folder so that it is there whole or not at all.
+    """Writes a separate critic's folder. It is there as a whole or not at all.
 
-    Weights are stored in the dtype they have. A folder of the same name must not exist.
+    Weights are stored in the dtype they have.
 
     Raises:
-        FileExistsError: versions are never overwritten.
+        FileExistsError: the folder exists; versions are never overwritten.
     """
     weights = {k: v.contiguous() for k, v in critic.backbone.state_dict().items()}
     if "input_embeddings" in card.borrow:
@@ -211,52 +224,57 @@ def save(folder: Path, card: CriticCard, critic: Critic) -> None:
 
 
 def write_card_and_head(folder: Path, card: CriticCard, head: nn.Module) -> None:
-    """`critic.json` and `head.safetensors`, which every kind of critic has."""
+    """Writes `critic.json` and `head.safetensors`, which both kinds of critics have."""
     save_file({name: value.contiguous() for name, value in head.state_dict().items()}, folder / HEAD)
     (folder / CARD).write_text(card.model_dump_json(indent=2, exclude_none=True) + "\n")
 
 
 def check_vocabulary(card: CriticCard, folder: Path, critic: Critic, reference_tokenizer: Any | None) -> None:
-    """The critic's token ids must mean what the reference's mean, token by token.
+    """Checks that each token id means the same token to the critic and to the reference.
 
-    Compared with the tokenizer in the critic's `backbone/`, or with the card's fingerprint; a critic that carries
-    neither is held to the vocabulary's size.
+    The reference's vocabulary is compared with that of the tokenizer in the critic's `backbone/`, or else with the
+    card's fingerprint. Of a critic that has neither, only the size of the vocabulary is checked.
+
+    Args:
+        card, critic: the critic as it was loaded.
+        folder: where it was loaded from.
+        reference_tokenizer: of transformers; None where the reference is served without one, and nothing is checked.
 
     Raises:
-        CriticError: with the first difference.
+        CriticError: the vocabularies differ; the message has the first difference.
     """
     if reference_tokenizer is None:
         return
-    theirs = _vocabulary(reference_tokenizer)
-    if critic.vocab < len(theirs):
+    reference_tokens = _vocabulary(reference_tokenizer)
+    if critic.vocab < len(reference_tokens):
         raise CriticError(
-            f"{card.key} embeds {critic.vocab} token ids and the reference's vocabulary has {len(theirs)}"
+            f"{card.key} embeds {critic.vocab} token ids and the reference's vocabulary has {len(reference_tokens)}"
         )
     if (folder / BACKBONE / "tokenizer_config.json").is_file():
         from transformers import AutoTokenizer
 
-        ours = _vocabulary(AutoTokenizer.from_pretrained(folder / BACKBONE, local_files_only=True))
-        for index in sorted(ours.keys() | theirs.keys()):
-            if ours.get(index) != theirs.get(index):
+        tokens = _vocabulary(AutoTokenizer.from_pretrained(folder / BACKBONE, local_files_only=True))
+        for index in sorted(tokens.keys() | reference_tokens.keys()):
+            if tokens.get(index) != reference_tokens.get(index):
                 raise CriticError(
-                    f"{card.key} was made for another vocabulary: token {index} is {ours.get(index)!r} there "
-                    f"and {theirs.get(index)!r} in the reference"
+                    f"{card.key} was made for another vocabulary: token {index} is {tokens.get(index)!r} there "
+                    f"and {reference_tokens.get(index)!r} in the reference"
                 )
     elif card.tokenizer_fingerprint not in (None, fingerprint(reference_tokenizer)):
         raise CriticError(f"{card.key} was made for another vocabulary: its tokenizer fingerprint differs")
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """SHA-256 of a tokenizer's `id -> token` table, for `CriticCard.tokenizer_fingerprint`."""
+    """SHA-256 of a tokenizer's table of ids and tokens, for `CriticCard.tokenizer_fingerprint`."""
     table = json.dumps(sorted(_vocabulary(tokenizer).items()), ensure_ascii=True)
     return hashlib.sha256(table.encode()).hexdigest()
 
 
 def input_embeddings(model_folder: Path) -> Tensor:
-    """The token embeddings `[V, D]` of a Hugging Face model's folder, without loading the rest.
+    """The token embeddings `[V, D]` in a Hugging Face model's folder, read without the rest of the model.
 
     Raises:
-        CriticError: there are none to be found.
+        CriticError: the folder has none under a known name.
     """
     names = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
     for path in weight_files(model_folder):
@@ -278,19 +296,19 @@ def _borrow(embeddings: nn.Embedding, weight: Tensor, folder: Path) -> None:
 
 
 def load_head(head: nn.Module, path: Path) -> None:
-    """Fills a head from its file.
+    """Reads the parameters and buffers of a head from its file.
 
     Raises:
-        CriticError: the file cannot be read, or holds other tensors.
+        CriticError: the file cannot be read, or holds other tensors than the head has.
     """
     try:
         stored = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CriticError(f"{path} cannot be read: {error}") from error
-    wanted = {name: list(p.shape) for name, p in head.state_dict().items()}
-    found = {name: list(p.shape) for name, p in stored.items()}
-    if wanted != found:
-        raise CriticError(f"{path}: wanted {wanted}, found {found}")
+    expected = {name: list(p.shape) for name, p in head.state_dict().items()}
+    shapes = {name: list(p.shape) for name, p in stored.items()}
+    if expected != shapes:
+        raise CriticError(f"{path}: wanted {expected}, found {shapes}")
     head.load_state_dict(stored)
 
 

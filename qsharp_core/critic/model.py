@@ -1,9 +1,10 @@
-"""A critic as a module: any Hugging Face decoder and a head over its hidden states.
+"""The model of a separate critic: any Hugging Face decoder, and a head on its hidden states.
 
-- `V` head: the outputs of `(x, y)` are read at `y`'s own position, so candidates are run as tokens.
-- `Q` head: the outputs of every `(x, y)` are read at the last position of `x`.
+- `V` head: the outputs for `(x, y)` are read at the position of `y`, so candidates are run as tokens.
+- `Q` head: the outputs for `(x, y)`, for all `y`, are read at the last position of `x`.
 
-Shapes: B sequences, S tokens, D hidden width, W width the head reads (D, or the MLP's), V vocabulary.
+Shapes: B sequences, S tokens, K candidates, D hidden width, W width of the head's last layer (D, or the MLP's width),
+V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,15 @@ HeadKind = Literal["V", "Q"]
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What a head is made of; `mlp` is the width of an optional hidden layer."""
+    """Kind and sizes of a head.
+
+    Attributes:
+        kind: where outputs are read; see the module's docstring.
+        hidden: width of the backbone's hidden states, D.
+        n_out: number of outputs per prefix and token.
+        vocab: number of tokens, V.
+        mlp: width of the hidden layer; None without one.
+    """
 
     kind: HeadKind
     hidden: int
@@ -46,27 +55,33 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.zeros(*rows))
 
     def features(self, hidden: Tensor) -> Tensor:
-        """What the last layer reads: `[..., D] -> [..., W]`."""
+        """Inputs of the last layer: `[..., D] -> [..., W]`."""
         return hidden if self.hidden is None else F.gelu(self.hidden(hidden))
 
     def at_tokens(self, hidden: Tensor) -> Tensor:
-        """V head: outputs at each token's own position, `[..., D] -> [..., n_out]`."""
+        """Outputs of a V head, at each token's own position: `[..., D] -> [..., n_out]`."""
         return F.linear(self.features(hidden), self.weight, self.bias)
 
     def of_tokens(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Q head: outputs `[..., K, n_out]` of the next tokens `ids [..., K]` after prefixes ending in `[..., D]`."""
-        # Of all asked tokens as one matrix: one product for each prefix. Looked up as an embedding, whole rows at once.
+        """Outputs `[..., K, n_out]` of a Q head.
+
+        Args:
+            hidden: hidden state of each prefix's last token, `[..., D]`.
+            ids: next tokens, `[..., K]`.
+        """
+        # The weights of all asked tokens as one matrix, so that each prefix takes one product. `embedding` copies whole
+        # rows at once.
         weight = F.embedding(ids, self.weight.flatten(1)).unflatten(-1, self.weight.shape[1:]).flatten(-3, -2)
         return (weight @ self.features(hidden)[..., None]).view(*ids.shape, -1) + self.bias[ids]
 
 
 class Critic(nn.Module):
-    """Backbone, head and return distribution.
+    """A backbone, a head, and what the head's outputs mean.
 
     Args:
-        backbone: a decoder as `transformers.AutoModel` gives it, without a language-model head.
-        head: its head.
-        distribution: what the head's outputs mean.
+        backbone: a decoder as `transformers.AutoModel` returns it, without a language-model head.
+        head: reads the hidden states of the backbone.
+        distribution: the return distribution that the outputs parametrise.
     """
 
     def __init__(self, backbone: Any, head: Head, distribution: ReturnDistribution) -> None:
@@ -77,24 +92,24 @@ class Critic(nn.Module):
 
     @property
     def max_length(self) -> int | None:
-        """Positions the backbone knows, or None where it has no limit."""
+        """Number of positions that the backbone knows; None where it has no limit."""
         return getattr(self.backbone.config, "max_position_embeddings", None)
 
     @property
     def vocab(self) -> int:
-        """Token ids the backbone can embed are below this."""
+        """The number of token ids that the backbone can embed: ids are below it."""
         return self.backbone.get_input_embeddings().weight.shape[0]
 
     def forward(self, input_ids: Tensor, **kwargs: object) -> Tensor:
-        """Outputs for every token given the tokens before it, by a plain forward pass.
+        """Outputs of every token given the tokens before it, by a plain forward pass.
 
         Args:
-            input_ids: `[B, S]`.
-            kwargs: for the backbone (`attention_mask`, `position_ids`, …).
+            input_ids: `[B, S]`, int64.
+            kwargs: passed on to the backbone (`attention_mask`, `position_ids`, …).
 
         Returns:
-            `[B, S, n_out]`, entry `t` about `Z(x = ids[:t], y = ids[t])`. With a Q head entry 0 is 0: a first
-            token has no prefix to read.
+            `[B, S, n_out]`; entry `t` parametrises `Z(x = ids[:t], y = ids[t])`. With a Q head entry 0 is 0, because
+            the first token has no prefix.
         """
         hidden = self.backbone(input_ids=input_ids, use_cache=False, **kwargs).last_hidden_state
         if self.head.shape.kind == "V":

@@ -1,4 +1,4 @@
-"""A native critic's folder on disk: read, checked and written.
+"""The folder of a native critic on disk: read, checked and written.
 
 critic.json          `CriticCard` with `"backbone": "reference"`, `"head": "Q"`, `"hidden": "last"`,
                      `"mlp": {"width": W}`, and `"made_for"`, the reference (`qsharp_core.critic.reference`)
@@ -11,23 +11,24 @@ import torch
 
 from qsharp_core.critic import checkpoint
 from qsharp_core.critic.checkpoint import HEAD, CriticCard
-from qsharp_core.critic.native import NativeCritic, NativeHead, NativeShape
+from qsharp_core.critic.native import NativeHead, NativeShape
 from qsharp_core.critic.randomness import PrivateRandomness
 from qsharp_core.critic.reference import identify
+from qsharp_core.critic.scoring.native import NativeScorer
 from qsharp_core.disk import whole_folder
 from qsharp_core.errors import CriticError
 
 
 def save(folder: Path, card: CriticCard, head: NativeHead) -> None:
-    """Writes a critic's folder so that it is there whole or not at all.
+    """Writes a native critic's folder. It is there as a whole or not at all.
 
     Args:
         folder: must not exist.
-        card: of the head's shape; `made_for` is `identify(reference_folder)`.
+        card: describes the head; `made_for` is `identify(reference_folder)`.
         head: stored in the dtype it has.
 
     Raises:
-        FileExistsError: versions are never overwritten.
+        FileExistsError: the folder exists; versions are never overwritten.
     """
     assert card.backbone == "reference"
     assert card.mlp is not None
@@ -37,14 +38,17 @@ def save(folder: Path, card: CriticCard, head: NativeHead) -> None:
 
 
 def load_head(folder: Path, reference: Path) -> tuple[CriticCard, NativeHead]:
-    """The head in float32, in evaluation mode, as it is trained further. Leaves the process's random state as it was.
+    """The card and the head of a native critic, for further training. Does not touch the process's random state.
 
     Args:
-        folder: the critic's.
-        reference: the folder of the reference that it is to be used with.
+        folder: folder of the critic.
+        reference: folder of the reference that the critic is to be used with.
+
+    Returns:
+        The card, and the head in float32, in evaluation mode.
 
     Raises:
-        CriticError: with the file and the reason; also where the critic was made for another reference.
+        CriticError: a file cannot be used, or the critic was made for another reference; the message says which.
     """
     card, head, _ = _load(folder, reference)
     return card, head
@@ -56,20 +60,22 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
-) -> tuple[CriticCard, NativeCritic]:
-    """The critic as it is served.
+) -> tuple[CriticCard, NativeScorer]:
+    """The card of a native critic, and the critic as it is served.
 
     Args:
-        folder, reference: as in `load_head`.
-        dtype: of the table of tokens.
-        device: where it is to score.
+        folder: folder of the critic.
+        reference: folder of the reference that the critic is to be used with.
+        dtype: dtype of the table of tokens.
+        device: where the critic is to score.
 
     Raises:
-        CriticError: as in `load_head`, and where the table finds no room.
+        CriticError: a file cannot be used, the critic was made for another reference, or there is no memory for the
+            table.
     """
     card, head, embeddings = _load(folder, reference)
     try:
-        return card, NativeCritic(head, card.returns(), embeddings, dtype, device)
+        return card, NativeScorer(head, card.returns(), embeddings, dtype, device)
     except torch.OutOfMemoryError as error:
         size = len(embeddings) * head.shape.width * dtype.itemsize / 2**20
         raise CriticError(f"{card.key}: no room for its table of tokens, {size:.0f} MiB on {device}") from error

@@ -1,7 +1,7 @@
-"""Which reference a critic was made for: told by its folder, cheaply, without loading the model.
+"""Identifies a reference model by its folder, cheaply and without loading the model.
 
-What is compared are a few fields of the config and a hash over a slice of every weight. Weights are rounded to
-bfloat16 first: a copy of a model in float32 and its copy in bfloat16 are the same reference.
+A reference is identified by a few fields of its config and a hash over a slice of every weight. Weights are rounded to
+bfloat16 first, so that a copy of a model in float32 and its copy in bfloat16 are the same reference.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ from torch import Tensor
 from qsharp_core.errors import CriticError
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
-# Tensors that some writers leave out because others hold the same.
+# Tensors that some writers leave out because another tensor holds the same values.
 TIED = ("lm_head.weight",)
 
 
-class Reference(BaseModel):
-    """A reference model, as a critic that was made for it names it."""
+class ReferenceIdentity(BaseModel):
+    """What identifies a reference model; the field `made_for` of a native critic's card."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     model_type: str
@@ -33,55 +33,55 @@ class Reference(BaseModel):
 
     @property
     def described(self) -> str:
-        """For people."""
+        """A description for messages."""
         return (
             f"{self.model_type}, {self.num_hidden_layers} layers of {self.hidden_size}, {self.vocab_size} tokens, "
             f"weights {self.weights[:12]}"
         )
 
 
-def identify(folder: Path) -> Reference:
-    """What a reference's folder holds.
+def identify(folder: Path) -> ReferenceIdentity:
+    """The identity of the reference in a folder.
 
-    `weights` is the SHA-256 over all tensors in the order of their names: the name, a zero byte, and the bytes of a
-    slice, which is the first row of a matrix and all of a vector, rounded to bfloat16 where they are floating-point.
+    Its `weights` is the SHA-256 over all tensors in the order of their names: the name, a zero byte, and the bytes of a
+    slice, which is the first row of a matrix and all of a vector, rounded to bfloat16 where it is floating-point.
     `lm_head.weight`, which may be tied or not, is left out.
 
     Raises:
-        CriticError: there is no `config.json`, or no safetensors.
+        CriticError: the folder has no `config.json` or no safetensors.
     """
-    from transformers import AutoConfig  # heavy: only those who ask pay for it
+    from transformers import AutoConfig  # slow to import: only callers pay for it
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
         raise CriticError(f"{folder} is no Hugging Face model: {error}") from error
-    text = config.get_text_config()  # of a model that reads more than text
-    found = hashlib.sha256()
+    text_config = config.get_text_config()  # differs from `config` in multimodal models
+    digest = hashlib.sha256()
     for name, values in _slices(folder):
-        found.update(name.encode() + b"\0" + values.contiguous().view(torch.uint8).numpy().tobytes())
-    return Reference(
+        digest.update(name.encode() + b"\0" + values.contiguous().view(torch.uint8).numpy().tobytes())
+    return ReferenceIdentity(
         model_type=config.model_type,
-        hidden_size=text.hidden_size,
-        num_hidden_layers=text.num_hidden_layers,
-        vocab_size=text.vocab_size,
-        weights=found.hexdigest(),
+        hidden_size=text_config.hidden_size,
+        num_hidden_layers=text_config.num_hidden_layers,
+        vocab_size=text_config.vocab_size,
+        weights=digest.hexdigest(),
     )
 
 
 def _slices(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """A slice of each tensor, in the order of names."""
-    where = {name: path for path in weight_files(folder) for name in _names(path) if name not in TIED}
-    files = {path: safe_open(path, "pt") for path in {*where.values()}}
-    for name in sorted(where):
-        stored = files[where[name]].get_slice(name)
+    """The name and a slice of each tensor, in the order of names."""
+    file_of = {name: path for path in weight_files(folder) for name in _names(path) if name not in TIED}
+    files = {path: safe_open(path, "pt") for path in {*file_of.values()}}
+    for name in sorted(file_of):
+        stored = files[file_of[name]].get_slice(name)
         shape = stored.get_shape()
         values = stored[:] if len(shape) < 2 else stored[:1]
         yield name, values.to(torch.bfloat16) if values.is_floating_point() else values
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that a model's folder consists of.
+    """The safetensors files of a model's folder.
 
     Raises:
         CriticError: there are none.
@@ -89,10 +89,10 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / INDEX).is_file():
         names = {*json.loads((folder / INDEX).read_bytes())["weight_map"].values()}
         return [folder / name for name in sorted(names)]
-    found = [folder / WHOLE] if (folder / WHOLE).is_file() else sorted(folder.glob("*.safetensors"))
-    if not found:
+    files = [folder / WHOLE] if (folder / WHOLE).is_file() else sorted(folder.glob("*.safetensors"))
+    if not files:
         raise CriticError(f"{folder} holds no safetensors")
-    return found
+    return files
 
 
 def _names(path: Path) -> list[str]:

@@ -1,19 +1,19 @@
 """glibc's allocator in workers on CPUs: freed memory stays with the process.
 
-A guided step makes and drops temporaries of megabytes (log-probabilities of the vocabulary, gathered keys and values).
-glibc by default gives such memory back to the kernel and takes it again in the next step, page by page.
+A guided step allocates and frees temporaries of megabytes (log-probabilities of the vocabulary, gathered keys and
+values). By default glibc returns such memory to the kernel, and the next step gets it again page by page.
 """
 
 import ctypes
 
-# Of malloc.h.
+# From malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 512 << 20
-_LARGEST_BYTES = 32 << 20  # the most that glibc takes for its second threshold
+_LARGEST_BYTES = 32 << 20  # the most that glibc accepts for `M_MMAP_THRESHOLD`
 
 
 def keep_freed_memory() -> bool:
-    """Whether the C library could be told to keep freed memory: not so where it is no glibc."""
+    """Tells the C library to keep freed memory. Returns whether it does: only glibc can be told."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False

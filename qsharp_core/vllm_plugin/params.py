@@ -1,17 +1,17 @@
 """A request's guidance as it travels to the worker, in `SamplingParams.extra_args`.
 
-Flat and prefixed, because vLLM's HTTP field `vllm_xargs` carries only numbers, strings and lists of these, and shares
-its name space with other plugins (`qsharp_core.wire.guidance` has names, defaults and limits):
+The entries are flat, because vLLM's HTTP field `vllm_xargs` carries only numbers, strings and lists of these, and they
+have a prefix, because other plugins share the field. `qsharp_core.wire.guidance` has their names, defaults and limits:
 
-    qsharp_eta          number > 0: the guidance's strength (absent: not guided)
+    qsharp_eta          number from 1e-6 to 1e6: smaller is stronger (absent: the request is not guided)
     qsharp_critic       "name" or "name@version" (absent: the default critic)
     qsharp_candidates   the most candidates of a step
-    qsharp_min_prob     0 … 1, the least reference probability of a candidate
+    qsharp_min_prob     the least reference probability of a candidate, 0 … 1
     qsharp_tail         a `TailName`
     qsharp_method       a `MethodName`
-    qsharp_id           number chosen by whoever reads the telemetry: report this request's steps under it
+    qsharp_id           number under which this request's steps are reported; chosen by whoever reads the reports
 
-Import-light: vLLM loads it in the front end, to refuse bad values at admission.
+This module imports little: vLLM loads it in the front end, to refuse wrong values at admission.
 """
 
 import math
@@ -35,10 +35,19 @@ from qsharp_core.wire.guidance import (
 
 @dataclass(frozen=True)
 class GuidanceParams:
-    """One request's guidance, checked. `eta` is None for a request that is only observed.
+    """One request's guidance; its fields are checked.
+
+    Attributes:
+        eta: strength of guidance, in units of reward; None for a request that is only observed.
+        critic: `name` or `name@version`; None is the default critic.
+        candidates: at most so many of the likeliest tokens are scored at each step.
+        min_prob: tokens less likely than this under the reference are no candidates.
+        tail: what happens to the tokens that are no candidates; see `Tail`.
+        method: which tilt is applied; see `Method`.
+        id: the steps of the request are reported under it; None if they are not.
 
     Raises:
-        GuidanceError: names the field and what it accepts.
+        GuidanceError: a field is wrong; the message names it and what it accepts.
     """
 
     eta: float | None = None
@@ -64,7 +73,11 @@ class GuidanceParams:
 
     @classmethod
     def from_extra_args(cls, extra_args: Mapping[str, Any] | None) -> "GuidanceParams | None":
-        """What a request's `extra_args` say; None where they say nothing of guidance."""
+        """Reads the guidance from a request's `extra_args`; None if they have no entry of ours.
+
+        Raises:
+            GuidanceError: an entry is unknown or wrong.
+        """
         ours = {k.removeprefix(PREFIX): v for k, v in (extra_args or {}).items() if k.startswith(PREFIX)}
         if not ours:
             return None
@@ -77,22 +90,25 @@ class GuidanceParams:
         return cls(**ours)
 
     def to_extra_args(self) -> dict[str, Any]:
-        """The inverse: only what differs from the defaults."""
+        """Entries for `extra_args`, from which `from_extra_args` reads the same; defaults are left out."""
         default = GuidanceParams()
         fields = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
         return {PREFIX + name: value for name, value in fields if value != getattr(default, name)}
 
 
 def check_sampling_params(sampling_params: Any, *, penalties_first: bool) -> GuidanceParams | None:
-    """A request's guidance, after refusing what cannot be combined with it.
+    """Reads a request's guidance, and refuses what cannot be combined with it.
 
     Args:
         sampling_params: `vllm.SamplingParams`.
-        penalties_first: whether this model runner applies penalties before logits processors (V2 does). Where it
-            does not, they would distort the guided policy after it was reported.
+        penalties_first: whether this model runner applies penalties before logits processors, as V2 does. Penalties
+            that are applied later would change the guided policy after it was reported.
+
+    Returns:
+        The guidance; None for a request that is neither guided nor observed.
 
     Raises:
-        GuidanceError: names the field.
+        GuidanceError: a field is wrong or cannot be combined with guidance; the message names it.
     """
     params = GuidanceParams.from_extra_args(sampling_params.extra_args)
     if params is None:

@@ -1,85 +1,89 @@
-"""Critics loaded in this worker: versions, which is active, who still uses them.
+"""The critics loaded in this worker: their versions, which of them are active, and how many requests use each.
 
-A request keeps the version it began with. A version that was told to go is freed when its last request ends.
+A request keeps the version it began with. A version that is unloaded is freed when its last request ends.
 """
 
 import gc
 import threading
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from qsharp_core.critic import checkpoint, native_checkpoint
-from qsharp_core.critic.cache import Sequence
 from qsharp_core.critic.checkpoint import CriticCard
-from qsharp_core.critic.engine import CriticEngine
-from qsharp_core.critic.scorer import Scorer
+from qsharp_core.critic.scoring.base import CandidateScorer
+from qsharp_core.critic.scoring.cache import CachedSequence
+from qsharp_core.critic.scoring.cached import CachedScorer
 from qsharp_core.errors import CriticError, NoCriticError, UnknownCriticError
-from qsharp_core.vllm_plugin import cores, flash
-from qsharp_core.vllm_plugin.settings import EngineSettings, parse_critic
 from qsharp_core.wire.critics import CriticStatus
-from qsharp_core.wire.guidance import MAX_CANDIDATES
-
-BLOCK_SIZE = 16
-DEFAULT_CACHE_BYTES = 2 * 2**30
 
 
 @dataclass(eq=False)
 class LoadedCritic:
-    """A version in memory.
+    """A version of a critic in memory.
 
     Attributes:
-        max_length: the longest history, in tokens, that can be scored.
+        card: what the critic is.
+        path: the folder that it was loaded from.
+        scorer: scores candidates.
+        max_length: the longest history, in tokens, whose candidates can be scored.
+        users: number of requests that use this version.
+        leaving: whether it was unloaded, and is to be freed when no request uses it any more.
     """
 
     card: CriticCard
     path: Path
-    scorer: Scorer
+    scorer: CandidateScorer
     max_length: int
     users: int = 0
     leaving: bool = False
 
     @property
-    def engine(self) -> CriticEngine | None:
-        """Runs the critic's own backbone; None for a critic on the reference's hidden states."""
-        return self.scorer if isinstance(self.scorer, CriticEngine) else None
+    def cached_scorer(self) -> CachedScorer | None:
+        """The scorer of a separate critic, which has a cache; None for a native critic."""
+        return self.scorer if isinstance(self.scorer, CachedScorer) else None
 
-    def open(self) -> Sequence | None:
-        """A request begins to use this version, which keeps it alive; its handle, where the critic has a cache."""
+    def open(self) -> CachedSequence | None:
+        """A request begins to use this version. Returns its sequence in the critic's cache; None without a cache."""
         self.users += 1
-        return self.engine.open() if self.engine else None
+        return self.cached_scorer.open() if self.cached_scorer else None
 
-    def close(self, sequence: Sequence | None) -> None:
-        """Ends a request's use; `sequence` is what `open` gave."""
+    def close(self, sequence: CachedSequence | None) -> None:
+        """A request ends its use of this version; `sequence` is what `open` returned."""
         self.users -= 1
-        if self.engine is not None and sequence is not None:
-            self.engine.close(sequence)
+        if self.cached_scorer is not None and sequence is not None:
+            self.cached_scorer.close(sequence)
 
 
-class Registry:
-    """The worker's critics, by `name@version`.
+class WorkerRegistry:
+    """The worker's critics by key, `name@version`.
 
     Args:
         load: reads a critic's folder: `(path, name or None) -> LoadedCritic`.
+
+    Attributes:
+        critics: loaded versions by key.
+        active: the key of each name's active version; the first name is the default.
     """
 
     def __init__(self, load: Callable[[Path, str | None], LoadedCritic]) -> None:
         self._load = load
         self._loading = threading.Lock()
         self.critics: dict[str, LoadedCritic] = {}
-        self.active: dict[str, str] = {}  # name -> key; the first name is the default
+        self.active: dict[str, str] = {}
 
     def load(self, path: Path, name: str | None) -> LoadedCritic:
-        """Reads a critic's folder. One at a time: a process can capture one CUDA graph at a time."""
+        """Reads a critic's folder. Calls take turns, because a process can capture one CUDA graph at a time."""
         with self._loading:
             return self._load(path, name)
 
     def add(self, critic: LoadedCritic) -> str:
-        """Makes a loaded critic available; the first version of a name becomes the active one."""
+        """Makes a loaded critic available and returns its key. The first version of a name becomes the active one.
+
+        Raises:
+            CriticError: this version is loaded already, or requests still use it after it was unloaded.
+        """
         key = critic.card.key
         present = self.critics.get(key)
         if present is not None and not present.leaving:
@@ -91,10 +95,14 @@ class Registry:
         return key
 
     def resolve(self, name: str | None) -> LoadedCritic:
-        """The critic a request means: None is the default's active version.
+        """The critic that a request names.
+
+        Args:
+            name: `name` (its active version) or `name@version`; None is the default critic's active version.
 
         Raises:
-            NoCriticError, UnknownCriticError.
+            NoCriticError: no critic is loaded.
+            UnknownCriticError: this one is not.
         """
         if not self.active:
             raise NoCriticError("guidance was asked for and no critic is loaded", "critic")
@@ -105,14 +113,22 @@ class Registry:
         return critic
 
     def activate(self, key: str) -> None:
-        """Requests that name no version get this one from now on."""
+        """Requests that name no version get this one from now on.
+
+        Raises:
+            UnknownCriticError: it is not loaded.
+        """
         critic = self.critics.get(key)
         if critic is None or critic.leaving:
             raise UnknownCriticError(f"critic {key!r} is not loaded", "critic")
         self.active[critic.card.name] = key
 
     def unload(self, key: str) -> None:
-        """No new request gets this version; it is freed as soon as none uses it."""
+        """No new request gets this version; it is freed as soon as no request uses it.
+
+        Raises:
+            UnknownCriticError: it is not loaded.
+        """
         critic = self.critics.get(key)
         if critic is None:
             raise UnknownCriticError(f"critic {key!r} is not loaded", "critic")
@@ -122,19 +138,19 @@ class Registry:
         self.collect()
 
     def collect(self) -> None:
-        """Frees versions that were told to go and that nobody uses."""
-        done = [key for key, critic in self.critics.items() if critic.leaving and critic.users == 0]
-        for key in done:
+        """Frees the versions that were unloaded and that no request uses."""
+        unused = [key for key, critic in self.critics.items() if critic.leaving and critic.users == 0]
+        for key in unused:
             del self.critics[key]
-        if done:
+        if unused:
             gc.collect()  # modules and their hooks form cycles; their tensors are large
-            # Not while another critic is loaded: its graphs may be in capture, which this would break.
+            # Not while another critic is being loaded: this would break the capture of its graphs.
             if torch.cuda.is_available() and self._loading.acquire(blocking=False):
                 torch.cuda.empty_cache()
                 self._loading.release()
 
     def describe(self) -> list[CriticStatus]:
-        """What the API process is told: one entry for each loaded version."""
+        """The state of each loaded version, for the API process."""
         return [
             CriticStatus(
                 name=critic.card.name,
@@ -146,120 +162,9 @@ class Registry:
                 max_length=critic.max_length,
                 native=critic.card.backbone == "reference",
                 reward_range=critic.card.reward_range,
-                kv_blocks=critic.engine.blocks.blocks if critic.engine else None,
-                kv_blocks_used=critic.engine.blocks.used if critic.engine else None,
+                kv_blocks=critic.cached_scorer.blocks.total if critic.cached_scorer else None,
+                kv_blocks_used=critic.cached_scorer.blocks.used if critic.cached_scorer else None,
                 card=critic.card.model_dump(mode="json", exclude_none=True),
             )
             for key, critic in self.critics.items()
         ]
-
-
-def loader(vllm_config: Any, device: torch.device) -> Callable[[Path, str | None], LoadedCritic]:
-    """How this worker reads a critic's folder, from its settings and the reference model's.
-
-    Raises (the function it returns):
-        CriticError: the folder cannot be used with this reference.
-    """
-    settings = EngineSettings.of(vllm_config)
-    model = vllm_config.model_config
-    theirs = torch.float32 if model.dtype == torch.float32 else torch.bfloat16
-    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(settings.dtype, theirs)
-    aside = cores.beside(vllm_config) if device.type == "cpu" else None
-
-    def read(path: Path, name: str | None) -> LoadedCritic:
-        native = checkpoint.read_card(path).backbone == "reference"
-        return read_native(path, name) if native else read_separate(path, name)
-
-    def read_native(path: Path, name: str | None) -> LoadedCritic:
-        card, critic = native_checkpoint.load(path, _folder(model.model), dtype=dtype, device=device)
-        if name is not None:
-            card = card.model_copy(update={"name": name})
-        if critic.vocab < (least := int(model.get_vocab_size())):
-            raise CriticError(f"{card.key}: the reference embeds {critic.vocab} token ids and emits {least}")
-        return LoadedCritic(card, path, critic, model.max_model_len)
-
-    def read_separate(path: Path, name: str | None) -> LoadedCritic:
-        card, critic = checkpoint.load(path, dtype=dtype, device=device, reference=_folder(model.model))
-        if name is not None:
-            card = card.model_copy(update={"name": name})
-        if critic.vocab < (least := _least_vocabulary(model)):
-            raise CriticError(f"{card.key} embeds {critic.vocab} token ids and the reference emits {least}")
-        checkpoint.check_vocabulary(card, path, critic, _tokenizer(model))
-        longest = min(model.max_model_len, critic.max_length or model.max_model_len)
-        token_bytes = _cache_bytes_per_token(critic, dtype)
-        if settings.cache_gib is None:
-            wanted = vllm_config.scheduler_config.max_num_seqs * (longest + BLOCK_SIZE)
-            tokens = max(longest, min(wanted, DEFAULT_CACHE_BYTES // token_bytes))
-        else:
-            tokens = int(settings.cache_gib * 2**30) // token_bytes
-            if tokens < longest:
-                raise CriticError(
-                    f"{card.key}: cache_gib = {settings.cache_gib:g} holds {tokens} tokens, and a sequence may have "
-                    f"{longest}: give at least {longest * token_bytes / 2**30:.3g} or a smaller max_model_len"
-                )
-        prefix = flash.prefix_attention(vllm_config, device, dtype)
-        usual = max(MAX_CANDIDATES, vllm_config.scheduler_config.max_num_seqs * 2 * BLOCK_SIZE)
-        scratch = settings.scratch_tokens or usual
-        graphs = flash.graph_shapes(vllm_config, device)
-        gains = cores.gains(critic) if settings.beside is None else settings.beside
-        engine = CriticEngine(critic, tokens, BLOCK_SIZE, scratch, prefix, graphs, aside if gains else None)
-        return LoadedCritic(card, path, engine, engine.capacity)
-
-    def load(path: Path, name: str | None) -> LoadedCritic:
-        # A new thread's current device is the first one, whichever this worker's is.
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            critic = read(path, name)
-            if device.type == "cuda":  # what this thread's stream still computes, the engine's will use
-                torch.cuda.current_stream().synchronize()
-            return critic
-
-    return load
-
-
-def build(vllm_config: Any, device: torch.device) -> Registry:
-    """The registry with the critics that the engine is started with."""
-    registry = Registry(loader(vllm_config, device))
-    for argument in EngineSettings.of(vllm_config).critics:
-        name, path = parse_critic(argument)
-        registry.add(registry.load(path, name))
-    return registry
-
-
-def empty() -> Registry:
-    """The registry of a tensor-parallel rank that has no critics: it is never asked."""
-
-    def load(path: Path, name: str | None) -> LoadedCritic:
-        raise CriticError(f"{path}: critics are loaded on the first tensor-parallel rank")
-
-    return Registry(load)
-
-
-def _folder(model: str) -> Path:
-    """The reference's folder on disk; a hub id's is in the local hub cache."""
-    if Path(model).is_dir():
-        return Path(model)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(model, local_files_only=True))
-
-
-def _tokenizer(model: Any) -> Any | None:
-    if model.skip_tokenizer_init:
-        return None
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(
-        model.tokenizer, revision=model.tokenizer_revision, trust_remote_code=model.trust_remote_code
-    )
-
-
-def _least_vocabulary(model: Any) -> int:
-    """Token ids that a critic must embed; where there is a tokenizer it is asked instead (its table may be shorter)."""
-    return int(model.get_vocab_size()) if model.skip_tokenizer_init else 0
-
-
-def _cache_bytes_per_token(critic: Any, dtype: torch.dtype) -> int:
-    config = critic.backbone.config.get_text_config()
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * width * dtype.itemsize

@@ -1,8 +1,8 @@
 """Per-step reports from the worker to the API process, over a local socket.
 
-One message a step, in columns, for the rows somebody asked about (`qsharp_id`). A row's position is the length of its
-history: absolute, so a preempted request that comes back reports the same positions again, and the reader keeps the
-last word on each.
+Each step sends one message, in columns, about the rows of requests with a `qsharp_id`. A row's position is the length
+of its history. Positions are absolute: a request that comes back after preemption reports the same positions again, and
+the reader keeps the last report of each.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Status(IntEnum):
-    """What happened to a row in a step."""
+    """What happened to a row in a step: the critic was not asked, it was asked, or it failed."""
 
     UNGUIDED = 0
     GUIDED = 1
@@ -24,13 +24,13 @@ class Status(IntEnum):
 
 
 class AuditResult(msgspec.Struct, array_like=True, frozen=True):
-    """A row that was scored again without the cache.
+    """The result of scoring a row again without the cache.
 
     Attributes:
-        critic: the version's key.
+        critic: key of the version.
         error: the largest difference of an output, relative to the largest output of the plain pass, or to 1 where all
-            are smaller.
-        failed: whether it is past the tolerance.
+            outputs are smaller.
+        failed: whether the error is larger than the tolerance.
     """
 
     critic: str
@@ -39,16 +39,21 @@ class AuditResult(msgspec.Struct, array_like=True, frozen=True):
 
 
 class StepFacts(msgspec.Struct, array_like=True, kw_only=True):
-    """What is known of a step on the host; of no step by default.
+    """What the host knows of a step. The defaults are those of a report without a step.
 
     Attributes:
-        ids, positions: of each row.
-        failures: maps ids to reasons, where there is one to give.
-        prefix_tokens: of histories that were new to a critic's cache, since the last report.
-        prefix_hits: those of them whose keys and values were there already.
-        splits: how often a critic had to run the rows of a step in one pass more, since the last report.
-        audits: what was found since the last report.
-        engine: which of the data-parallel engines: 0 where there is one.
+        ids: `qsharp_id` of each row's request.
+        positions: number of tokens in each row's history.
+        failures: reasons of failed requests, by id. A failure that only the device has seen is not among them.
+        critic_seconds: how long the critics were asked.
+        scored_candidates: number of candidates that were scored.
+        blocks_used: number of cache blocks that requests hold, by critic.
+        prefix_tokens: tokens of histories that were new to a critic's cache, since the last report.
+        prefix_hits: those of them whose keys and values the cache held already.
+        splits: how many times a critic ran the rows of a step in one pass more for lack of memory, since the last
+            report.
+        audits: results since the last report.
+        engine: index of the data-parallel engine; 0 if there is one.
     """
 
     ids: list[int] = []
@@ -65,10 +70,14 @@ class StepFacts(msgspec.Struct, array_like=True, kw_only=True):
 
 
 class Columns(NamedTuple):
-    """What is known of each row of a step on the device: `[rows]` each, token ids and `Status` codes among them.
+    """What the device knows of a step: one tensor `[rows]` per quantity.
 
-    KL in nats, log-probabilities of the sampled token under the reference and the guided policy, value in units of
-    reward and NaN for rows that were not guided.
+    Attributes:
+        tokens: ids of the sampled tokens.
+        status: `Status` codes.
+        kl: `KL(pi || ref)` in nats.
+        ref_logprob, logprob: log-probabilities of the sampled token under the reference and under the guided policy.
+        value: `V(x)` in units of reward; NaN in rows that were not guided.
     """
 
     tokens: Tensor
@@ -79,12 +88,12 @@ class Columns(NamedTuple):
     value: Tensor
 
     def packed(self) -> Tensor:
-        """`[columns, rows]` as one tensor, which is one copy to the host: float64, in which token ids are exact."""
+        """All columns as one tensor `[columns, rows]`, for one copy to the host; token ids are exact in float64."""
         return torch.stack([column.double() for column in self])
 
 
 class StepReport(StepFacts, array_like=True, kw_only=True):
-    """A step's rows, in columns of equal length: `StepFacts`, and `Columns` as lists."""
+    """The report of a step: `StepFacts`, and `Columns` as lists of one entry per row."""
 
     tokens: list[int]
     status: list[int]
@@ -95,10 +104,18 @@ class StepReport(StepFacts, array_like=True, kw_only=True):
 
     @classmethod
     def of(cls, facts: StepFacts, packed: Tensor) -> "StepReport":
-        """From `Columns.packed`, on the host."""
+        """The report of a step.
+
+        Args:
+            facts: what the host knows.
+            packed: `Columns.packed`, on the host. Its failed rows without a reason in `facts` had outputs that were not
+                finite: every other reason is known before the step runs.
+        """
         columns: dict[str, Any] = dict(zip(Columns._fields, packed.tolist(), strict=True))
         columns |= {name: [int(number) for number in columns[name]] for name in ("tokens", "status")}
-        return cls(**msgspec.structs.asdict(facts), **columns)
+        broken = [key for key, code in zip(facts.ids, columns["status"], strict=True) if code == Status.FAILED]
+        failures = {**dict.fromkeys(broken, "not_finite"), **facts.failures}
+        return cls(**{**msgspec.structs.asdict(facts), "failures": failures}, **columns)
 
 
 encoder = msgspec.msgpack.Encoder()
@@ -106,11 +123,11 @@ decoder = msgspec.msgpack.Decoder(StepReport)
 
 
 class Sender:
-    """Sends reports to whoever has connected; drops them while nobody has.
+    """Sends reports to all addresses that it is connected to.
 
     Args:
-        device: of the tensors in the reports. On an accelerator they are copied aside and awaited in a thread, so that
-            the step is not held up.
+        device: of the tensors in the reports. From an accelerator they are copied without waiting, and a thread waits
+            for them, so that the step is not delayed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -120,10 +137,11 @@ class Sender:
 
     @property
     def connected(self) -> bool:
+        """Whether there is an address to send to."""
         return bool(self._sockets)
 
     def connect(self, address: str) -> None:
-        """Also sends to this ZeroMQ address from now on."""
+        """Sends reports to this ZeroMQ address, too, from now on."""
         if address in self._sockets:
             return
         socket = self._context.socket(zmq.PUSH)
@@ -133,7 +151,7 @@ class Sender:
         self._sockets[address] = socket
 
     def send(self, facts: StepFacts, columns: Columns) -> None:
-        """Sends a report of these."""
+        """Sends the report of a step."""
         packed = columns.packed()
         if self._thread is None:
             self._finish(facts, packed)
@@ -146,10 +164,6 @@ class Sender:
     def _finish(self, facts: StepFacts, packed: Tensor, event: torch.cuda.Event | None = None) -> None:
         if event is not None:
             event.synchronize()
-        report = StepReport.of(facts, packed)
-        for key, code in zip(report.ids, report.status, strict=True):
-            if code == Status.FAILED:
-                report.failures.setdefault(key, "not_finite")  # every other reason is known before the step runs
-        message = encoder.encode(report)
+        message = encoder.encode(StepReport.of(facts, packed))
         for socket in self._sockets.values():
             socket.send(message, zmq.NOBLOCK)

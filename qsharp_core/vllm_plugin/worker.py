@@ -3,10 +3,10 @@
     vllm serve MODEL --worker-extension-cls qsharp_core.vllm_plugin.worker.CriticWorker …
 
 Every answer is plain data (`qsharp_core.wire.critics.WorkerAnswer`): `{"ok": …}`, or `{"error": …}` with the class name
-of a `QSharpError`, because vLLM passes exceptions of workers on as text alone. Calls run between two steps.
+of a `QSharpError`, because vLLM passes exceptions of workers on as text only. Calls run between two steps.
 
-Of several tensor-parallel ranks the first has the critics, and its answer comes first; the others answer
-`{"ok": None}` and have nothing to do.
+Of several tensor-parallel ranks the first has the critics, and its answer comes first. The others do nothing and answer
+`{"ok": None}`.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from typing import Any, Concatenate, ParamSpec
 
 from qsharp_core.errors import CriticError, GuidanceError, QSharpError
 from qsharp_core.vllm_plugin import upstream
-from qsharp_core.vllm_plugin.core import GuidanceCore
 from qsharp_core.vllm_plugin.registry import LoadedCritic
+from qsharp_core.vllm_plugin.step import StepGuide
 from qsharp_core.wire.critics import WorkerError
 
 P = ParamSpec("P")
@@ -27,12 +27,12 @@ P = ParamSpec("P")
 def answer(
     method: Callable[Concatenate["CriticWorker", P], Any],
 ) -> Callable[Concatenate["CriticWorker", P], dict[str, Any]]:
-    """Turns a method's value or `QSharpError` into plain data."""
+    """Decorates a method of the worker: its value, or its `QSharpError`, becomes plain data."""
 
     @wraps(method)
     def wrapped(self: "CriticWorker", /, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
         try:
-            if not self._qsharp_core().ranks.leads:
+            if not self._qsharp_guide().ranks.leads:
                 return {"ok": None}
             return {"ok": method(self, *args, **kwargs)}
         except QSharpError as error:
@@ -43,76 +43,85 @@ def answer(
 
 
 class CriticWorker:
-    """Mixed into vLLM's worker, so `self.model_runner` is the runner."""
+    """Methods that vLLM mixes into its worker; `self.model_runner` is the worker's model runner."""
 
     model_runner: Any
 
     @answer
     def qsharp_describe(self) -> list[dict[str, Any]]:
-        """The critics in this worker; also the sign that it is alive and has our processor."""
-        core = self._qsharp_core()
-        core.registry.collect()
-        core.report_audits()
-        return [status.model_dump() for status in core.registry.describe()]
+        """Describes the critics in this worker. An answer also shows that the worker is alive and has our processor."""
+        guide = self._qsharp_guide()
+        guide.registry.collect()
+        guide.reporter.report_audits()
+        return [status.model_dump() for status in guide.registry.describe()]
 
     @answer
     def qsharp_connect(self, address: str) -> None:
-        """Sends telemetry to this address from now on."""
-        self._qsharp_core().sender.connect(address)
+        """Sends reports of steps to this ZeroMQ address, too, from now on."""
+        self._qsharp_guide().reporter.sender.connect(address)
 
     @answer
     def qsharp_load(self, path: str, name: str | None) -> str | None:
-        """Loads a critic beside the running engine: None while at it, then its key. To be called until it answers.
+        """Loads a critic while the engine runs. To be called again until it returns the critic's key instead of None.
 
-        Reading and checking happen in a thread; only the result is taken in between two steps.
+        A thread reads and checks the critic; only the result is added between two steps.
+
+        Args:
+            path: the critic's folder.
+            name: the name that requests use; None for the one on the card.
         """
-        core = self._qsharp_core()
+        guide = self._qsharp_guide()
         loads: dict[tuple[str, str | None], Future[LoadedCritic]] = self.__dict__.setdefault("_qsharp_loads", {})
         load = loads.get((path, name))
         if load is None:
             pool = ThreadPoolExecutor(1, "qsharp-load")
-            loads[path, name] = pool.submit(core.registry.load, Path(path), name)
+            loads[path, name] = pool.submit(guide.registry.load, Path(path), name)
             pool.shutdown(wait=False)
             return None
         if not load.done():
             return None
-        return core.registry.add(loads.pop((path, name)).result())
+        return guide.registry.add(loads.pop((path, name)).result())
 
     @answer
     def qsharp_activate(self, key: str) -> None:
-        """Makes a loaded version the one that its name means."""
-        self._qsharp_core().registry.activate(key)
+        """Makes a loaded version the active one of its name."""
+        self._qsharp_guide().registry.activate(key)
 
     @answer
     def qsharp_unload(self, key: str) -> None:
-        """Frees a version as soon as no request uses it."""
-        self._qsharp_core().registry.unload(key)
+        """Gives a version to no new request, and frees it as soon as no request uses it."""
+        self._qsharp_guide().registry.unload(key)
 
     @answer
     def qsharp_score(
         self, name: str | None, prompts: list[list[int]], completions: list[list[int]]
     ) -> list[list[float]]:
-        """`E[Z]` after each completion token, by plain forward passes."""
-        critic = self._qsharp_core().registry.resolve(name)
-        engine = critic.engine
-        if engine is None:
+        """The expected reward `E[z]` after each token of each completion, by plain forward passes.
+
+        Args:
+            name: `name` or `name@version`; None is the default critic.
+            prompts, completions: token ids, one prompt per completion.
+        """
+        critic = self._qsharp_guide().registry.resolve(name)
+        scorer = critic.cached_scorer
+        if scorer is None:
             raise GuidanceError(f"{critic.card.key} cannot score a text: it has no model of its own", "critic")
         values = []
         for prompt, completion in zip(prompts, completions, strict=True):
             tokens = prompt + completion
-            if len(tokens) > engine.capacity:
-                raise CriticError(f"{len(tokens)} tokens, and {critic.card.key} takes {engine.capacity}")
-            if not 0 <= min(tokens) <= max(tokens) < engine.vocab:
-                raise CriticError(f"token ids must be from 0 to {engine.vocab - 1}")
-            outputs = engine.score_plain(tokens)
-            values.append(engine.distribution.mean(outputs[len(prompt) :].double()).tolist())
+            if len(tokens) > scorer.capacity:
+                raise CriticError(f"{len(tokens)} tokens, and {critic.card.key} takes {scorer.capacity}")
+            if not 0 <= min(tokens) <= max(tokens) < scorer.vocab:
+                raise CriticError(f"token ids must be from 0 to {scorer.vocab - 1}")
+            outputs = scorer.score_plain(tokens)
+            values.append(scorer.distribution.mean(outputs[len(prompt) :].double()).tolist())
         return values
 
-    def _qsharp_core(self) -> GuidanceCore:
+    def _qsharp_guide(self) -> StepGuide:
         from qsharp_core.vllm_plugin.processors import processor_class
 
         processor = upstream.processor_of(self.model_runner, processor_class(self.model_runner.vllm_config))
         if processor is None:
             raise CriticError("this engine runs without our logits processor: start it with --logits-processors")
         processor.release_ended(self.model_runner)
-        return processor.core
+        return processor.guide

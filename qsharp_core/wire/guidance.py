@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 
 class Tail(StrEnum):
-    """What happens to the tokens outside the candidates."""
+    """What happens to the tokens that are no candidates (docs/method.md, "Tails")."""
 
     FLOOR = "floor"  # they count as if they earned the least reward: A = r_min / eta
     KEEP = "keep"  # they keep their total probability
@@ -18,7 +18,7 @@ class Tail(StrEnum):
 
 
 class Method(StrEnum):
-    """Which tilt is computed from the critic's distribution of the reward."""
+    """Which tilt is computed from the critic's return distribution (docs/method.md, "Tilts")."""
 
     QSHARP = "qsharp"  # A = ln E[exp(z / eta)]
     CD = "cd"  # A = E[z] / eta (Controlled Decoding, arXiv 2310.17022)

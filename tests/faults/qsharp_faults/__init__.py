@@ -13,9 +13,9 @@ def register() -> None:
     """Called by vLLM in each of its processes."""
     if "QSHARP_FAULT" not in os.environ:
         return
-    from qsharp_core.critic.engine import CriticEngine
+    from qsharp_core.critic.scoring.paged import PagedScorer
 
-    told, sound = Path(os.environ["QSHARP_FAULT"]), CriticEngine.score
+    told, sound = Path(os.environ["QSHARP_FAULT"]), PagedScorer.score
 
     def score(self: Any, sequences: list[Any], *arguments: Any) -> Any:
         if told.exists() and len(sequences[0].tokens) > 8:
@@ -24,4 +24,4 @@ def register() -> None:
             told.unlink()
         return sound(self, sequences, *arguments)
 
-    CriticEngine.score = score  # type: ignore[assignment, method-assign]
+    PagedScorer.score = score  # type: ignore[assignment, method-assign]

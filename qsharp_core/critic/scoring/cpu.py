@@ -1,22 +1,24 @@
-"""Kernels of torch for CPUs that it hands out to its own compiler only: two ops below its public functions."""
+"""Kernels for CPUs that torch offers to its own compiler only: ops below its public functions."""
 
 import torch
 from torch import Tensor, nn
 
-# Smaller weights stay in the cache whatever their layout, and calling oneDNN costs more than it saves.
+# Smaller weights stay in the CPU's cache whatever their layout, and a call of oneDNN costs more than it saves.
 PACKED_ELEMENTS = 1 << 16
 
 
 def attention_with_lse(
     query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scaling: float
 ) -> tuple[Tensor, Tensor]:
-    """What `scaled_dot_product_attention` runs on CPUs, and the log-sum-exp that it does not return.
+    """The kernel that `scaled_dot_product_attention` runs on CPUs, with the log-sum-exp that it does not return.
+
+    Shapes: R rows, G key heads, X queries per key head, L slots, D head width.
 
     Args:
         query: `[R, G, X, D]`.
         keys, values: `[R, G, L, D]`.
         bias: added to the scaled scores, `[R, 1, X, L]`.
-        scaling: of the scores.
+        scaling: factor of the scores.
 
     Returns:
         The output `[R, G, X, D]`, and the log of the sum of the exponentiated scores, `[R, G, X]`, float32 or float64.
@@ -28,11 +30,11 @@ def attention_with_lse(
 
 
 def pack_linears(module: nn.Module) -> None:
-    """Has large linear layers multiply by a copy of their weights in oneDNN's layout.
+    """Gives the large linear layers of a module a copy of their weights in oneDNN's layout, and has them use it.
 
-    torch otherwise brings the weights into that layout in every call (bfloat16), or runs a library that does not use
-    all of the CPU (float32). The weights themselves must not change afterwards. Only layers on CPUs in these types are
-    packed, and none where torch was built without oneDNN.
+    Without it torch converts the weights to that layout in every call (bfloat16), or calls a library that does not use
+    all of the CPU (float32). The weights themselves must not change afterwards. Packed are layers on CPUs in bfloat16
+    or float32 with at least `PACKED_ELEMENTS` weights, and none where torch was built without oneDNN.
     """
     if not torch.backends.mkldnn.is_available():
         return
@@ -46,7 +48,7 @@ def _packable(weight: Tensor) -> bool:
 
 
 class _Packed:
-    """A linear layer's forward."""
+    """The forward function of a packed linear layer."""
 
     def __init__(self, layer: nn.Linear) -> None:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach())
