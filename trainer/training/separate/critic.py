@@ -6,18 +6,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from qsharp_core.critic.checkpoint import CriticCard, MLPCard, read_card, save
-from trainer.training.base import local_folder
+from qsharp_core.critic.checkpoint import CriticCard, MLPCard, save
 from trainer.training.data import LabelledRollout
 from trainer.training.heldout import Predictions
-from trainer.training.native.parent import predict_native
 from trainer.training.outputs import Outputs
-from trainer.training.parents import Parent
 from trainer.training.prepare import DataRequirements, Prepared
 from trainer.training.publish import CardFields
 from trainer.training.run import Progress, Run
 from trainer.training.separate.fit import Fit, fit
-from trainer.training.separate.parent import predict_separate
 from trainer.training.separate.passes import Passes, passes_of
 from trainer.training.separate.predict import predict
 from trainer.training.separate.scorer import LabelScorer
@@ -51,12 +47,6 @@ class SeparateTrainable:
         self._critic.to(self._accelerator.device)
         self._passes = passes_of(self._settings, self._accelerator, self._critic, prepared.train)
         return "prefixes that rollouts share are run once" if self._passes.trees else "each rollout is run in full"
-
-    def predict_parent(self, folder: Path, prepared: Prepared) -> Parent:
-        base = local_folder(self._settings.base) if self._settings.base else None
-        if read_card(folder).backbone == "reference":
-            return predict_native(folder, base, self._settings, self._outputs, prepared, self._accelerator.device)
-        return predict_separate(folder, base, self._settings, self._critic.vocab, prepared, self._accelerator)
 
     def fit(self, prepared: Prepared, run: Run, evaluate: Evaluate, watch: Watch) -> Progress:
         job = Fit(
