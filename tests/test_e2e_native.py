@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
+from qsharp_core.wire.critics import CriticList
 from server.commands import critics as critics_command
 from tests import models, oracle
 from tests.conftest import ADMIN_KEY, BUDGET, Server
@@ -43,7 +44,9 @@ def test_it_is_described_without_a_cache(http: httpx.Client, server: Server) -> 
     assert 'qsharp_critic_info{name="native",version="1"} 1.0' in metrics
     assert not [line for line in metrics if "kv_blocks" in line and 'name="native"' in line]
     out = io.StringIO()
-    Console(file=out, width=300).print(critics_command._table(http.get("/v1/critics").json()["data"]))
+    Console(file=out, width=300).print(
+        critics_command._table(CriticList.model_validate_json(http.get("/v1/critics").content))
+    )
     (line,) = [line for line in out.getvalue().splitlines() if "│ native" in line]
     assert [cell.strip() for cell in line.split("│")[1:7]] == ["native", "1", "active", "0", "none", "512"]
 
