@@ -263,9 +263,10 @@ def test_what_else_the_reference_might_have_drawn_is_told(http: httpx.Client, st
         logits = model(torch.tensor([prompt + own])).logits[0, len(prompt) - 1 : -1]
     assert len(listed) == len(own)
     for one, row in zip(listed, logits, strict=True):
-        top, ids = row.log_softmax(-1).topk(LISTED)
-        assert list(one) == ids.tolist()
-        assert list(one.values()) == pytest.approx(top.tolist(), abs=1e-3)
+        log_ref = row.log_softmax(-1)
+        assert list(one.values()) == pytest.approx(log_ref.topk(LISTED).values.tolist(), abs=1e-3)
+        # Not their order: two may be as likely to within the tolerance.
+        assert list(one.values()) == pytest.approx(log_ref[list(one)].tolist(), abs=1e-3)
 
 
 def models_text(token: int) -> str:

@@ -1,6 +1,7 @@
 """A head on the reference's hidden states, trained by `qsharp train --backbone reference` as a user runs it."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -166,6 +167,18 @@ def test_steps_are_for_heads_alone(place: Path, tmp_path: Path, capsys: pytest.C
     del given[given.index("--mlp") : given.index("--weigh")]
     assert main(given) == 1
     assert "made for another reference" in capsys.readouterr().err
+
+
+def test_epochs_are_passes_over_the_distinct_prefixes(place: Path, tmp_path: Path) -> None:
+    given = arguments(place, tmp_path, "--epochs", "3", "--held-out", "0")
+    del given[given.index("--steps") : given.index("--steps") + 2]
+    assert main(given) == 0
+    prefixes = {
+        (tuple(one["prompt_token_ids"]), tuple(one["completion_token_ids"][:cut]))
+        for one in world.rollouts(prompts=60, each=12)
+        for cut in range(1, len(one["completion_token_ids"]) + 1)
+    }
+    assert report(tmp_path)["steps"] == math.ceil(3 * len(prefixes) / 128)
 
 
 def test_a_killed_run_begins_again_and_ends_with_the_same_weights(place: Path, unbroken: Path, tmp_path: Path) -> None:

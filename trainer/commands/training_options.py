@@ -136,7 +136,12 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
     chosen.add_argument("--mixed-policies", action="store_true", help="accept rollouts of different sampling policies")
 
     optimisation = parser.add_argument_group("optimisation", HEADS_DEFAULTS)
-    number(optimisation, "--epochs", int, "passes over the rollouts")
+    number(
+        optimisation,
+        "--epochs",
+        int,
+        "passes over the rollouts, or with --backbone reference their distinct prefixes",
+    )
     number(optimisation, "--steps", int, "with --backbone reference, instead of epochs")
     number(optimisation, "--lr", float, "greatest learning rate", "learning_rate")
     number(optimisation, "--batch-tokens", int, "tokens of a step, over all processes")

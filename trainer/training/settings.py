@@ -14,7 +14,7 @@ Backbone = Literal["own", "reference"]
 HEAD_ALONE: dict[str, Any] = {
     "head": "Q",
     "mlp": 512,
-    "steps": 1500,
+    "epochs": 25,
     "learning_rate": 1e-3,
     "warmup": 0.3,
     "batch_tokens": 1024,
@@ -55,8 +55,8 @@ class TrainSettings(BaseModel):
         weigh: with `rollouts` all rollouts count alike, and so do the positions of one. With `nodes` each prefix counts
             once, and more where rollouts part (`siblings`). Held-out measures always weigh by rollouts.
         mixed_policies: whether rollouts of different sampling policies are accepted.
-        epochs: passes over the training rollouts.
-        steps: of the optimizer, for a head on the reference's hidden states, which is not trained by epochs.
+        epochs: passes over the training rollouts, or over their distinct prefixes with `backbone: reference`.
+        steps: of the optimizer, instead of epochs, for a head on the reference's hidden states.
         learning_rate: the greatest; after the warm-up it falls to 0 along a cosine.
         batch_tokens: tokens of one step, over all processes; with `backbone: reference` distinct prefixes of one step.
         input_dropout, dropout: of a head on the reference's hidden states: of its inputs, and after its GELU layer.

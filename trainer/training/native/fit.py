@@ -4,6 +4,7 @@ There are no checkpoints: training takes a minute or so, and from the same seed 
 weights.
 """
 
+import math
 from collections.abc import Iterator
 from itertools import islice, pairwise
 
@@ -88,8 +89,7 @@ def fit_head(
         TrainingError: the loss is not finite.
     """
     device = head.bias.device
-    steps = settings.steps
-    assert steps is not None
+    steps = settings.steps or math.ceil(settings.epochs * len(inputs) / settings.batch_tokens)
     torch.manual_seed(settings.seed)  # of dropout
     draws = _draws(len(inputs), settings.batch_tokens, settings.seed)
     progress = Progress()
