@@ -264,7 +264,9 @@ def test_what_else_the_reference_might_have_drawn_is_told(http: httpx.Client, st
     assert len(listed) == len(own)
     for one, row in zip(listed, logits, strict=True):
         log_ref = row.log_softmax(-1)
-        assert list(one.values()) == pytest.approx(log_ref.topk(LISTED).values.tolist(), abs=1e-3)
+        # A chat's list has no room for the last one where an unlikelier token was drawn.
+        sure = LISTED - (form == "chat")
+        assert list(one.values())[:sure] == pytest.approx(log_ref.topk(sure).values.tolist(), abs=1e-3)
         # Not their order: two may be as likely to within the tolerance.
         assert list(one.values()) == pytest.approx(log_ref[list(one)].tolist(), abs=1e-3)
 
