@@ -102,6 +102,19 @@ def by_item(fake: FakeServer) -> dict[str, Any]:
     return found
 
 
+def test_a_critic_of_that_name_from_another_folder_is_not_taken_for_this_one(tmp_path: Path, fake: FakeServer) -> None:
+    fake.critics["tiny@1"] = Loaded("tiny", "1", "/elsewhere/tiny/1")
+    version = Version("tiny@1", tmp_path / "tiny" / "1")
+
+    async def activate() -> None:
+        async with ServerClient(fake.url) as client:
+            await ServedCritic(client, "tiny", tmp_path).activate(version)
+
+    with pytest.raises(LoopError, match="the server has tiny@1 from /elsewhere/tiny/1"):
+        asyncio.run(activate())
+    assert not fake.critics["tiny@1"].active
+
+
 def test_two_rounds(fake: FakeServer, tmp_path: Path) -> None:
     more = ("--eval-samples", "2", "--eval-split", "train", "--eval-method", "qsharp", "--eval-method", "cd")
     main(arguments(fake, tmp_path, "run", *more))

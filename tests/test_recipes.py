@@ -76,6 +76,7 @@ def shrunken(name: str, server: Server) -> list[str]:
             "critic.base": str(server.reference), "critic.held_out": 0.4, "critic.steps": 30, "rollouts.limit": 6,
             "rollouts.branches": 2, "evaluate.methods": ["qsharp", "cd"],
         }  # fmt: skip
+    learned["critic.name"] = name  # they share a server
     by_kind: dict[str, dict[str, Any]] = {
         "experiment": common | learned | {"rollouts.samples": [4, 2]},
         "ablation": common | learned | {"rollouts.samples": [4]},

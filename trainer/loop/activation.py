@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qsharp_core.critic.checkpoint import CARD
-from trainer.loop.versions import Version
+from trainer.loop.versions import LoopError, Version
 from trainer.rollouts.client import JSONObject, ServerClient
 from trainer.rollouts.errors import RefusedError
 from trainer.training.report import HeldOutReport, TrainingReport
@@ -96,11 +96,18 @@ class ServedCritic:
         """Makes a version the one that requests without a version get, and loads it if it is not loaded.
 
         Raises:
+            LoopError: the server has another critic under this version's name.
             RequestError
         """
         loaded = await self._loaded()
-        if version.key not in loaded:
-            path = str(self._seen_at / self._name / version.folder.name)
+        path = str(self._seen_at / self._name / version.folder.name)
+        if version.key in loaded:
+            if (other := loaded[version.key]["path"]) != path:
+                raise LoopError(
+                    f"the server has {version.key} from {other}, not from {path}: unload it there, or give this critic "
+                    "another name"
+                )
+        else:
             try:
                 await self._client.post("/v1/critics", {"path": path})
             except RefusedError:
