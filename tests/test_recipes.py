@@ -134,6 +134,7 @@ def test_a_run_goes_on_and_refuses_other_settings(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["run", "gsm8k-tiny", "--out", str(tmp_path / "run"), *shrunken("gsm8k-tiny", server)]
+    arguments += ["--set", "critic.name=going-on"]  # the server has that of the test above
     assert cli.main(arguments) == 0
     first = report_of(tmp_path / "run")
     samples = (tmp_path / "run" / "evaluation" / "samples.jsonl").read_bytes()
