@@ -1,7 +1,7 @@
 """The embedded models by name: how each is served, and a request to try."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qsharp_core.critic.checkpoint import read_card
@@ -59,29 +59,24 @@ def _smollm2() -> Path:
     return ensure_smollm2()
 
 
+_SUMS = Preset(
+    name="SmolLM2-135M-Instruct",
+    critic="sums",
+    critic_folder=HERE / "sums" / "critic",
+    model=_smollm2,
+    about=' with the critic "sums", for sums of three one-digit numbers.',
+    body=SUMS,
+    max_model_len=2048,
+    max_num_seqs=32,
+    bfloat16=True,
+)
 PRESETS = {
-    DEFAULT: Preset(
-        name="SmolLM2-135M-Instruct",
-        critic="sums",
-        critic_folder=HERE / "sums" / "critic",
-        model=_smollm2,
-        about=' with the critic "sums", for sums of three one-digit numbers.',
-        body=SUMS,
-        max_model_len=2048,
-        max_num_seqs=32,
-        bfloat16=True,
-    ),
+    DEFAULT: _SUMS,
     # A critic of the same task with a backbone of its own. It can guide models that it was not made for, too.
-    "smollm2-separate": Preset(
-        name="SmolLM2-135M-Instruct",
-        critic="sums",
+    SEPARATE: replace(
+        _SUMS,
         critic_folder=HERE / "sums" / "separate",
-        model=_smollm2,
         about=' with the critic "sums" that has a backbone of its own, for sums of three one-digit numbers.',
-        body=SUMS,
-        max_model_len=2048,
-        max_num_seqs=32,
-        bfloat16=True,
     ),
     "star-graph": Preset(
         name="star-graph",

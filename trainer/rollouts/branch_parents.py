@@ -1,9 +1,10 @@
 """The rollouts that branches leave, with what else the reference might have drawn at each of their tokens."""
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from trainer.rollouts.branching import LISTED, Place, listed_in_choice, listed_in_prompt, place_of
+from trainer.rollouts.branching import LISTED, Listed, Place, listed_in_choice, listed_in_prompt, place_of
 from trainer.rollouts.client import ServerClient, StoredCompletion
 from trainer.rollouts.parameters import SamplingParameters
 
@@ -47,8 +48,7 @@ class BranchParents:
         """Keeps what else might have been drawn for a completion, if its request asked for that."""
         choice = completion.choice
         if choice is not None and choice.get("logprobs") and len(self._places) < PARENTS_KEPT:
-            temperature = self._sampling.temperature or 1.0
-            self._places[completion.rollout] = [place_of(listed, temperature) for listed in listed_in_choice(choice)]
+            self._places[completion.rollout] = self._places_of(listed_in_choice(choice))
 
     async def read(self, rollout_id: str) -> BranchParent:
         """A rollout; asked for once, however many branches leave it at the same time.
@@ -93,7 +93,9 @@ class BranchParents:
             "eta": None,
         }
         (choice,) = (await self._client.post("/v1/completions", body))["choices"]
-        listed = listed_in_prompt(choice["prompt_logprobs"], len(prompt))
+        return self._places_of(listed_in_prompt(choice["prompt_logprobs"], len(prompt)))
+
+    def _places_of(self, listed: Iterable[Listed]) -> list[Place]:
         return [place_of(one, self._sampling.temperature or 1.0) for one in listed]
 
     async def _read_token(self, token: int) -> None:

@@ -55,8 +55,9 @@ def train(paths: list[Path], settings: TrainSettings, outputs: Outputs) -> Path:
 def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, accelerator: Accelerator) -> Path:
     console = Console(quiet=not accelerator.is_main_process)
     critic = CRITICS[settings.backbone](settings, outputs, accelerator)
-    returns = critic.requirements.returns
-    prepared = prepare(paths, settings, critic.requirements)
+    requirements = critic.requirements
+    returns = requirements.returns
+    prepared = prepare(paths, settings, requirements)
     print_counts(console, prepared)
     digest = prepared.everything.digest
     if accelerator.is_main_process:
@@ -70,9 +71,9 @@ def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, acceler
 
     console.print(critic.begin(prepared))
     # Before the training: a parent that cannot be read should not cost a run.
-    vocab = critic.requirements.vocab
-    compared = run.card.parent
-    parent = predict_parent(compared, settings, outputs, prepared, vocab, accelerator) if compared else None
+    parent = None
+    if run.card.parent is not None:
+        parent = predict_parent(run.card.parent, settings, outputs, prepared, requirements.vocab, accelerator)
     watch, close = _watcher(outputs.tensorboard if accelerator.is_main_process else None)
 
     def evaluate(step: int, epoch: int) -> float | None:
