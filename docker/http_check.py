@@ -1,6 +1,6 @@
 """What a deployment does for those who reach it over HTTP; needs nothing but Python.
 
-`compose_check.py` asks this of containers, `tests/test_http_check.py` of a server and a trainer that `make test`
+`compose_check.py` asks this of containers, `tests/docker/test_http_check.py` of a server and a trainer that `make test`
 starts. Nothing here names what may change: which model is served, which critic is shipped and which version was
 learned, the server is asked.
 """

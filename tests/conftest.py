@@ -18,13 +18,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hypothesis import HealthCheck, settings
 
-from tests import models
+from tests.support import models
 from trainer.serving import serve
 
 # How long an example takes says something about the machine, not about the code.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
+SUPPORT = Path(__file__).parent / "support"
 ADMIN_KEY = "admin-secret"
 BUDGET, BLOCK = 48, 32
 CACHE_GIB = 1.44e-6  # of a critic's cache, for each token of the longest sequence
@@ -40,7 +41,7 @@ def settings_of(longest: int) -> str:
 
 V2_ENVIRONMENT = {
     # A worktree that borrows another's environment says by this variable where its code is: then servers use it, too.
-    "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parent / "triton_cpu"), os.getenv("PYTHONPATH")])),
+    "PYTHONPATH": os.pathsep.join(filter(None, [str(SUPPORT / "triton_cpu"), os.getenv("PYTHONPATH")])),
     "TRITON_INTERPRET": "1",
     "TRITON_DEFAULT_BACKEND": "cpu",
     "VLLM_USE_V2_MODEL_RUNNER": "1",
@@ -99,7 +100,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     reference = models.write_reference(root / "reference")
     critics = write_critics(root, reference)
     store = ["--rollouts", f"sqlite:///{root / 'rollouts.db'}"]
-    paths = [str(Path(__file__).parent / "faults"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(SUPPORT / "faults"), *filter(None, [os.environ.get("PYTHONPATH")])]
     faults = {"PYTHONPATH": os.pathsep.join(paths), "QSHARP_FAULT": str(root / "fault")}
     with serve([*flags(reference, critics, rows=16, blocks=24), *store], root / "log", faults) as url:
         yield Server(url, reference, critics, root, root / "log")

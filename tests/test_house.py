@@ -40,3 +40,15 @@ def test_files_are_short(sources: dict[str, str]) -> None:
 def test_data_has_types(sources: dict[str, str]) -> None:
     counts = {path: len(re.findall(r"dict\[str, Any\]", source)) for path, source in sources.items()}
     assert sum(counts.values()) <= MOST_UNTYPED, {path: count for path, count in counts.items() if count}
+
+
+def test_the_tests_that_documents_name_are_there() -> None:
+    limits = ROOT / "docs" / "limits.md"
+    named = {(limits, *match) for match in re.findall(r"`([\w/]+/test_\w+\.py)(?:::(\w+))?", limits.read_text())}
+    for page in [*(ROOT / "docs").glob("*.md"), ROOT / "README.md"]:
+        named |= {(page, *match) for match in re.findall(r"\btests/([\w/]+\.py)(?:::(\w+))?", page.read_text())}
+    assert len(named) > 20
+    for page, path, test in sorted(named):
+        file = ROOT / "tests" / path
+        assert file.is_file(), f"{page.name} names {path}"
+        assert f"def {test}(" in file.read_text() if test else True, f"{page.name} names {path}::{test}"

@@ -88,7 +88,7 @@ The same models, prompts, `eta` and candidates; on the task, also the same `min_
 
 (a) Hugging Face `generate` with a logits processor that runs a cached critic twice a step: the last token, then all
 candidates over an expanded cache; at its best batch size. (b) A vLLM logits processor with a dense cache per slot and
-two passes a step. `tests/test_benchmark_peers.py` holds both to the same guided policy as ours.
+two passes a step. `tests/benchmarks/test_peers.py` holds both to the same guided policy as ours.
 
 {tables.peers(result)}
 

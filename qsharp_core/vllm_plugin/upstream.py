@@ -1,4 +1,4 @@
-"""Every reach into vLLM's internals, each pinned by `tests/test_upstream.py`.
+"""Every reach into vLLM's internals, each pinned by `tests/core/vllm_plugin/test_upstream.py`.
 
 vLLM's logits processors are told neither which token was sampled nor, under the V1 runner, which rows belong to an
 unfinished chunked prefill, whose sample is discarded. Both are known where a runner samples. Therefore one method of

@@ -1,0 +1,166 @@
+"""What `qsharp serve` makes of its command line, before an engine is started."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from qsharp_core import cli
+from qsharp_core.errors import ConfigError, CriticError
+from qsharp_core.vllm_plugin import processors
+from server import launch
+from server.commands import serve
+from server.plugin import WORKER_EXTENSION
+from server.presets.known import DEFAULT, PRESETS
+from server.settings import Settings
+from tests.support.models import write_critic
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("QSHARP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+
+
+def test_our_flags_become_vllms(tmp_path: Path) -> None:
+    critic = write_critic(tmp_path / "a")
+    flags = [
+        "--critic",
+        str(critic),
+        "--critic",
+        f"b={critic}",
+        "--critic-cache-gib",
+        "0.5",
+        "--critic-dtype",
+        "float32",
+    ]
+    args = serve.parse(["model", *flags, "--default-eta", "0.2", "--max_candidates", "8", "--admin-key", "k"])
+    assert args.model == "model"
+    assert args.logits_processors == [processors.V1]
+    assert args.worker_extension_cls == WORKER_EXTENSION
+    assert args.additional_config == {
+        "qsharp": {"critics": [str(critic), f"b={critic}"], "cache_gib": 0.5, "dtype": "float32"}
+    }
+    assert args.generation_config == "vllm"
+    settings = Settings.of(args)
+    assert (settings.default_eta, settings.max_candidates) == (0.2, 8)
+    assert settings.admin_key is not None
+    assert settings.admin_key.get_secret_value() == "k"
+
+
+def test_vllms_own_flags_are_kept() -> None:
+    args = serve.parse(
+        [
+            "--model",
+            "model",
+            "--generation-config",
+            "auto",
+            "--additional-config",
+            '{"x": 1, "qsharp": {"dtype": "auto"}}',
+        ]
+    )
+    assert args.model == "model"
+    assert args.generation_config == "auto"
+    assert args.additional_config == {"x": 1, "qsharp": {"dtype": "auto"}}
+
+
+def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QSHARP_DEFAULT_ETA", "3")
+    monkeypatch.setenv("QSHARP_ADMIN_KEY", "")
+    assert Settings.of(serve.parse(["model"])).default_eta == 3
+    assert Settings.of(serve.parse(["model"])).admin_key is None
+    assert Settings.of(serve.parse(["model", "--default-eta", "1"])).default_eta == 1
+
+
+def test_the_admin_key_opens_what_api_keys_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert serve.parse(["model", "--admin-key", "k"]).api_key is None
+    assert serve.parse(["model", "--admin-key", "k", "--api-key", "a", "b"]).api_key == ["a", "b", "k"]
+    monkeypatch.setenv("VLLM_API_KEY", "c")
+    assert serve.parse(["model", "--admin-key", "k"]).api_key == ["c", "k"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "match"),
+    [
+        (["--default-eta", "0"], "--default-eta"),
+        (["--default-eta", "nan"], "--default-eta"),
+        (["--max-candidates", "0"], "--max-candidates"),
+        (["--critic-cache-gib", "0"], "cache_gib"),
+        (["--api-server-count", "2"], "one HTTP server"),
+        (["--worker-extension-cls", "a.B"], "is taken"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_once(flags: list[str], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        serve.parse(["model", *flags])
+
+
+def test_a_mistyped_critic_is_refused_at_once(tmp_path: Path) -> None:
+    with pytest.raises(CriticError, match="cannot be read"):
+        serve.parse(["model", "--critic", str(tmp_path)])
+
+
+def test_our_plugin_is_named_beside_those_that_load_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "mine")
+    launch.allow_plugin()
+    assert os.environ["VLLM_PLUGINS"] == "mine,qsharp"
+    monkeypatch.delenv("VLLM_PLUGINS")
+    launch.allow_plugin()
+    assert "qsharp" in os.environ["VLLM_PLUGINS"].split(",")
+
+
+def test_help_and_unknown_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    assert "qsharp serve" in capsys.readouterr().out
+    assert cli.main(["nothing"]) == 2
+    assert cli.main(["critics", "--url", "http://127.0.0.1:9", "list"]) == 1
+    assert "cannot be reached" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["serve", "--help"])
+    assert "--critic [NAME=]PATH" in capsys.readouterr().out
+
+
+def test_the_embedded_model_without_its_critic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    monkeypatch.setattr("server.presets.smollm2.ensure_smollm2", lambda: tmp_path)
+    args = serve.parse(["--no-critic"])
+    assert args.model == str(tmp_path)
+    assert "critics" not in args.additional_config["qsharp"]
+    assert not hasattr(args, "qsharp_hint")
+    named = serve.parse([]).additional_config["qsharp"]["critics"]
+    assert named == [f"{PRESETS[DEFAULT].critic}={PRESETS[DEFAULT].critic_folder}"]
+    # One that is named takes its place.
+    other = PRESETS["star-graph"].critic_folder
+    assert serve.parse(["--critic", str(other)]).additional_config["qsharp"]["critics"] == [str(other)]
+
+
+def test_star_graph_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    args = serve.parse(["star-graph", "--port", "8123"])
+    preset = PRESETS["star-graph"]
+    assert args.model == str(preset.model())
+    assert args.additional_config["qsharp"]["critics"] == [f"star-graph={preset.critic_folder}"]
+    assert args.served_model_name == ["star-graph"]
+    assert ":8123/" in args.qsharp_hint
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "star-graph").mkdir()
+    assert serve.parse(["star-graph"]).model == "star-graph"
+
+
+NATIVE = processors.V2 if torch.cuda.is_available() else processors.V1
+
+
+@pytest.mark.parametrize(("given", "processor"), [(None, NATIVE), ("0", processors.V1), ("1", processors.V2)])
+def test_the_processor_is_that_of_the_runner(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, processor: str
+) -> None:
+    if given is None:
+        monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "")  # is put back at the end
+        monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER")
+    else:
+        monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", given)
+    processors.settle_runner()
+    assert os.environ["VLLM_USE_V2_MODEL_RUNNER"] == ("1" if processor == processors.V2 else "0")
+    assert processors.settled() == processor
