@@ -23,6 +23,7 @@ from fastapi.responses import JSONResponse
 from vllm.exceptions import GenerationError
 
 from qsharp_core.errors import CriticError, CriticFailure, GuidanceError, NoCriticError, QSharpError, RolloutError
+from qsharp_core.rollouts.text import cleaned
 
 
 class HTTPError(QSharpError):
@@ -91,7 +92,8 @@ def response_of(error: QSharpError) -> JSONResponse:
     """The HTTP response to a request that failed with this error."""
     status = status_of(error)
     headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
-    return JSONResponse(body_of(error), status_code=status, headers=headers)
+    # Messages repeat what clients sent, which may be text that cannot be encoded.
+    return JSONResponse(cleaned(body_of(error)), status_code=status, headers=headers)
 
 
 def body_of(error: QSharpError) -> Mapping[str, Any]:

@@ -16,7 +16,7 @@ from starlette.datastructures import State
 from qsharp_core.errors import ConfigError, CriticError, QSharpError
 from qsharp_core.vllm_plugin import processors
 from server import errors, metrics
-from server.api import completions, critics, health, rollouts, stored_chat
+from server.api import completions, critics, health, rewards, rollouts, stored_chat
 from server.api.middleware import RefuseUnsupported
 from server.critics.workers import Workers
 from server.request import responses
@@ -40,6 +40,7 @@ class QSharpEndpoints:
         """Adds our routes, our middleware, and the handler of our errors."""
         completions.attach(app)
         critics.attach(app)
+        rewards.attach(app)
         rollouts.attach(app)
         stored_chat.attach(app)
         health.attach(app)
@@ -65,7 +66,8 @@ class QSharpEndpoints:
             engine_client.model_config.get_vocab_size(),
         )
         if settings.rollouts is not None:
-            qsharp.rollouts = store = await asyncio.to_thread(RolloutStore, settings.rollouts.get_secret_value())
+            url, count = settings.rollouts.get_secret_value(), metrics.ROLLOUTS_UNREADABLE.inc
+            qsharp.rollouts = store = await asyncio.to_thread(RolloutStore, url, count)
             metrics.ROLLOUT_LAG.set_function(lambda: store.lag)
         telemetry.start()
         try:

@@ -125,7 +125,7 @@ def _spread(column: pa.Array) -> int:
 
 
 def _checked(table: pa.Table, owner: str) -> list[Rollout]:
-    columns = {}
+    columns: dict[str, list[Any]] = {}
     for wanted in SCHEMA:
         if wanted.name not in table.column_names:
             columns[wanted.name] = [None] * len(table)

@@ -16,6 +16,7 @@ from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
+from server.access.principal import principal_of
 from server.request import recording, schema
 from server.request.admission import admit
 from server.request.call import CALL
@@ -63,7 +64,8 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
         if request.store:
             assert call is not None
             body = await raw_request.json()
-            call.recording = await recording.begin(request, body, state.store, state.tokenizer, call.params)
+            sender = principal_of(raw_request)
+            call.recording = await recording.begin(request, body, state.store, state.tokenizer, call.params, sender)
         response = await create(request, raw_request)
         return response
     finally:

@@ -681,8 +681,8 @@ def test_nothing_that_a_client_saw_is_lost_by_a_kill(tmp_path: Path) -> None:
         with serve(given, tmp_path / "log") as url:
             asyncio.run(killed(url))
     store = RolloutStore(str(tmp_path / "rollouts.db"))
-    found = {r.id: r for batch in store.batches(Filters(), 1000) for r in batch}
-    count = sum(len(batch) for batch in store.batches(Filters(), 1000))
+    found = {r.id: r for batch in store.batches(Filters(), 1000, owner=None) for r in batch}
+    count = sum(len(batch) for batch in store.batches(Filters(), 1000, owner=None))
     store.close()
     assert count == len(found)
     assert len(seen) >= 30

@@ -80,7 +80,7 @@ class FakeServer:
     refuse: Callable[[dict[str, Any]], bool] = lambda body: False
 
     def stored(self) -> list[Rollout]:
-        return [one for batch in self.store.batches(Filters(), 1000) for one in batch]
+        return [one for batch in self.store.batches(Filters(), 1000, owner=None) for one in batch]
 
 
 def right(a: int, b: int, c: int) -> str:
@@ -104,7 +104,7 @@ def respond(fake: FakeServer, body: dict[str, Any], chat: bool) -> tuple[list[Ro
     prompt = given if isinstance(given, str) else "".join(map(chr, given))
     guidance, metadata = body.get("guidance") or {}, body.get("metadata") or {}
     eta, method = body["eta"], guidance.get("method", "qsharp")
-    parent = fake.store.get(metadata["qsharp_parent"]) if "qsharp_parent" in metadata else None
+    parent = fake.store.get(metadata["qsharp_parent"], owner=None) if "qsharp_parent" in metadata else None
     cut = int(metadata["qsharp_cut"]) if parent else None
     beginning = list(parent.completion_token_ids[:cut]) if parent else []
     if parent:
