@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,17 +18,16 @@ from typing import Any, TypeVar
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import text
 
 from qsharp_core.errors import ConfigError, RolloutError, StoreError
 from qsharp_core.rollouts.records import Rollout, Sampling, new_id
 from server.store import rewards as store_rewards
 from server.store import tables, writer
-from server.store.database import parse_url
 from server.store.filters import Filters
 from server.store.rewards import GivenReward, Prediction, RewardResult
 from server.store.rollouts import Imported, RolloutStore
-from tests.support.postgres import postgres
+from tests.server.conftest import outside
 
 Result = TypeVar("Result")
 # Of what `made` makes.
@@ -64,37 +63,6 @@ def made(**fields: Any) -> Rollout:
 def unguided(**fields: Any) -> Rollout:
     none = {"eta": None, "method": None, "critic": None, "guidance": None, "value": None}
     return made(**{**none, "first_valid_position": 0, **fields})
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgres() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'rollouts.db'}"
-    url: str = request.getfixturevalue("server")
-    outside(url, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
-    return url
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[RolloutStore]:
-    opened = RolloutStore(url)
-    yield opened
-    opened.close()
-
-
-def outside(url: str, *statements: str) -> None:
-    """Runs SQL past the store."""
-    engine = create_engine(parse_url(url), poolclass=NullPool)
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
 
 
 def run(work: Awaitable[Result]) -> Result:
