@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
-from qsharp_core.rollouts.text import DEEPEST, is_deeper
+from qsharp_core.rollouts.text import DEEPEST, clean, cleaned, is_deeper
 from server.errors import HTTPError
 from server.request.schema import wrong
 
@@ -34,7 +34,7 @@ class FieldProblem(BaseModel):
 
 
 async def json_object(request: Request) -> Json:
-    """The request's body.
+    """The request's body, with texts that every database takes.
 
     Raises:
         BadRequestError: it is not a JSON object, or too deep.
@@ -47,7 +47,7 @@ async def json_object(request: Request) -> Json:
         raise BadRequestError("the body must be a JSON object", "body")
     if is_deeper(body, DEEPEST):
         raise BadRequestError(f"the body must be nested at most {DEEPEST} deep", "body")
-    return body
+    return {clean(name): cleaned(value) for name, value in body.items()}
 
 
 def checked(body: object, kind: type[AnyBody], accepts: Mapping[str, str]) -> AnyBody:

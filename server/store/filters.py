@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Select, exists, func
+from sqlalchemy import ColumnElement, Select, case, exists, func, literal_column
 
 from qsharp_core.rollouts.records import Rollout
 from qsharp_core.rollouts.text import clean
@@ -63,7 +63,7 @@ class Filters:
         for name, value in self.metadata.items():
             # A JSON path would not do: SQLite's cannot quote every key.
             each = func.json_each_text if dialect == "postgresql" else func.json_each
-            entry = each(table.metadata).table_valued("key", "value")
+            entry = each(_sound_metadata(dialect)).table_valued("key", "value")
             query = query.where(exists().where(entry.c.key == clean(name), entry.c.value == clean(value)))
         return query
 
@@ -74,3 +74,11 @@ class Filters:
     def view(self, found: Sequence[Rollout]) -> list[Rollout]:
         """The rollouts with the rewards that count."""
         return [one.judged_by(self.rewarded_by) for one in found] if self.rewarded_by else list(found)
+
+
+def _sound_metadata(dialect: str) -> ColumnElement[Any]:
+    """A row's metadata, or none if it is no JSON object: otherwise that row would make the whole query fail."""
+    column = rollouts.c.metadata
+    if dialect == "postgresql":
+        return case((func.json_typeof(column) == "object", column), else_=literal_column("'{}'::json"))
+    return case((func.json_valid(column), column), else_=literal_column("'{}'"))
