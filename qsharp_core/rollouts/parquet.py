@@ -43,19 +43,28 @@ def write(batches: Iterable[list[Rollout]]) -> Iterator[bytes]:
     yield _drained(sink)
 
 
-def read(source: Path | IO[bytes], owner: str = UNNAMED) -> Iterator[list[Rollout]]:
+def rows(path: Path) -> int:
+    """How many rollouts a file of ours has."""
+    number: int = pq.read_metadata(path).num_rows
+    return number
+
+
+def read(source: Path | IO[bytes], owner: str = UNNAMED, *, most: int | None = None) -> Iterator[list[Rollout]]:
     """The rollouts of a Parquet file, checked, in batches.
+
+    A damaged file may end the process; `foreign` reads files that are not our own.
 
     Args:
         source: the file.
         owner: of rollouts for which the file names none.
+        most: bytes that the file may become; None: by its size (`MOST_RATIO`).
 
     Raises:
         RolloutError: this is not a Parquet file, it is too large, or a column is missing or holds something else; names
             the column.
     """
     try:
-        yield from _read(source, owner)
+        yield from _read(source, owner, _allowed(source) if most is None else most)
     except RolloutError:
         raise
     # What pyarrow raises where bytes are not what they should be; UnicodeDecodeError is a ValueError.
@@ -63,8 +72,7 @@ def read(source: Path | IO[bytes], owner: str = UNNAMED) -> Iterator[list[Rollou
         raise RolloutError(f"this is not a Parquet file, or a damaged one: {error!s:.300}") from error
 
 
-def _read(source: Path | IO[bytes], owner: str) -> Iterator[list[Rollout]]:
-    most = _allowed(source)
+def _read(source: Path | IO[bytes], owner: str, most: int) -> Iterator[list[Rollout]]:
     footer = pq.read_metadata(source)
     present = set(footer.schema.to_arrow_schema().names)
     for wanted in SCHEMA:

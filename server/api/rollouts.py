@@ -12,7 +12,7 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 
 from qsharp_core.errors import StoreError
-from qsharp_core.rollouts import parquet
+from qsharp_core.rollouts import foreign, parquet
 from qsharp_core.rollouts.records import Rollout
 from server import metrics
 from server.access.principal import principal_of
@@ -80,13 +80,13 @@ async def import_rollouts(request: Request) -> ImportResult:
     """
     store, owner = state_of(request).store, principal_of(request).name
     with tempfile.TemporaryDirectory(prefix="qsharp-") as folder:
-        path = Path(folder) / "rollouts.parquet"
-        with path.open("wb") as file:
+        given, checked = Path(folder) / "given.parquet", Path(folder) / "checked.parquet"
+        with given.open("wb") as file:
             async for chunk in request.stream():
                 await asyncio.to_thread(file.write, chunk)
-        total = await asyncio.to_thread(_check_all, path)
+        total = await foreign.take(given, checked, owner)
         imported = skipped = 0
-        batches = parquet.read(path, owner)
+        batches = parquet.read(checked, most=parquet.MOST_BYTES)
         while (batch := await asyncio.to_thread(next, batches, None)) is not None:
             try:
                 result = await store.import_all(batch)
@@ -138,11 +138,6 @@ def _page(store: RolloutStore, query: PageQuery, owner: str | None) -> Response:
 def _json(body: Json) -> Response:
     # FastAPI's encoder would look at every token id in Python, and in the event loop.
     return Response(msgspec.json.encode(body), media_type="application/json")
-
-
-def _check_all(path: Path) -> int:
-    """Reads a whole file, so that a wrong row is refused before anything is stored; the number of its rollouts."""
-    return sum(len(batch) for batch in parquet.read(path))
 
 
 def _interrupted(imported: int, skipped: int, total: int) -> StoreError:
