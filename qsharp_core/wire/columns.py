@@ -68,5 +68,5 @@ SAMPLING = (*POLICY, "seed")
 LABELLED = ("id", "prompt_token_ids", "completion_token_ids", "first_valid_position", "reward")
 DESCRIBED = (*POLICY, "metadata")
 # Whose rollouts, and whose rewards.
-OWNER, REWARDS, GIVEN_BY = "owner", "rewards", "given_by"
+OWNER, REWARDS = "owner", "rewards"
 assert {*JSON, *SAMPLING, *LABELLED, *DESCRIBED, OWNER, REWARDS} <= set(SCHEMA.names)
