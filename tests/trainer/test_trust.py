@@ -147,7 +147,7 @@ def test_an_export_has_what_is_trusted(fake: FakeServer, tmp_path: Path) -> None
 
 
 def forge(fake: FakeServer) -> None:
-    """Bob stores copies of all that is stored, with their metadata, and rewards them; another admin rewards the rest."""
+    """Bob stores copies of all that is stored, metadata and all, and rewards them. Another admin rewards the rest."""
     copies = [unguided(owner="bob", metadata=one.metadata) for one in fake.stored()]
     asyncio.run(fake.store.add(copies))
     with httpx.Client(base_url=fake.url) as http:
