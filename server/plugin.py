@@ -16,6 +16,7 @@ from starlette.datastructures import State
 from qsharp_core.errors import ConfigError, CriticError, QSharpError
 from qsharp_core.vllm_plugin import processors
 from server import errors, metrics
+from server.access.install import install_gate
 from server.api import completions, critics, health, rollouts, stored_chat
 from server.api.middleware import RefuseUnsupported
 from server.critics.workers import Workers
@@ -37,7 +38,7 @@ class QSharpEndpoints:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Adds our routes, our middleware, and the handler of our errors."""
+        """Adds our routes, our middleware, the handler of our errors, and the gate in front of all of it."""
         completions.attach(app)
         critics.attach(app)
         rollouts.attach(app)
@@ -45,6 +46,7 @@ class QSharpEndpoints:
         health.attach(app)
         app.add_middleware(RefuseUnsupported)
         app.add_exception_handler(QSharpError, errors.handle)
+        install_gate(app, app.state.args)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Connects to the workers, and makes vLLM's two handlers sample through our proxy.
