@@ -120,7 +120,7 @@ async def score(name: str, body: ScoreRequest, request: Request) -> CriticScores
             "cannot score a text",
             "name",
         )
-    pairs = sequences(body, state.tokenizer, state.vocabulary)
+    pairs = await asyncio.to_thread(sequences, body, state.tokenizer, state.vocabulary, info.max_length)
     for prompt, completion in pairs:
         if len(prompt) + len(completion) > info.max_length:
             raise GuidanceError(
