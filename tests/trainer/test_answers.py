@@ -41,7 +41,8 @@ NUMBERS = [
     ("1/2", "\\boxed{\\dfrac{1}{2}}", 1), ("\\tfrac12", "\\boxed{1/2}", 1), ("\\frac{1}{2}", "\\boxed{2}", 0),
     ("\\frac{1}{2}", "\\boxed{\\frac{2}{4}}", 1), ("\\frac{7}{3}", "\\boxed{7/3}", 1), ("7/3", "\\boxed{2.33}", 0),
     ("1\\frac{1}{2}", "\\boxed{1.5}", 1), ("1.5", "\\boxed{1\\frac{1}{2}}", 1), ("1 1/2", "\\boxed{3/2}", 1),
-    ("3/2", "\\boxed{1 1/2}", 1), ("1½", "\\boxed{1.5}", 1), ("½", "\\boxed{0.5}", 1), ("2\\frac{3}{4}", "\\boxed{\\frac{11}{4}}", 1),
+    ("3/2", "\\boxed{1 1/2}", 1), ("1½", "\\boxed{1.5}", 1), ("½", "\\boxed{0.5}", 1),
+    ("2\\frac{3}{4}", "\\boxed{\\frac{11}{4}}", 1),
     ("\\frac{1}{3}", "\\boxed{0.333}", 0), ("\\frac{10}{4}", "\\boxed{2.5}", 1),
     # signs
     ("-5", "\\boxed{-5}", 1), ("-5", "\\boxed{−5}", 1), ("5", "\\boxed{-5}", 0), ("-5", "\\boxed{5}", 0),
@@ -50,11 +51,14 @@ NUMBERS = [
     ("5", "\\boxed{+5}", 1),
     # powers
     ("1000000", "\\boxed{10^6}", 1), ("10^{6}", "\\boxed{1000000}", 1), ("1000000", "\\boxed{10^{6}}", 1),
-    ("3 \\times 10^{8}", "\\boxed{300000000}", 1), ("300000000", "\\boxed{3\\times10^8}", 1), ("1000", "\\boxed{1e3}", 1),
-    ("1e3", "\\boxed{1000}", 1), ("1024", "\\boxed{2^{10}}", 1), ("0.001", "\\boxed{10^{-3}}", 1), ("2^{10}", "\\boxed{1024}", 1),
+    ("3 \\times 10^{8}", "\\boxed{300000000}", 1), ("300000000", "\\boxed{3\\times10^8}", 1),
+    ("1000", "\\boxed{1e3}", 1),
+    ("1e3", "\\boxed{1000}", 1), ("1024", "\\boxed{2^{10}}", 1), ("0.001", "\\boxed{10^{-3}}", 1),
+    ("2^{10}", "\\boxed{1024}", 1),
     ("1000000", "\\boxed{10^5}", 0),
     # other scripts and full width
-    ("12", "１２", 1), ("12", "\\boxed{１２}", 1), ("3", "\\boxed{٣}", 1), ("12", "\\boxed{१२}", 1), ("3.5", "\\boxed{３．５}", 1),
+    ("12", "１２", 1), ("12", "\\boxed{１２}", 1), ("3", "\\boxed{٣}", 1), ("12", "\\boxed{१२}", 1),
+    ("3.5", "\\boxed{３．５}", 1),
     ("3.5", "\\boxed{٣٫٥}", 1), ("-5", "\\boxed{－５}", 1), ("1200", "\\boxed{１，２００}", 1),
     # with a name
     ("3", "\\boxed{x=3}", 1), ("3", "\\boxed{x = 3}", 1), ("x=3", "\\boxed{3}", 1), ("1.50", "\\boxed{\\$1.50}", 1),
@@ -66,16 +70,19 @@ MATHEMATICS = [
     ("(1,2)", "\\boxed{(1, 2)}", 1), ("(1,2)", "\\boxed{(2,1)}", 0), ("[1,2)", "\\boxed{[1,2)}", 1),
     ("[1,2)", "\\boxed{(1,2)}", 0), ("(-\\infty,3]", "\\boxed{(-\\infty, 3]}", 1), ("\\infty", "\\boxed{\\infty}", 1),
     ("\\{1,2\\}", "\\boxed{\\{2,1\\}}", 1), ("1,2", "\\boxed{2, 1}", 1), ("\\{1,2\\}", "\\boxed{\\{1,3\\}}", 0),
-    ("\\sqrt{8}", "\\boxed{2\\sqrt{2}}", 1), ("\\sqrt{8}", "\\boxed{2.83}", 0), ("\\pi/2", "\\boxed{\\frac{\\pi}{2}}", 1),
+    ("\\sqrt{8}", "\\boxed{2\\sqrt{2}}", 1), ("\\sqrt{8}", "\\boxed{2.83}", 0),
+    ("\\pi/2", "\\boxed{\\frac{\\pi}{2}}", 1),
     ("\\pi", "\\boxed{3.14}", 0), ("x^2+2x+1", "\\boxed{(x+1)^2}", 1), ("x^2+1", "\\boxed{(x+1)^2}", 0),
     ("\\text{A}", "\\boxed{A}", 1), ("A", "\\boxed{\\text{(A)}}", 1), ("\\text{A}", "\\boxed{B}", 0),
     ("\\text{Monday}", "\\boxed{Monday}", 1), ("2:3", "\\boxed{2:3}", 1), ("11:30", "\\boxed{11:30}", 1),
-    ("3+4i", "\\boxed{4i+3}", 1), ("3+4i", "\\boxed{3-4i}", 0), ("e^2", "\\boxed{e^{2}}", 1), ("\\ln 2", "\\boxed{\\ln(2)}", 1),
+    ("3+4i", "\\boxed{4i+3}", 1), ("3+4i", "\\boxed{3-4i}", 0), ("e^2", "\\boxed{e^{2}}", 1),
+    ("\\ln 2", "\\boxed{\\ln(2)}", 1),
     ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\boxed{\\begin{pmatrix}1\\\\2\\end{pmatrix}}", 1),
     ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\boxed{\\begin{pmatrix}2\\\\1\\end{pmatrix}}", 0),
     ("y=2x+1", "\\boxed{y = 2x + 1}", 1), ("y=2x+1", "\\boxed{y=1+2x}", 1), ("x \\le 3", "\\boxed{x \\leq 3}", 1),
     ("x<3", "\\boxed{x>3}", 0), ("\\frac{\\sqrt{3}}{2}", "\\boxed{\\dfrac{\\sqrt3}{2}}", 1), ("5!", "\\boxed{120}", 1),
-    ("\\binom{5}{2}", "\\boxed{10}", 1), ("(2,3),(4,5)", "\\boxed{(4,5),(2,3)}", 1), ("\\frac{x}{2}", "\\boxed{0.5x}", 1),
+    ("\\binom{5}{2}", "\\boxed{10}", 1), ("(2,3),(4,5)", "\\boxed{(4,5),(2,3)}", 1),
+    ("\\frac{x}{2}", "\\boxed{0.5x}", 1),
     ("1", "Step 1: \\boxed{\\pi}\nStep 2: \\boxed{1}", 1), ("6-5i", "\\boxed{6 - 5i}", 1), ("0.5", "\\boxed{50\\%}", 1),
     ("-\\frac{1}{2}", "\\boxed{\\frac{-1}{2}}", 1), ("\\emptyset", "\\boxed{\\emptyset}", 1),
 ]  # fmt: skip
@@ -170,4 +177,4 @@ def test_every_answer_of_gsm8k_in_every_form(form: str, monkeypatch: pytest.Monk
     assert wrong == []
     whole = [answer for answer in answers if answer.isdigit()]
     assert [answer for answer in whole if judged(answer, form.format(f"{int(answer):,}")) != 1] == []
-    assert sum(judged(answer, form.format(int(answer) + 1)) for answer in whole) == 0
+    assert [answer for answer in whole if judged(answer, form.format(int(answer) + 1)) != 0] == []

@@ -12,6 +12,7 @@ from math_verify import parse, verify
 from trainer.tasks.answers import CURRENCIES, ascii_digits, last_boxed
 
 _CURRENCY = re.compile(rf"\\\$|[{CURRENCIES}]|(?<!\$)\$(?=-?[\d.,]+(?:[^$\d]*$|\s))")
+_THOUSANDS = re.compile(r"(?<=\d)\\[,;:! ](?=\d{3}(?!\d))")  # apart by a space
 _MIXED = re.compile(r"(?<![\d.])(\d+)\s+(\d+)/(\d+)(?!\d)")
 _SCIENTIFIC = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?!\w)")
 _DELIMITED = ("$", "\\[", "\\(", "\\boxed")
@@ -42,6 +43,6 @@ def equal(answer: str, completion: str) -> float | None:
 
 def _plain(text: str) -> str:
     """The text without what the library does not read: other scripts' digits, currencies, mixed numbers and `1e3`."""
-    text = _CURRENCY.sub("", ascii_digits(text))
+    text = _THOUSANDS.sub("", _CURRENCY.sub("", ascii_digits(text)))
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", text)
     return _SCIENTIFIC.sub(r"\1 \\times 10^{\2}", text)
