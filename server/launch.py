@@ -26,7 +26,6 @@ from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.settings import KEY, EngineSettings, parse_critic
 from server.plugin import WORKER_EXTENSION, QSharpEndpoints
 from server.presets.known import Preset
-from server.settings import Settings
 
 
 def preset_defaults(preset: Preset) -> Mapping[str, Any]:
@@ -83,13 +82,6 @@ def add_our_parts(args: argparse.Namespace) -> None:
     config[KEY] = {**config.get(KEY, {}), **{name: value for name, value in ours.items() if value not in (None, [])}}
     args.additional_config = config
     EngineSettings.of(argparse.Namespace(additional_config=config))
-
-
-def admit_admin(args: argparse.Namespace, settings: Settings) -> None:
-    """Adds the admin key to vLLM's own API keys, if there are any: both are sent in the same header."""
-    keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
-    if keys and settings.admin_key is not None:
-        args.api_key = [*keys, settings.admin_key.get_secret_value()]
 
 
 def allow_plugin() -> None:

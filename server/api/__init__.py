@@ -9,6 +9,6 @@
 | `stored_chat` | `GET`, `POST` and `DELETE` of stored chat completions, as OpenAI has them |
 | `health` | `/liveness`, `/version` |
 
-`queries` reads the query strings of lists, `bodies` the JSON bodies of the store's routes, `scoring` the texts that a
-critic is asked to score.
+`queries` reads the query strings of lists, `bodies` the JSON bodies of the store's routes, `uploads` takes in
+files, `scoring` reads the texts that a critic is asked to score.
 """

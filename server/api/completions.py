@@ -15,11 +15,12 @@ from vllm.entrypoints.openai.chat_completion.api_router import create_chat_compl
 from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+from vllm.utils import random_uuid
 
 from server.access.principal import principal_of
 from server.request import recording, schema
 from server.request.admission import admit
-from server.request.call import CALL
+from server.request.call import CALL, UNGUIDED
 from server.request.schema import GuidedChatCompletionRequest, GuidedCompletionRequest, GuidedRequest
 from server.state import state_of
 
@@ -57,8 +58,10 @@ async def chat_completions(request: GuidedChatCompletionRequest, raw_request: Re
 
 async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: GuidedRequest, raw_request: Request) -> Any:
     state = state_of(raw_request)
+    # Names the response, and with it what is stored: not for clients to choose.
+    request.request_id = random_uuid()  # type: ignore[attr-defined]
     call = admit(request, state.settings, state.catalog)
-    token = CALL.set(call)
+    token, unguided = CALL.set(call), UNGUIDED.set(call is None)
     response = None
     try:
         if request.store:
@@ -70,6 +73,7 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
         return response
     finally:
         CALL.reset(token)
+        UNGUIDED.reset(unguided)
         # A stream ends later, and then releases the call itself.
         if call is not None and not isinstance(response, StreamingResponse):
             call.release()

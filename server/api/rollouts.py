@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-from fastapi import APIRouter, Depends, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 
@@ -17,9 +17,9 @@ from qsharp_core.rollouts.records import Rollout
 from server import metrics
 from server.access.principal import principal_of
 from server.api.bodies import Json, documented
-from server.api.critics import require_admin
 from server.api.queries import FilterQuery, PageQuery, parse
 from server.api.rewards import PATH, no_rollout
+from server.api.uploads import receive
 from server.errors import NotFoundError
 from server.state import state_of
 from server.store.rollouts import RolloutStore
@@ -70,20 +70,18 @@ async def export(request: Request) -> StreamingResponse:
 
 @router.post(
     "/import",
-    dependencies=[Depends(require_admin)],
     openapi_extra=documented({"type": "string", "format": "binary"}, parquet.MEDIA_TYPE),
 )
 async def import_rollouts(request: Request) -> ImportResult:
     """Stores the rollouts of a Parquet file, the request's body; one whose id is stored already stays as it is.
 
-    The whole file is checked before anything is stored. Rollouts for which it names no owner belong to the importer.
+    The admin alone may do this (`server.access.routes`). The whole file is checked before anything is stored. Rollouts
+    for which it names no owner belong to the importer.
     """
     store, owner = state_of(request).store, principal_of(request).name
     with tempfile.TemporaryDirectory(prefix="qsharp-") as folder:
         given, checked = Path(folder) / "given.parquet", Path(folder) / "checked.parquet"
-        with given.open("wb") as file:
-            async for chunk in request.stream():
-                await asyncio.to_thread(file.write, chunk)
+        await receive(request, given, state_of(request).settings.max_import_mib)
         total = await foreign.take(given, checked, owner)
         imported = skipped = 0
         batches = parquet.read(checked, most=parquet.MOST_BYTES)

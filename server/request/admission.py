@@ -2,7 +2,7 @@
 
 from qsharp_core.errors import GuidanceError
 from qsharp_core.vllm_plugin.params import GuidanceParams
-from qsharp_core.wire.guidance import DEFAULT_CANDIDATES, DEFAULT_MIN_PROB, PREFIX
+from qsharp_core.wire.guidance import DEFAULT_CANDIDATES, DEFAULT_METHOD, DEFAULT_MIN_PROB, DEFAULT_TAIL, PREFIX
 from server.critics.catalog import CriticCatalog
 from server.request.call import GuidedCall
 from server.request.schema import GuidanceOptions, GuidedRequest, accepts, wrong
@@ -22,15 +22,23 @@ def admit(request: GuidedRequest, settings: Settings, catalog: CriticCatalog) ->
     _check_seed(request)
     if any(name.startswith(PREFIX) for name in getattr(request, "vllm_xargs", None) or {}):
         raise GuidanceError(f"vllm_xargs cannot carry {PREFIX}…: send eta and guidance", "vllm_xargs")
+    nested = (request.model_extra or {}).get("extra_body")
+    if isinstance(nested, dict) and (inside := {"eta", "guidance", "store", "metadata"} & nested.keys()):
+        raise GuidanceError(
+            f"extra_body.{min(inside)}: extra_body is a parameter of a client, which puts what it holds beside the "
+            f"other fields; send {min(inside)} itself",
+            f"extra_body.{min(inside)}",
+        )
     options = request.guidance or GuidanceOptions()
     eta = _eta(request, options, settings)
     limit = settings.max_candidates
     if options.candidates is not None and options.candidates > limit:
         raise wrong("guidance.candidates", options.candidates, accepts(limit)["guidance.candidates"])
-    critic = catalog.resolve(options.critic) if eta is not None or options.critic is not None else None
     detail = options.detail or "summary"
-    if _samples_nothing_for_us(request, needed=eta is not None or detail == "tokens" or bool(request.store)):
+    asked = "eta" in request.model_fields_set and eta is not None
+    if _samples_nothing_for_us(request, needed=asked or detail == "tokens" or bool(request.store)):
         return None
+    critic = catalog.resolve(options.critic) if eta is not None or options.critic is not None else None
     params = None
     if eta is not None:
         assert critic is not None
@@ -39,8 +47,8 @@ def admit(request: GuidedRequest, settings: Settings, catalog: CriticCatalog) ->
             critic=critic.key,
             candidates=options.candidates or min(DEFAULT_CANDIDATES, limit),
             min_prob=DEFAULT_MIN_PROB if options.min_prob is None else options.min_prob,
-            tail=options.tail or "floor",
-            method=options.method or "qsharp",
+            tail=options.tail or DEFAULT_TAIL,
+            method=options.method or DEFAULT_METHOD,
         )
     limits = {"max_tokens", "max_completion_tokens"} & request.model_fields_set
     call = GuidedCall(

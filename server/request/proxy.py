@@ -6,7 +6,7 @@ choice needs an id for its reports.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from copy import copy
 from dataclasses import replace
@@ -21,9 +21,10 @@ from qsharp_core.errors import CriticFailure, GuidanceError
 from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.vllm_plugin.processors import processor_class
 from qsharp_core.vllm_plugin.telemetry import Status
+from qsharp_core.wire.guidance import PREFIX
 from server import metrics
 from server.errors import SampleFailure
-from server.request.call import CALL, GuidedCall
+from server.request.call import CALL, UNGUIDED, GuidedCall
 from server.request.schema import ChoiceGuidance
 from server.request.summary import choice_guidance, residuals
 from server.request.telemetry import TelemetryReceiver
@@ -39,17 +40,27 @@ class GuidedEngineClient:
         engine_client: vLLM's client.
         telemetry: receives the workers' reports.
         timeout: seconds to wait at the end of a choice for its last reports.
+        guides_all: whether a request that came by an unknown way is refused, because the server guides by default.
     """
 
-    def __init__(self, engine_client: Any, telemetry: TelemetryReceiver, timeout: float) -> None:
+    def __init__(
+        self, engine_client: Any, telemetry: TelemetryReceiver, timeout: float, guides_all: bool = False
+    ) -> None:
         self._engine = engine_client
         self._telemetry = telemetry
         self._timeout = timeout
+        self._guides_all = guides_all
         self._processor: Any = processor_class(engine_client.vllm_config)
         self._aborts: set[asyncio.Task[None]] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
+
+    def stand_before(self, handlers: Iterable[Any]) -> None:
+        """Puts itself in the engine client's place in all handlers that have it, whatever else they do."""
+        for handler in handlers:
+            if getattr(handler, "engine_client", None) is self._engine:
+                handler.engine_client = self
 
     def generate(self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any) -> Outputs:
         """As `EngineClient.generate`, guided as the request in `CALL` asks for.
@@ -62,7 +73,14 @@ class GuidedEngineClient:
         """
         call = CALL.get()
         generate: Generate = partial(self._engine.generate, **kwargs)
+        sampling_params = without_ours(sampling_params)
         if call is None:
+            if self._guides_all and not UNGUIDED.get():
+                raise GuidanceError(
+                    "this server guides by default (--default-eta), and this route cannot be guided: send the request "
+                    "to /v1/completions or /v1/chat/completions",
+                    "eta",
+                )
             return generate(prompt, sampling_params, request_id)
         first = call.prompts * sampling_params.n
         call.prompts += 1
@@ -165,6 +183,16 @@ class GuidedEngineClient:
         task = asyncio.ensure_future(self._engine.abort(request_id))
         self._aborts.add(task)
         task.add_done_callback(self._aborts.discard)
+
+
+def without_ours(params: SamplingParams) -> SamplingParams:
+    """The parameters without the worker's arguments, which are not for clients to send, however they came there."""
+    extra = getattr(params, "extra_args", None)
+    if not extra or not any(name.startswith(PREFIX) for name in extra):
+        return params
+    params = copy(params)
+    params.extra_args = {name: value for name, value in extra.items() if not name.startswith(PREFIX)} or None
+    return params
 
 
 def _one_of(params: SamplingParams, index: int) -> SamplingParams:

@@ -1,29 +1,36 @@
 """What an import stores, refuses, and says when the store fails in the middle of it."""
 
+import asyncio
 import io
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from fastapi import Request
 from sqlalchemy.exc import OperationalError
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from qsharp_core.rollouts import parquet
 from qsharp_core.rollouts.records import Rollout
+from server.access.keys import ADMIN
+from server.api import uploads
+from server.errors import SlowRequestError
 from server.store.filters import Filters
 from server.store.rollouts import RolloutStore
 from tests.server.test_store import made, unguided
-from tests.support.store_server import ADMIN, client, error_of, serving
+from tests.support.store_server import error_of, serving
 
 IMPORT = "/v1/rollouts/import"
 
 
 @pytest.fixture
 def http(store: RolloutStore) -> Iterator[TestClient]:
-    with serving(store) as app:
-        yield client(app, ADMIN)
+    with serving(store) as served:
+        yield served.client(ADMIN)
 
 
 def file_of(*batches: list[Rollout]) -> bytes:
@@ -108,3 +115,26 @@ def test_damaged_files_and_bombs_are_400(http: TestClient, store: RolloutStore) 
         error_of(http.post(IMPORT, content=content), 400)
     assert store.count(Filters(), owner=None) == 0
     assert http.post(IMPORT, content=whole).json()["imported"] == 20
+
+
+def test_a_file_beyond_the_limit_is_refused(store: RolloutStore) -> None:
+    content = file_of([unguided() for _ in range(20)])
+    with serving(store, max_import_mib=(len(content) - 1) / 2**20) as served:
+        http = served.client(ADMIN)
+        assert "--max-import-mib" in str(error_of(http.post(IMPORT, content=content), 413)["message"])
+        unstated = (content[i : i + 1000] for i in range(0, len(content), 1000))  # in chunks, with no length
+        error_of(http.post(IMPORT, content=unstated), 413)
+    with serving(store, max_import_mib=len(content) / 2**20) as served:
+        assert served.client(ADMIN).post(IMPORT, content=content).json()["imported"] == 20
+
+
+def test_a_file_that_pauses_is_given_up(store: RolloutStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(uploads, "IDLE_SECONDS", 0.05)
+
+    async def paused() -> Message:
+        await asyncio.sleep(5)
+        raise AssertionError
+
+    request = Request({"type": "http", "headers": []}, paused)
+    with pytest.raises(SlowRequestError):
+        asyncio.run(uploads.receive(request, tmp_path / "file", 1))

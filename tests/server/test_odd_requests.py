@@ -14,6 +14,7 @@ from starlette.testclient import TestClient
 from qsharp_core.errors import GuidanceError
 from qsharp_core.rollouts.records import LARGEST, Rollout
 from server import metrics
+from server.access.keys import ADMIN
 from server.request.admission import admit
 from server.request.schema import GuidedCompletionRequest, accepts
 from server.settings import Settings
@@ -21,7 +22,7 @@ from server.store.filters import Filters
 from server.store.rollouts import RolloutStore
 from tests.server.conftest import outside
 from tests.server.test_store import made, run, unguided
-from tests.support.store_server import ADMIN, client, error_of, serving
+from tests.support.store_server import error_of, serving
 
 CHAT = "/v1/chat/completions/chatcmpl-1"
 SQL = ("SELECT", "FROM rollouts", "INSERT", "sqlite", "psycopg")
@@ -38,8 +39,8 @@ def one(store: RolloutStore) -> str:
 
 @pytest.fixture
 def http(store: RolloutStore, one: str) -> Iterator[TestClient]:
-    with serving(store) as app:
-        yield client(app, ADMIN)
+    with serving(store) as served:
+        yield served.client(ADMIN)
 
 
 def refused(answer: Any, param: str | None) -> str:
@@ -188,18 +189,20 @@ def test_a_store_that_is_down_is_a_500_without_sql(http: TestClient, url: str, o
 
 
 def test_what_is_counted_of_a_reward_does_not_make_it_fail(
-    http: TestClient, store: RolloutStore, monkeypatch: pytest.MonkeyPatch
+    store: RolloutStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A rollout whose value is beyond all bounds, as an import once could have it."""
     odd = made(value=1e308, eta=1e6, kl=1e308)
     run(store.add([odd]))
     critics = {"sums@3": SimpleNamespace(status=SimpleNamespace(reward_range=(0.0, 1.0)))}
-    monkeypatch.setattr(http.app.state.qsharp, "catalog", SimpleNamespace(critics=critics))  # type: ignore[attr-defined]
-    answer = http.post(f"/v1/rollouts/{odd.id}/reward", json={"reward": 1})
-    assert (answer.status_code, answer.json()["reward"]) == (200, 1.0)
-    assert all(math.isfinite(sample.value) for sample in next(iter(metrics.CALIBRATION.collect())).samples)
-    monkeypatch.setattr(metrics, "observe_rewards", lambda *_: int(math.inf))
-    assert http.post(f"/v1/rollouts/{odd.id}/reward", json={"reward": 0}).json()["changed"]
+    with serving(store) as served:
+        served.state.catalog.critics = critics
+        http = served.client(ADMIN)
+        answer = http.post(f"/v1/rollouts/{odd.id}/reward", json={"reward": 1})
+        assert (answer.status_code, answer.json()["reward"]) == (200, 1.0)
+        assert all(math.isfinite(sample.value) for sample in next(iter(metrics.CALIBRATION.collect())).samples)
+        monkeypatch.setattr(metrics, "observe_rewards", lambda *_: int(math.inf))
+        assert http.post(f"/v1/rollouts/{odd.id}/reward", json={"reward": 0}).json()["changed"]
     found = store.get(odd.id, owner=None)
     assert found is not None
     assert found.reward == 0
@@ -235,8 +238,8 @@ def test_a_bad_row_is_left_out_and_counted(store: RolloutStore, url: str) -> Non
         outside(url, f"UPDATE rollouts SET {column} = {value} WHERE id = '{row.id}'".replace(":", "\\:"))
     run(store.add(good[1:]))
     counted = RolloutStore(url, metrics.ROLLOUTS_UNREADABLE.inc)
-    with serving(counted) as app:
-        leaves_out(client(app, ADMIN), counted, good, bad)
+    with serving(counted) as served:
+        leaves_out(served.client(ADMIN), counted, good, bad)
     counted.close()
 
 

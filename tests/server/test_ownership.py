@@ -15,13 +15,14 @@ from starlette.testclient import TestClient
 
 from qsharp_core.rollouts import parquet
 from qsharp_core.rollouts.records import UNNAMED, Reward, Rollout
+from server.access.keys import ADMIN
 from server.store import database
 from server.store.database import parse_url
 from server.store.filters import Filters
 from server.store.rewards import GivenReward
 from server.store.rollouts import RolloutStore
 from tests.server.test_store import made, run, unguided
-from tests.support.store_server import ADMIN, client, error_of, serving
+from tests.support.store_server import error_of, serving
 
 CHAT = "chatcmpl-1"
 
@@ -45,8 +46,8 @@ def place(store: RolloutStore) -> Iterator[Place]:
     messages = [{"role": "user", "content": "hi"}]
     chat = made(owner="ann", route="chat", request_id=CHAT, messages=messages, response={"choice": {"index": 0}})
     run(store.add([anns, bobs, chat]))
-    with serving(store) as app:
-        yield Place(store, client(app, "ann-key"), client(app, "bob-key"), client(app, ADMIN), anns, bobs, chat)
+    with serving(store) as served:
+        yield Place(store, served.client("ann"), served.client("bob"), served.client(ADMIN), anns, bobs, chat)
 
 
 def same(one: Any, other: Any, names: tuple[str, str]) -> bool:
@@ -125,7 +126,7 @@ def test_the_history_says_who_gave_a_reward(place: Place) -> None:
     for who, reward, changed in given:
         answer = who.post(path, json={"reward": reward, "source": "s"}).json()
         assert (answer["reward"], answer["changed"]) == (reward, changed)
-    history = [("ann", 1.0), ("root", 1.0), ("root", 0.0), ("ann", 0.0)]
+    history = [("ann", 1.0), (ADMIN, 1.0), (ADMIN, 0.0), ("ann", 0.0)]
     assert [(entry["given_by"], entry["reward"]) for entry in answer["rewards"]] == history
     shown = place.ann.get(f"/v1/rollouts/{place.anns.id}").json()
     assert shown["rewards"] == answer["rewards"]
@@ -158,10 +159,10 @@ def test_only_rewards_of_those_who_are_named_count(place: Place) -> None:
 
     anns, bobs, chat = place.anns.id, place.bobs.id, place.chat.id
     assert rewards("has_reward=true") == {anns: 1.0, bobs: 1.0}
-    assert rewards("rewarded_by=root") == rewards("rewarded_by=root&has_reward=true") == {anns: 0.25}
-    assert rewards("rewarded_by=root,bob") == {anns: 0.25, bobs: 1.0}
+    assert rewards("rewarded_by=admin") == rewards("rewarded_by=admin&has_reward=true") == {anns: 0.25}
+    assert rewards("rewarded_by=admin,bob") == {anns: 0.25, bobs: 1.0}
     assert rewards("rewarded_by=ann") == {anns: 1.0}
-    assert rewards("rewarded_by=root&has_reward=false") == {bobs: None, chat: None}
+    assert rewards("rewarded_by=admin&has_reward=false") == {bobs: None, chat: None}
     assert rewards("rewarded_by=nobody") == {}
 
 
@@ -173,7 +174,7 @@ def file_of(*rollouts: Rollout, without: tuple[str, ...] = ()) -> bytes:
 
 
 def test_only_an_admin_imports(place: Place) -> None:
-    forged = made(owner="ann", rewards=(Reward(1.0, "me", 1.0, "root"),), reward=1.0)
+    forged = made(owner="ann", rewards=(Reward(1.0, "me", 1.0, ADMIN),), reward=1.0)
     for who in (place.ann, place.bob):
         assert (
             error_of(who.post("/v1/rollouts/import", content=file_of(forged)), 403)["type"] == "PermissionDeniedError"
@@ -188,9 +189,9 @@ def test_what_a_file_gives_no_owner_is_the_importers(place: Place) -> None:
     one = unguided(owner="elsewhere")
     body = file_of(one, without=("owner",))
     assert place.admin.post("/v1/rollouts/import", content=body).json()["imported"] == 1
-    found = place.store.get(one.id, owner="root")
+    found = place.store.get(one.id, owner=ADMIN)
     assert found is not None
-    assert found.owner == "root"
+    assert found.owner == ADMIN
 
 
 def test_files_from_before_there_were_owners_are_read(tmp_path: Path) -> None:

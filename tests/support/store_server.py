@@ -1,41 +1,58 @@
-"""The store's routes alone, in this process: real routes on a real store, without an engine."""
+"""The store's routes behind the gate, in this process: the real ones on a real store, without an engine."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import SecretStr
 from starlette.testclient import TestClient
 
 from qsharp_core.errors import QSharpError
 from server import errors
-from server.access.principal import Principal
+from server.access import keys
+from server.access.gate import MIB, Gate, Policy
+from server.access.keys import ADMIN, KeyRing
+from server.access.quotas import Quotas
 from server.api import rewards, rollouts, stored_chat
+from server.settings import Settings
 from server.store.rollouts import RolloutStore
-from tests.support.fake_server import Named
 
-ADMIN = "admin-key"
-KEYS = {"ann-key": Principal("ann"), "bob-key": Principal("bob"), ADMIN: Principal("root", admin=True)}
+USERS = ("ann", "bob")
+
+
+class Served:
+    """The app, for clients of Ann, Bob and the admin; an error that is none of ours is raised in the test.
+
+    Attributes:
+        state: what the routes share.
+        keys: by holder.
+    """
+
+    def __init__(self, store: RolloutStore, folder: Path, settings: Settings) -> None:
+        file = folder / "keys.json"
+        self.keys = {name: keys.add(file, name) for name in USERS} | {ADMIN: "admin-key"}
+        app = FastAPI()
+        self.state = SimpleNamespace(store=store, catalog=SimpleNamespace(critics={}), settings=settings)
+        app.state.qsharp = self.state
+        app.add_exception_handler(QSharpError, errors.handle)
+        for routes in (rewards, rollouts, stored_chat):
+            routes.attach(app)
+        policy = Policy(KeyRing(admin=self.keys[ADMIN], path=file), Quotas(), int(settings.max_body_mib * MIB))
+        self._app = Gate(app, app, policy)
+
+    def client(self, name: str) -> TestClient:
+        """A client that sends this holder's key."""
+        return TestClient(self._app, headers={"Authorization": f"Bearer {self.keys[name]}"})
 
 
 @contextmanager
-def serving(store: RolloutStore) -> Iterator[FastAPI]:
-    """The app, for `client`; an error that is none of ours is raised in the test."""
-    app = FastAPI()
-    settings = SimpleNamespace(admin_key=SecretStr(ADMIN))
-    app.state.qsharp = SimpleNamespace(store=store, catalog=SimpleNamespace(critics={}), settings=settings)
-    app.add_exception_handler(QSharpError, errors.handle)
-    app.add_middleware(Named, keys=KEYS)
-    for routes in (rewards, rollouts, stored_chat):
-        routes.attach(app)
-    yield app
-
-
-def client(app: FastAPI, key: str) -> TestClient:
-    """A client that sends this key."""
-    return TestClient(app, headers={"Authorization": f"Bearer {key}"})
+def serving(store: RolloutStore, **settings: Any) -> Iterator[Served]:
+    """Serves a store."""
+    with tempfile.TemporaryDirectory(prefix="qsharp-") as folder:
+        yield Served(store, Path(folder), Settings(**settings))
 
 
 def error_of(answer: Any, status: int) -> dict[str, object]:
