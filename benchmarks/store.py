@@ -3,7 +3,8 @@
     python -m benchmarks.store [--url URL] [--runs 5] [--json FILE]
 
 Each run starts with an empty SQLite database on disk (or the given URL, appended to), stores `--rollouts` rollouts of
-`--tokens` tokens from `--clients` clients that each wait for their commit, and then rewards and exports them.
+`--tokens` tokens from `--clients` clients that each wait for their commit, and then rewards and exports them. The
+exported file is taken in like one from elsewhere, and imported into another database.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qsharp_core.rollouts import parquet
+from qsharp_core.rollouts import foreign, parquet
 from qsharp_core.rollouts.records import Rollout, new_id
 from server.store.filters import Filters
 from server.store.rewards import GivenReward
@@ -62,12 +63,12 @@ def measure(given: argparse.Namespace, seed: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory(prefix="qsharp-", dir=given.folder) as folder:
         store = RolloutStore(given.url or f"sqlite:///{folder}/rollouts.db")
         try:
-            return asyncio.run(work(store, made, given.clients))
+            return asyncio.run(work(store, made, given.clients, Path(folder)))
         finally:
             store.close()
 
 
-async def work(store: RolloutStore, made: list[Rollout], clients: int) -> dict[str, float]:
+async def work(store: RolloutStore, made: list[Rollout], clients: int, folder: Path) -> dict[str, float]:
     waits: list[float] = []
     todo = iter(made)
 
@@ -91,14 +92,30 @@ async def work(store: RolloutStore, made: list[Rollout], clients: int) -> dict[s
     count = sum(len(batch) for batch in store.batches(Filters(), parquet.BATCH, owner=None))
     seconds["read"] = (time.perf_counter() - started) * len(made) / count
     started = time.perf_counter()
-    size = sum(len(piece) for piece in parquet.write(store.batches(Filters(), parquet.BATCH, owner=None)))
+    exported, taken = folder / "exported.parquet", folder / "taken.parquet"
+    with exported.open("wb") as file:
+        for piece in parquet.write(store.batches(Filters(), parquet.BATCH, owner=None)):
+            file.write(piece)
+    size = exported.stat().st_size
     seconds["exported"] = (time.perf_counter() - started) * len(made) / count
+    started = time.perf_counter()
+    await foreign.take(exported, taken, "default")
+    seconds["checked"] = (time.perf_counter() - started) * len(made) / count
+    other = RolloutStore(f"sqlite:///{folder}/other.db")
+    seconds["imported"], longest = 0.0, 0.0
+    for batch in parquet.read(taken, most=parquet.MOST_BYTES):
+        started = time.perf_counter()
+        await other.import_all(batch)
+        longest = max(longest, time.perf_counter() - started)
+        seconds["imported"] += (time.perf_counter() - started) * len(made) / count
+    other.close()
     waits.sort()
     return {
         **{f"{name} per second": len(made) / value for name, value in seconds.items()},
         "wait for commit, p50 ms": 1e3 * waits[len(waits) // 2],
         "wait for commit, p99 ms": 1e3 * waits[len(waits) * 99 // 100],
         "exported bytes per rollout": size / count,
+        "longest batch of an import, ms": 1e3 * longest,
     }
 
 

@@ -26,7 +26,7 @@ from qsharp_core.wire.columns import JSON, OWNER, SAMPLING, SCHEMA
 BATCH = 1000  # rollouts in a row group
 MOST_ROWS = 1_000_000  # of a file that is read
 MOST_BYTES = 8 * 2**30  # that it may become
-MOST_RATIO = 100  # times its own size
+MOST_RATIO = 500  # times its own size
 LEAST_BYTES = 64 * 2**20  # that any file may become, however small it is
 _WORD = 8  # bytes that a value takes, whatever it is
 MEDIA_TYPE = "application/vnd.apache.parquet"

@@ -210,6 +210,7 @@ def test_a_watch_counts_and_learns_what_is_trusted(fake: FakeServer, tmp_path: P
     main(
         [
             "--watch", "--min-new", "50", "--interval", "0.1", "--url", fake.url, "--admin-key", "x", "--name", "tiny",
+            "--api-key", "bob-key",  # reads nothing of Ann's, and is not asked
             "--out", str(tmp_path / "critics"), "--run", str(tmp_path / "watch"), "--rounds", "1",
             "--owner", "ann", "--rewards-by", "root", "--",
             "--layers", "1", "--epochs", "1", "--batch-tokens", "4000", "--held-out", "0.3",

@@ -96,8 +96,8 @@ async def _loop(args: argparse.Namespace, training: list[str], console: Console)
 
 async def _watch(args: argparse.Namespace, training: list[str], console: Console) -> None:
     async with AsyncExitStack() as stack:
-        server, admin = await _clients(args, stack)
-        recipe = await _recipe(args, training, server, args.name or "critic")
+        _, admin = await _clients(args, stack)  # who reads what others have stored
+        recipe = await _recipe(args, training, admin, args.name or "critic")
         settings = WatchSettings(
             recipe=recipe,
             query=tuple((f"metadata.{key}", value) for key, value in args.metadata),
@@ -107,7 +107,7 @@ async def _watch(args: argparse.Namespace, training: list[str], console: Console
             trust=options.trust_of(args),
         )
         served = ServedCritic(admin, recipe.settings.name, recipe.out, args.seen_at)
-        await watch(server, served, settings, args.run, console)
+        await watch(admin, served, settings, args.run, console)
 
 
 async def _clients(args: argparse.Namespace, stack: AsyncExitStack) -> tuple[ServerClient, ServerClient]:
