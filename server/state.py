@@ -9,6 +9,7 @@ from server import metrics
 from server.critics.catalog import CriticCatalog
 from server.critics.workers import Workers
 from server.errors import ConflictError
+from server.request.slots import Slots
 from server.request.telemetry import TelemetryReceiver
 from server.settings import NOT_CONFIGURED, Settings
 from server.store.rollouts import RolloutStore
@@ -23,6 +24,7 @@ class QSharpState:
         tokenizer: the reference's; None where it has none.
         vocabulary: how many token ids the reference has.
         rollouts: the rollout store; None where the server was started without one.
+        slots: bounds how many samples are on their way.
     """
 
     settings: Settings
@@ -32,6 +34,7 @@ class QSharpState:
     vocabulary: int
     catalog: CriticCatalog = field(default_factory=CriticCatalog)
     rollouts: RolloutStore | None = None
+    slots: Slots = field(default_factory=lambda: Slots(1))
 
     @property
     def store(self) -> RolloutStore:
