@@ -86,7 +86,8 @@ def flags(reference: Path, critics: dict[str, Path], rows: int, blocks: int, lon
     """What both servers are started with."""
     named = [flag for path in critics.values() for flag in ("--critic", str(path))]
     return [
-        str(reference), *named, "--admin-key", ADMIN_KEY, "--served-model-name", "tiny", "--dtype", "float32",
+        str(reference), *named, "--critic-root", str(reference.parent), "--admin-key", ADMIN_KEY,
+        "--served-model-name", "tiny", "--dtype", "float32",
         "--enforce-eager", "--max-model-len", str(longest), "--max-num-seqs", str(rows), "--max-num-batched-tokens",
         str(BUDGET), "--block-size", str(BLOCK), "--num-gpu-blocks-override", str(blocks), "--enable-prefix-caching",
         "--kv-cache-memory-bytes", "50000000", "--additional-config", settings_of(longest),

@@ -102,9 +102,12 @@ class CriticWorker:
         scorer = critic.cached_scorer
         if scorer is None:
             raise GuidanceError(f"{critic.card.key} cannot score a text: it has no model of its own", "critic")
-        values = []
+        values: list[list[float]] = []
         for prompt, completion in zip(prompts, completions, strict=True):
             tokens = prompt + completion
+            if not completion:
+                values.append([])
+                continue
             if len(tokens) > scorer.capacity:
                 raise CriticError(f"{len(tokens)} tokens, and {critic.card.key} takes {scorer.capacity}")
             if not 0 <= min(tokens) <= max(tokens) < scorer.vocab:
