@@ -36,6 +36,7 @@ NOT_THE_CRITICS = {
     "fusion_config", "id2label", "kernel_config", "label2id", "name_or_path", "num_labels", "per_layer_config",
     "transformers_weights", "trust_remote_code",
 }  # fmt: skip
+SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
 _LAYERS = re.compile(r"(^|_)layers?$")
 _POSITIONS = re.compile(r"position|length|seq|window|ctx|context|theta|base")
 
@@ -113,8 +114,15 @@ def _cleaned(config: Mapping[str, JsonValue], path: Path) -> dict[str, JsonValue
             most = MOST_LAYERS if _LAYERS.search(key) else MOST_POSITIONS if _POSITIONS.search(key) else MOST_OTHER
             if abs(value) > most:
                 raise CriticError(f"{path}: {key:.80}: {value!r:.30} is not within {most}")
+        if key in SIZES:
+            _check_size(key, value, 1, path)
         kept[key] = _cleaned(value, path) if isinstance(value, dict) else value
     return kept
+
+
+def _check_size(field: str, value: object, least: int, path: Path) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise CriticError(f"{path}: {field} must be an integer of at least {least}; got {value!r:.80}")
 
 
 def _model_class(config: Mapping[str, JsonValue], path: Path) -> tuple[Any, Any]:
@@ -137,13 +145,11 @@ def _model_class(config: Mapping[str, JsonValue], path: Path) -> tuple[Any, Any]
     text_class = config_class.sub_configs.get("text_config")
     if text_class is not None and model_class.config_class is text_class:
         made = made.get_text_config()
-    for field in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
-        value = getattr(made.get_text_config(), field, None)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise CriticError(f"{path}: {field} must be a positive integer; got {value!r:.80}")
-    positions = getattr(made.get_text_config(), "max_position_embeddings", None)
-    if positions is not None and (not isinstance(positions, int) or isinstance(positions, bool) or positions < 2):
-        raise CriticError(f"{path}: max_position_embeddings must be an integer of at least 2; got {positions!r:.80}")
+    text = made.get_text_config()
+    for field in SIZES:  # an architecture may call them otherwise in the file
+        _check_size(field, getattr(text, field, None), 1, path)
+    if (positions := getattr(text, "max_position_embeddings", None)) is not None:
+        _check_size("max_position_embeddings", positions, 2, path)
     return model_class, made
 
 

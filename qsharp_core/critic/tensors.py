@@ -58,10 +58,12 @@ def mapped_model(folder: Path) -> Tensors:
     file_of = files.read_object(path, MOST_INDEX).get("weight_map")
     if not isinstance(file_of, dict) or not file_of:
         raise CriticError(f"{path}: weight_map must name the file of each tensor")
-    found: dict[str, Tensor] = {}
-    for name in dict.fromkeys(map(_text, file_of.values())):
-        if Path(name).name != name or not name.endswith(".safetensors"):
+    names = [*dict.fromkeys(map(_text, file_of.values()))]
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors") or not (folder / name).is_file():
             raise CriticError(f"{path}: weight_map names {name!r:.120}, which is no safetensors file of this folder")
+    found: dict[str, Tensor] = {}
+    for name in names:
         for key, value in mapped(folder / name).items():
             if file_of.get(key) != name:
                 raise CriticError(f"{path}: weight_map does not say that {key!r:.120} is in {name}")
