@@ -100,10 +100,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("v1")
     reference = models.write_reference(root / "reference")
     critics = write_critics(root, reference)
-    store = ["--rollouts", f"sqlite:///{root / 'rollouts.db'}"]
+    more = ["--rollouts", f"sqlite:///{root / 'rollouts.db'}", "--critic-load-seconds", "20"]
     paths = [str(SUPPORT / "faults"), *filter(None, [os.environ.get("PYTHONPATH")])]
     faults = {"PYTHONPATH": os.pathsep.join(paths), "QSHARP_FAULT": str(root / "fault")}
-    with serve([*flags(reference, critics, rows=16, blocks=24), *store], root / "log", faults) as url:
+    with serve([*flags(reference, critics, rows=16, blocks=24), *more], root / "log", faults) as url:
         yield Server(url, reference, critics, root, root / "log")
 
 
