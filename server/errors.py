@@ -160,3 +160,8 @@ async def handle(_: Request, error: Exception) -> JSONResponse:
     """Handles a `QSharpError` that a route raises, for FastAPI."""
     assert isinstance(error, QSharpError)
     return response_of(error)
+
+
+async def handle_depth(_: Request, error: Exception) -> JSONResponse:
+    """Handles a `RecursionError`, which JSON raises that is nested thousands of levels deep, for FastAPI."""
+    return response_of(GuidanceError("the body is nested too deeply", "body"))

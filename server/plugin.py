@@ -48,10 +48,11 @@ class QSharpEndpoints:
         health.attach(app)
         app.add_middleware(RefuseUnsupported)
         app.add_exception_handler(QSharpError, errors.handle)
+        app.add_exception_handler(RecursionError, errors.handle_depth)
         install_gate(app, app.state.args)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
-        """Connects to the workers, and makes vLLM's two handlers sample through our proxy.
+        """Connects to the workers, and makes all of vLLM's handlers sample through our proxy.
 
         Raises:
             ConfigError: the engine was started without our parts.
@@ -83,8 +84,9 @@ class QSharpEndpoints:
             raise ConfigError(f"start the engine with --logits-processors {wanted}, or use `qsharp serve`") from error
         await qsharp.refresh()
         engine = GuidedEngineClient(engine_client, telemetry, settings.telemetry_timeout)
-        responses.install(state.openai_serving_completion, "create_completion", engine)
-        responses.install(state.openai_serving_chat, "create_chat_completion", engine)
+        engine.stand_before(state[name] for name in state)
+        responses.install(state.openai_serving_completion, "create_completion")
+        responses.install(state.openai_serving_chat, "create_chat_completion")
         state.qsharp = qsharp
         state.qsharp_pulse = asyncio.create_task(health.watch_engines(qsharp.workers, settings.rpc_timeout))
         logger.info("guided decoding is on; critics: %s", ", ".join(qsharp.catalog.critics) or "none yet")

@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     open: tuple[Literal["metrics", "docs"], ...] = Field(default=(), description="routes that need no key")
     rate_limit: str | None = Field(default=None, description="requests that one key may send, as 600/minute")
     max_concurrent: int | None = Field(default=None, ge=1, description="requests at once that one key may have")
-    max_body_mib: float = Field(default=4, gt=0, description="the largest body of a request, in MiB")
+    max_body_mib: float = Field(default=2, gt=0, description="the largest body of a request, in MiB")
     max_import_mib: float = Field(default=1024, gt=0, description="the largest file of rollouts to import, in MiB")
     default_eta: float | None = Field(
         default=None,

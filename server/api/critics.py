@@ -121,7 +121,7 @@ async def score(name: str, body: ScoreRequest, request: Request) -> CriticScores
             "cannot score a text",
             "name",
         )
-    pairs = sequences(body, state.tokenizer, state.vocabulary)
+    pairs = await asyncio.to_thread(sequences, body, state.tokenizer, state.vocabulary, info.max_length)
     if info.status.card["head"] == "Q" and any(completion and not prompt for prompt, completion in pairs):
         raise GuidanceError(f"prompt must not be empty: {info.key} scores what follows a token", "prompt")
     for prompt, completion in pairs:
