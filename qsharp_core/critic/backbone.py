@@ -97,7 +97,7 @@ def build(read_files: BackboneFiles, dtype: torch.dtype, borrows_embeddings: boo
     del dry
     with _refused(path):
         backbone, _ = _from_tensors(model_class, config, dict(read_files.weights), dtype)
-    _own(backbone)
+    _own(backbone, read_files.weights)
     check_finite(dict(_floating_buffers(backbone)), dtype, path)
     return backbone
 
@@ -191,13 +191,12 @@ def _check_report(report: Mapping[str, Any], dry: nn.Module, folder: Path, borro
         raise CriticError(f"{folder}: {message}")
 
 
-def _own(model: nn.Module) -> None:
-    """Copies the weights that are still pages of a file, one after the other."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.clone())
+def _own(model: nn.Module, weights: Tensors) -> None:
+    """Copies what is still pages of a file, one after the other."""
+    maps = {tensor.untyped_storage().data_ptr() for tensor in weights.values()}
+    for held in (*model.parameters(), *model.buffers()):
+        if held.untyped_storage().data_ptr() in maps:
+            held.data = held.data.clone()
 
 
 def _floating_buffers(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
