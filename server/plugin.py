@@ -15,10 +15,12 @@ from starlette.datastructures import State
 
 from qsharp_core.errors import ConfigError, CriticError, QSharpError
 from qsharp_core.vllm_plugin import processors
+from qsharp_core.vllm_plugin.settings import EngineSettings, parse_critic
 from server import errors, metrics
 from server.access.install import install_gate
 from server.api import completions, critics, health, rollouts, stored_chat
 from server.api.elsewhere import GuideElsewhere
+from server.critics.roots import CriticRoots
 from server.critics.workers import Workers
 from server.request import responses
 from server.request.proxy import GuidedEngineClient
@@ -69,6 +71,10 @@ class QSharpEndpoints:
             telemetry,
             engine_client.tokenizer,
             engine_client.model_config.get_vocab_size(),
+            CriticRoots.of(
+                settings.critic_root,
+                (parse_critic(critic)[1] for critic in EngineSettings.of(engine_client.vllm_config).critics),
+            ),
         )
         qsharp.slots = Slots(self._limit(engine_client.vllm_config, settings))
         if settings.rollouts is not None:

@@ -1,11 +1,12 @@
 """Settings of the API process, from the flags of `qsharp serve` or from environment variables `QSHARP_…`."""
 
+import os
 from argparse import Namespace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from qsharp_core.errors import ConfigError
 from qsharp_core.wire.guidance import ETA_RANGE, MAX_CANDIDATES
@@ -47,10 +48,19 @@ class Settings(BaseSettings):
     rollouts: SecretStr | None = Field(
         default=None, min_length=1, description="URL of the rollout store; without it `store: true` is refused"
     )
+    critic_root: Annotated[tuple[Path, ...], NoDecode] = Field(
+        default=(),
+        description="folders under which critics may be loaded over HTTP; in the environment parted by colons",
+    )
     telemetry_timeout: float = Field(
         default=30, gt=0, description="seconds to wait at the end of a choice for the worker's last report"
     )
     rpc_timeout: float = Field(default=10, gt=0, description="seconds that the worker may take to answer /liveness")
+
+    @field_validator("critic_root", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
 
     @classmethod
     def of(cls, args: Namespace) -> Self:

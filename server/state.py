@@ -7,6 +7,7 @@ from fastapi import Request
 
 from server import metrics
 from server.critics.catalog import CriticCatalog
+from server.critics.roots import CriticRoots
 from server.critics.workers import Workers
 from server.errors import ConflictError
 from server.request.slots import Slots
@@ -23,6 +24,7 @@ class QSharpState:
         telemetry: receives the workers' step reports.
         tokenizer: the reference's; None where it has none.
         vocabulary: how many token ids the reference has.
+        roots: where critics may be loaded from over HTTP.
         rollouts: the rollout store; None where the server was started without one.
         slots: bounds how many samples are on their way.
     """
@@ -32,6 +34,7 @@ class QSharpState:
     telemetry: TelemetryReceiver
     tokenizer: Any
     vocabulary: int
+    roots: CriticRoots
     catalog: CriticCatalog = field(default_factory=CriticCatalog)
     rollouts: RolloutStore | None = None
     slots: Slots = field(default_factory=lambda: Slots(1))

@@ -11,7 +11,7 @@ from vllm.logger import configure_logging_from_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from qsharp_core.vllm_plugin import processors, upstream
-from qsharp_core.vllm_plugin.settings import DEFAULT_AUDIT_RATE
+from qsharp_core.vllm_plugin.settings import DEFAULT_AUDIT_RATE, EngineSettings
 from qsharp_core.wire.guidance import ETA_RANGE
 from server import launch
 from server.access.install import settle_keys
@@ -206,6 +206,33 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
         dest=ARGUMENT + "max_candidates",
         default=argparse.SUPPRESS,
         help=f"most candidates a request may ask for ({Settings.model_fields['max_candidates'].default} unless given)",
+    )
+    ours.add_argument(
+        "--critic-root",
+        action="append",
+        type=Path,
+        metavar="FOLDER",
+        dest=ARGUMENT + "critic_root",
+        default=argparse.SUPPRESS,
+        help="where critics may be loaded from over HTTP; may be repeated (or set QSHARP_CRITIC_ROOT); unless given, "
+        "the current folder and the critics that are named here",
+    )
+    ours.add_argument(
+        "--critic-max-gib",
+        type=float,
+        metavar="GIB",
+        dest="qsharp_max_gib",
+        default=argparse.SUPPRESS,
+        help=f"the largest critic ({EngineSettings.model_fields['max_gib'].default:g} unless given)",
+    )
+    ours.add_argument(
+        "--critic-load-seconds",
+        type=float,
+        metavar="SECONDS",
+        dest="qsharp_load_seconds",
+        default=argparse.SUPPRESS,
+        help="a load over HTTP that takes longer is given up "
+        f"({EngineSettings.model_fields['load_seconds'].default:g} unless given)",
     )
     ours.add_argument(
         "--critic-cache-gib",

@@ -44,7 +44,8 @@ def training(url: str, folder: Path) -> Iterator[None]:
 
 
 def test_the_check_passes(tmp_path: Path) -> None:
-    (command, *flags), environment = started_with("server")
+    (command, *words), environment = started_with("server")
+    flags = [word.replace("/var/lib/qsharp", str(tmp_path)) for word in words]
     environment["QSHARP_ROLLOUTS"] = f"sqlite:///{tmp_path / 'rollouts.db'}"
     assert command == "serve"
     with ExitStack() as server:
