@@ -28,6 +28,7 @@ from fastapi.responses import JSONResponse
 from vllm.exceptions import GenerationError
 
 from qsharp_core.errors import CriticError, CriticFailure, GuidanceError, NoCriticError, QSharpError, RolloutError
+from qsharp_core.rollouts.text import cleaned
 
 
 class HTTPError(QSharpError):
@@ -152,7 +153,8 @@ def response_of(error: QSharpError) -> JSONResponse:
         headers["Retry-After"] = str(error.retry_after)
     if status in UNREAD:
         headers["Connection"] = "close"  # what is left of the request is not read any more
-    return JSONResponse(body_of(error), status_code=status, headers=headers)
+    # Messages repeat what clients sent, which may be text that cannot be encoded.
+    return JSONResponse(cleaned(body_of(error)), status_code=status, headers=headers)
 
 
 def body_of(error: QSharpError) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.settings import EngineSettings, parse_critic
 from server import errors, metrics
 from server.access.install import install_gate
-from server.api import completions, critics, health, rollouts, stored_chat
+from server.api import completions, critics, health, rewards, rollouts, stored_chat
 from server.api.elsewhere import GuideElsewhere
 from server.critics.roots import CriticRoots
 from server.critics.workers import Workers
@@ -45,6 +45,7 @@ class QSharpEndpoints:
         """Adds our routes, our middleware, the handler of our errors, and the gate in front of all of it."""
         completions.attach(app)
         critics.attach(app)
+        rewards.attach(app)
         rollouts.attach(app)
         stored_chat.attach(app)
         health.attach(app)
@@ -78,7 +79,8 @@ class QSharpEndpoints:
         )
         qsharp.slots = Slots(self._limit(engine_client.vllm_config, settings))
         if settings.rollouts is not None:
-            qsharp.rollouts = store = await asyncio.to_thread(RolloutStore, settings.rollouts.get_secret_value())
+            url, count = settings.rollouts.get_secret_value(), metrics.ROLLOUTS_UNREADABLE.inc
+            qsharp.rollouts = store = await asyncio.to_thread(RolloutStore, url, count)
             metrics.ROLLOUT_LAG.set_function(lambda: store.lag)
         telemetry.start()
         try:

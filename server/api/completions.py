@@ -18,6 +18,7 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm.utils import random_uuid
 
 from server.access.gate import held
+from server.access.principal import principal_of
 from server.request import recording, schema
 from server.request.admission import admit
 from server.request.call import CALL, UNGUIDED
@@ -71,7 +72,8 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
         if request.store:
             assert call is not None
             body = await raw_request.json()
-            call.recording = await recording.begin(request, body, state.store, state.tokenizer, call.params)
+            sender = principal_of(raw_request)
+            call.recording = await recording.begin(request, body, state.store, state.tokenizer, call.params, sender)
         return await create(request, raw_request)
     finally:
         CALL.reset(token)

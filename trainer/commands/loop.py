@@ -31,7 +31,18 @@ from trainer.rewards.verifiers import OWN, TaskRef
 from trainer.rollouts.client import ServerClient
 from trainer.tasks.registry import task_of
 
-LOOPS_OWN = ("--data", "--out", "--name", "--run", "--resume", "--parent", "--tensorboard", "--recommended-eta")
+LOOPS_OWN = (
+    "--data",
+    "--out",
+    "--name",
+    "--run",
+    "--resume",
+    "--parent",
+    "--tensorboard",
+    "--recommended-eta",
+    "--owner",
+    "--rewards-by",
+)
 """Flags of `qsharp train` that the loop sets itself."""
 
 
@@ -73,6 +84,7 @@ async def _loop(args: argparse.Namespace, training: list[str], console: Console)
             limit=args.limit,
             seed=args.seed,
             concurrency=args.concurrency,
+            trust=options.trust_of(args),
         )
         hours = args.max_hours
         budget = Budget(rounds=args.rounds, rollouts=args.max_rollouts, seconds=None if hours is None else hours * 3600)
@@ -92,6 +104,7 @@ async def _watch(args: argparse.Namespace, training: list[str], console: Console
             least=args.min_new,
             interval=args.interval,
             rounds=args.rounds,
+            trust=options.trust_of(args),
         )
         served = ServedCritic(admin, recipe.settings.name, recipe.out, args.seen_at)
         await watch(server, served, settings, args.run, console)
@@ -99,9 +112,10 @@ async def _watch(args: argparse.Namespace, training: list[str], console: Console
 
 async def _clients(args: argparse.Namespace, stack: AsyncExitStack) -> tuple[ServerClient, ServerClient]:
     """Two clients: of the routes for everybody, and of those that need the admin key."""
-    keys = (args.api_key or args.admin_key, args.admin_key or args.api_key)
+    keys, scope = (args.api_key or args.admin_key, args.admin_key or args.api_key), options.trust_of(args).rollouts
     server, admin = (
-        ServerClient(args.url, key=key, connections=args.concurrency, patience=args.patience) for key in keys
+        ServerClient(args.url, key=key, connections=args.concurrency, patience=args.patience, scope=scope)
+        for key in keys
     )
     return await stack.enter_async_context(server), await stack.enter_async_context(admin)
 
@@ -190,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
         "--eta", type=float, default=0.1, help="of the roll-ins (%(default)s); written into the cards"
     )
     options.add_verifier_arguments(parser, [OWN])
+    options.add_trust_arguments(parser.add_argument_group("trust"))
     group = parser.add_argument_group("evaluation after each round")
     group.add_argument("--eval-samples", type=int, default=0, help="of each problem; 0 is no evaluation (the default)")
     group.add_argument("--eval-split", default="held_out", help="default: %(default)s")

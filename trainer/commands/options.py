@@ -9,6 +9,7 @@ from trainer.rewards.verifiers import MEMORY, TIMEOUT, Judge, Weighted
 from trainer.rollouts.client import DEFAULT_URL
 from trainer.rollouts.parameters import SamplingParameters
 from trainer.tasks.base import Task
+from trainer.trust import Trust
 
 GIB = 2**30
 
@@ -29,6 +30,14 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
     return value
+
+
+def names(text: str) -> list[str]:
+    """Parses names with commas between them."""
+    listed = [name.strip() for name in text.split(",")]
+    if not all(listed):
+        raise argparse.ArgumentTypeError(f"must be NAME or NAME,NAME; got {text!r}")
+    return listed
 
 
 def key_value(text: str) -> tuple[str, str]:
@@ -61,6 +70,21 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--metadata", action="append", type=key_value, default=[], metavar="KEY=VALUE", help="they have")
     group.add_argument("--critic", help="guided by this one: NAME or NAME@VERSION")
     group.add_argument("--guided", choices=["true", "false"], help="throughout, by any critic")
+
+
+def add_trust_arguments(group: argparse._ArgumentGroup) -> None:
+    """Adds the flags of every command that learns: from whose rollouts, and from whose rewards."""
+    group.add_argument(
+        "--owner", type=names, action="extend", default=[], metavar="NAME", help="of these holders of keys alone"
+    )
+    group.add_argument(
+        "--rewards-by", type=names, action="extend", default=[], metavar="NAME", help="rewards of others do not count"
+    )
+
+
+def trust_of(args: argparse.Namespace) -> Trust:
+    """What the flags of `add_trust_arguments` say."""
+    return Trust(tuple(args.owner), tuple(args.rewards_by))
 
 
 def filters_of(args: argparse.Namespace) -> dict[str, str]:
