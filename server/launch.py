@@ -22,6 +22,7 @@ from vllm.plugins import (
 from qsharp_core.critic.checkpoint import read_card
 from qsharp_core.errors import ConfigError
 from qsharp_core.precision import fast_bfloat16
+from qsharp_core.secret_files import secret
 from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.settings import KEY, EngineSettings, parse_critic
 from server.plugin import WORKER_EXTENSION, QSharpEndpoints
@@ -86,10 +87,10 @@ def add_our_parts(args: argparse.Namespace) -> None:
 
 
 def admit_admin(args: argparse.Namespace, settings: Settings) -> None:
-    """Adds the admin key to vLLM's own API keys, if there are any: both are sent in the same header."""
-    keys = [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
-    if keys and settings.admin_key is not None:
-        args.api_key = [*keys, settings.admin_key.get_secret_value()]
+    """Gives vLLM the users' keys, if there are any, and the admin key beside them: both are sent in the same header."""
+    keys = [key for key in (args.api_key or [secret("VLLM_API_KEY")]) if key]
+    if keys:
+        args.api_key = [*keys, *([settings.admin_key.get_secret_value()] if settings.admin_key is not None else [])]
 
 
 def allow_plugin() -> None:

@@ -1,4 +1,4 @@
-"""Settings of the API process, from the flags of `qsharp serve` or from environment variables `QSHARP_…`."""
+"""Settings of the API process: flags of `qsharp serve`, environment variables `QSHARP_…`, or files named like these."""
 
 from argparse import Namespace
 from typing import Self
@@ -7,6 +7,7 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from qsharp_core.errors import ConfigError
+from qsharp_core.secret_files import secret
 from qsharp_core.wire.guidance import ETA_RANGE, MAX_CANDIDATES
 
 # Flags of `qsharp serve` arrive in vLLM's own namespace under this prefix.
@@ -15,7 +16,7 @@ NOT_CONFIGURED = "this server has no rollout store: start it with --rollouts URL
 
 
 class Settings(BaseSettings):
-    """Settings of the API process; a flag has precedence over the environment."""
+    """Settings of the API process; a flag has precedence over the environment, and that over a secret file."""
 
     model_config = SettingsConfigDict(env_prefix="QSHARP_", env_ignore_empty=True, frozen=True)
 
@@ -46,8 +47,9 @@ class Settings(BaseSettings):
             ConfigError: names the wrong setting.
         """
         flags = {name: getattr(args, ARGUMENT + name, None) for name in cls.model_fields}
+        secrets = {name: secret(f"QSHARP_{name.upper()}") for name in cls.model_fields}
         try:
-            return cls(**{name: value for name, value in flags.items() if value is not None})
+            return cls(**{name: value for name, value in [*secrets.items(), *flags.items()] if value is not None})
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))
