@@ -1,7 +1,7 @@
 """Settings of the API process: flags of `qsharp serve`, environment variables `QSHARP_…`, or files named like these."""
 
 from argparse import Namespace
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -47,7 +47,7 @@ class Settings(BaseSettings):
             ConfigError: names the wrong setting.
         """
         flags = {name: getattr(args, ARGUMENT + name, None) for name in cls.model_fields}
-        secrets = {name: secret(f"QSHARP_{name.upper()}") for name in cls.model_fields}
+        secrets: dict[str, Any] = {name: secret(f"QSHARP_{name.upper()}") for name in cls.model_fields}
         try:
             return cls(**{name: value for name, value in [*secrets.items(), *flags.items()] if value is not None})
         except ValidationError as error:
