@@ -222,6 +222,16 @@ def secret(stack: Stack, services: list[str]) -> None:
     check(not shown, f"`docker inspect` shows none of {', '.join(names)}{f', but {shown}' if shown else ''}")
 
 
+def named(stack: Stack) -> None:
+    """A key that has a name, from when it is made until it is revoked."""
+    key = stack.inside("server", "qsharp", "keys", "add", "alice")
+    api = Api(stack.url, key)
+    wait_for("a new key to be known", 10, lambda: api.send("/v1/models")[0] == 200, pause=0.5)
+    stack.inside("server", "qsharp", "keys", "revoke", "alice")
+    wait_for("it to be unknown again", 10, lambda: api.send("/v1/models")[0] == 401, pause=0.5)
+    say("ok: `qsharp keys` in the server's container gives a user a key, and takes it back")
+
+
 def apart(stack: Stack) -> None:
     """Who reaches whom over the networks."""
     code = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3)"
@@ -325,6 +335,7 @@ def run(stack: Stack, keep: bool) -> None:
     api = Api(stack.url, user)
     http_check.keys(stack.url, user)
     unprivileged(stack, services)
+    named(stack)
     secret(stack, services)
     apart(stack)
     rewarded = http_check.guided(api)

@@ -9,6 +9,7 @@ from qsharp_core.errors import QSharpError
 # Command -> (module with `main(argv)`, one line of help).
 COMMANDS = {
     "serve": ("server.commands.serve", "serve a model, guided by critics, on an OpenAI-compatible API"),
+    "keys": ("server.commands.keys", "who may use a server: add, list, revoke"),
     "critics": (
         "server.commands.critics",
         "the critics of a running server: list, load, activate, roll back, unload, score",

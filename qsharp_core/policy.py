@@ -48,7 +48,7 @@ class GuidedStep:
 
     Attributes:
         log_ratio_RK: `ln pi(y|x) - ln ref(y|x)` of the K likeliest tokens, float64. Those that are no candidates have
-            that of the tail.
+            the tail's.
         tail_log_ratio_R: `ln pi(y|x) - ln ref(y|x)` of every token of the tail, float64; `-inf` if the tail is dropped.
         kl_R: `KL(pi || ref)` in nats, float64.
         value_R: `V(x) = eta · ln E_ref[exp A]` in units of reward, float64; NaN in rows that are not guided.

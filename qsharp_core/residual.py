@@ -45,8 +45,8 @@ def bellman_residuals(
 ) -> list[float]:
     """`delta` between each step at which the critic was asked and the next such step, in units of reward.
 
-    Tokens of the tail are left out, because their `A` is not a prediction of the critic. They are recognised by it:
-    `eta · A` is `reward_min` with `FLOOR`, and `V(x)` with `KEEP`; a candidate's is so only by chance.
+    Tokens of the tail are left out, because their `A` is not a prediction of the critic. We recognise them by that `A`:
+    `eta · A` is `reward_min` with `FLOOR`, and `V(x)` with `KEEP`; a candidate has that value only by chance.
 
     Args:
         steps: all tokens of one completion, in order, guided by `method: qsharp`.

@@ -7,7 +7,11 @@ Beside the errors of `qsharp_core.errors` there are some that only the HTTP inte
         ├── UnauthorizedError     401: the request carries no admin key
         ├── ForbiddenError        403: it carries a wrong one, or the server has none
         ├── NotFoundError         404: what the path names does not exist
+        ├── SlowRequestError      408: the body did not arrive in time
         ├── ConflictError         409: the request does not fit the present state
+        ├── TooLargeError         413: the body is larger than this route takes
+        ├── TooManyRequestsError  429: this key has sent too many, or has too many on their way
+        ├── HeadTooLargeError     431: the request line and headers are too large
         └── UnavailableError      503: the engine does not answer
 
 When a stream has begun, vLLM itself writes the event that reports an error, and it logs no stack trace for a
@@ -49,10 +53,38 @@ class NotFoundError(HTTPError):
     status = HTTPStatus.NOT_FOUND
 
 
+class SlowRequestError(HTTPError):
+    """The body did not arrive in time."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+
+
 class ConflictError(HTTPError):
     """The request does not fit the present state; the message says what would."""
 
     status = HTTPStatus.CONFLICT
+
+
+class TooLargeError(HTTPError):
+    """The body is larger than this route takes."""
+
+    status = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
+class TooManyRequestsError(HTTPError):
+    """This key has sent too many requests, or has too many on their way."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after  # seconds
+
+
+class HeadTooLargeError(HTTPError):
+    """The request line and headers are too large."""
+
+    status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
 
 
 class UnavailableError(HTTPError):
@@ -71,8 +103,18 @@ TYPES = {
     HTTPStatus.UNAUTHORIZED: "AuthenticationError",
     HTTPStatus.FORBIDDEN: "PermissionDeniedError",
     HTTPStatus.NOT_FOUND: "NotFoundError",
+    HTTPStatus.REQUEST_TIMEOUT: "RequestTimeoutError",
     HTTPStatus.CONFLICT: "ConflictError",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "RequestTooLargeError",
+    HTTPStatus.TOO_MANY_REQUESTS: "RateLimitError",
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE: "RequestTooLargeError",
     HTTPStatus.SERVICE_UNAVAILABLE: "ServiceUnavailableError",
+}
+
+UNREAD = {
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
 }
 
 
@@ -90,7 +132,13 @@ def status_of(error: QSharpError) -> HTTPStatus:
 def response_of(error: QSharpError) -> JSONResponse:
     """The HTTP response to a request that failed with this error."""
     status = status_of(error)
-    headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
+    headers = {}
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, TooManyRequestsError):
+        headers["Retry-After"] = str(error.retry_after)
+    if status in UNREAD:
+        headers["Connection"] = "close"  # what is left of the request is not read any more
     return JSONResponse(body_of(error), status_code=status, headers=headers)
 
 
@@ -112,3 +160,8 @@ async def handle(_: Request, error: Exception) -> JSONResponse:
     """Handles a `QSharpError` that a route raises, for FastAPI."""
     assert isinstance(error, QSharpError)
     return response_of(error)
+
+
+async def handle_depth(_: Request, error: Exception) -> JSONResponse:
+    """Handles a `RecursionError`, which JSON raises that is nested thousands of levels deep, for FastAPI."""
+    return response_of(GuidanceError("the body is nested too deeply", "body"))

@@ -22,12 +22,10 @@ from vllm.plugins import (
 from qsharp_core.critic.checkpoint import read_card
 from qsharp_core.errors import ConfigError
 from qsharp_core.precision import fast_bfloat16
-from qsharp_core.secret_files import secret
 from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.settings import KEY, EngineSettings, parse_critic
 from server.plugin import WORKER_EXTENSION, QSharpEndpoints
 from server.presets.known import Preset
-from server.settings import Settings
 
 
 def preset_defaults(preset: Preset) -> Mapping[str, Any]:
@@ -84,13 +82,6 @@ def add_our_parts(args: argparse.Namespace) -> None:
     config[KEY] = {**config.get(KEY, {}), **{name: value for name, value in ours.items() if value not in (None, [])}}
     args.additional_config = config
     EngineSettings.of(argparse.Namespace(additional_config=config))
-
-
-def admit_admin(args: argparse.Namespace, settings: Settings) -> None:
-    """Gives vLLM the users' keys, if there are any, and the admin key beside them: both are sent in the same header."""
-    keys = [key for key in (args.api_key or [secret("VLLM_API_KEY")]) if key]
-    if keys:
-        args.api_key = [*keys, *([settings.admin_key.get_secret_value()] if settings.admin_key is not None else [])]
 
 
 def allow_plugin() -> None:

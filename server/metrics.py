@@ -28,6 +28,7 @@ CRITIC_STEP = Histogram(
     "Time one decoding step of the whole batch waited for the critics",
     buckets=(5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )
+REFUSED = Counter("qsharp_requests_refused", "Requests that were refused before a route saw them", ["reason"])
 GUIDED_TOKENS = Counter("qsharp_guided_tokens", "Tokens of completed choices whose step was guided")
 SCORED_CANDIDATES = Counter("qsharp_scored_candidates", "Candidate tokens scored by critics")
 COMPLETIONS = Counter("qsharp_completions", "Completed choices", ["guided", "finish_reason"])

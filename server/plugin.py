@@ -16,6 +16,7 @@ from starlette.datastructures import State
 from qsharp_core.errors import ConfigError, CriticError, QSharpError
 from qsharp_core.vllm_plugin import processors
 from server import errors, metrics
+from server.access.install import install_gate
 from server.api import completions, critics, health, rollouts, stored_chat
 from server.api.middleware import RefuseUnsupported
 from server.critics.workers import Workers
@@ -37,7 +38,7 @@ class QSharpEndpoints:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Adds our routes, our middleware, and the handler of our errors."""
+        """Adds our routes, our middleware, the handler of our errors, and the gate in front of all of it."""
         completions.attach(app)
         critics.attach(app)
         rollouts.attach(app)
@@ -45,9 +46,11 @@ class QSharpEndpoints:
         health.attach(app)
         app.add_middleware(RefuseUnsupported)
         app.add_exception_handler(QSharpError, errors.handle)
+        app.add_exception_handler(RecursionError, errors.handle_depth)
+        install_gate(app, app.state.args)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
-        """Connects to the workers, and makes vLLM's two handlers sample through our proxy.
+        """Connects to the workers, and makes all of vLLM's handlers sample through our proxy.
 
         Raises:
             ConfigError: the engine was started without our parts.
@@ -75,8 +78,9 @@ class QSharpEndpoints:
             raise ConfigError(f"start the engine with --logits-processors {wanted}, or use `qsharp serve`") from error
         await qsharp.refresh()
         engine = GuidedEngineClient(engine_client, telemetry, settings.telemetry_timeout)
-        responses.install(state.openai_serving_completion, "create_completion", engine)
-        responses.install(state.openai_serving_chat, "create_chat_completion", engine)
+        engine.stand_before(state[name] for name in state)
+        responses.install(state.openai_serving_completion, "create_completion")
+        responses.install(state.openai_serving_chat, "create_chat_completion")
         state.qsharp = qsharp
         state.qsharp_pulse = asyncio.create_task(health.watch_engines(qsharp.workers, settings.rpc_timeout))
         logger.info("guided decoding is on; critics: %s", ", ".join(qsharp.catalog.critics) or "none yet")

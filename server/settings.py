@@ -1,7 +1,8 @@
-"""Settings of the API process: flags of `qsharp serve`, environment variables `QSHARP_…`, or files named like these."""
+"""Settings of the API process, from the flags of `qsharp serve` or from environment variables `QSHARP_…`."""
 
 from argparse import Namespace
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -12,15 +13,26 @@ from qsharp_core.wire.guidance import ETA_RANGE, MAX_CANDIDATES
 
 # Flags of `qsharp serve` arrive in vLLM's own namespace under this prefix.
 ARGUMENT = "qsharp_"
+SECRETS = ("admin_key", "rollouts")  # may be files, too
 NOT_CONFIGURED = "this server has no rollout store: start it with --rollouts URL or QSHARP_ROLLOUTS"
 
 
 class Settings(BaseSettings):
-    """Settings of the API process; a flag has precedence over the environment, and that over a secret file."""
+    """Settings of the API process; a flag has precedence over the environment, and that over a secret's file."""
 
     model_config = SettingsConfigDict(env_prefix="QSHARP_", env_ignore_empty=True, frozen=True)
 
     admin_key: SecretStr | None = Field(default=None, description="guards loading, activating and unloading critics")
+    api_keys: tuple[SecretStr, ...] = Field(
+        default=(), description="users' keys that have no name; what they store belongs to one owner"
+    )
+    keys: Path | None = Field(default=None, description="the file of named keys, of `qsharp keys`")
+    auth: bool = Field(default=True, description="false: everybody may use this server, from wherever they reach it")
+    open: tuple[Literal["metrics", "docs"], ...] = Field(default=(), description="routes that need no key")
+    rate_limit: str | None = Field(default=None, description="requests that one key may send, as 600/minute")
+    max_concurrent: int | None = Field(default=None, ge=1, description="requests at once that one key may have")
+    max_body_mib: float = Field(default=2, gt=0, description="the largest body of a request, in MiB")
+    max_import_mib: float = Field(default=1024, gt=0, description="the largest file of rollouts to import, in MiB")
     default_eta: float | None = Field(
         default=None,
         ge=ETA_RANGE[0],
@@ -47,7 +59,7 @@ class Settings(BaseSettings):
             ConfigError: names the wrong setting.
         """
         flags = {name: getattr(args, ARGUMENT + name, None) for name in cls.model_fields}
-        secrets: dict[str, Any] = {name: secret(f"QSHARP_{name.upper()}") for name in cls.model_fields}
+        secrets: dict[str, Any] = {name: secret(f"QSHARP_{name.upper()}") for name in SECRETS}
         try:
             return cls(**{name: value for name, value in [*secrets.items(), *flags.items()] if value is not None})
         except ValidationError as error:

@@ -33,7 +33,8 @@ def main() -> None:
     critics = {}
     for size, seed in tqdm(cases, desc="training", unit="critic"):
         data = subset(args.rollouts, size, seed, args.out / "data" / f"{size}-{seed}.parquet")
-        critics[size, seed], _, _ = trained(data, args.out, f"r{size}-s{seed}", [*NATIVE, "--seed", seed])
+        flags = [*NATIVE, "--select", "last", "--seed", seed]
+        critics[size, seed], _, _ = trained(data, args.out, f"r{size}-s{seed}", flags)
     curve: dict[int, list[Measured]] = {size: [] for size in args.sizes}
     with served(args.out) as url:
         for size, seed in tqdm(cases, desc="evaluation", unit="critic"):

@@ -1,7 +1,7 @@
 """A request's guidance as it travels to the worker, in `SamplingParams.extra_args`.
 
 The entries are flat, because vLLM's HTTP field `vllm_xargs` carries only numbers, strings and lists of these, and they
-have a prefix, because other plugins share the field. `qsharp_core.wire.guidance` has their names, defaults and limits:
+have a prefix, because other plugins share the field. Defaults and limits are in `qsharp_core.wire.guidance`:
 
     qsharp_eta          number from 1e-6 to 1e6: smaller is stronger (absent: the request is not guided)
     qsharp_critic       "name" or "name@version" (absent: the default critic)
@@ -22,7 +22,9 @@ from typing import Any
 from qsharp_core.errors import GuidanceError
 from qsharp_core.wire.guidance import (
     DEFAULT_CANDIDATES,
+    DEFAULT_METHOD,
     DEFAULT_MIN_PROB,
+    DEFAULT_TAIL,
     ETA_RANGE,
     MAX_CANDIDATES,
     METHODS,
@@ -54,8 +56,8 @@ class GuidanceParams:
     critic: str | None = None
     candidates: int = DEFAULT_CANDIDATES
     min_prob: float = DEFAULT_MIN_PROB
-    tail: TailName = "floor"
-    method: MethodName = "qsharp"
+    tail: TailName = DEFAULT_TAIL
+    method: MethodName = DEFAULT_METHOD
     id: int | None = None
 
     def __post_init__(self) -> None:

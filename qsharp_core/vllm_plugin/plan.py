@@ -31,7 +31,7 @@ class BatchPlan:
         eta_R: float64; 1 in rows that are not guided.
         keep_R: rows whose tail keeps its mass, bool.
         cd_R: rows that tilt as Controlled Decoding does, bool; None where no row does.
-        bounds_R2: the relative tilt of each row's tail (not of those in `keep_R`), and the greatest reward; float64.
+        bounds_R2: the relative tilt of each row's tail (ignored in rows of `keep_R`), and the greatest reward; float64.
         members: each critic, and the indices of the rows that it guides.
     """
 

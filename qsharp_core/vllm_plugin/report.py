@@ -26,7 +26,7 @@ class StepOutcome:
         index_R: the place of each row among all logits, int64, on the device.
         candidates, guided: the guided policy.
         broken_R: rows whose critic's outputs were not finite, bool.
-        failures: reasons of the requests that had failed by then, by the id that they are reported under.
+        failures: why requests had failed before this step, by `qsharp_id`.
         seconds: how long the critics were asked.
         scored: number of candidates that were scored.
     """

@@ -69,13 +69,17 @@ class StepGuide:
         """A request enters the batch; None if it is neither guided nor observed.
 
         Values were checked at admission. The critic's name was not, unless a front end of ours resolved it: a request
-        that names an unknown one counts as failed.
+        that names an unknown one counts as failed. Where a front end of ours listens, all that it guides has an id of
+        its own making, and whatever has none came past it.
 
         Args:
             sampling_params: `vllm.SamplingParams`.
         """
         params = GuidanceParams.from_extra_args(sampling_params.extra_args)
         if params is None:
+            return None
+        if params.id is None and self.reporter.sender.connected:
+            logger.error("a request's guidance did not come from the server's front end, and is ignored")
             return None
         request = TrackedRequest(params, sampling_params.temperature)
         if params.eta is not None and self.ranks.leads:

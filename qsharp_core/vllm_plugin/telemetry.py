@@ -50,8 +50,7 @@ class StepFacts(msgspec.Struct, array_like=True, kw_only=True):
         blocks_used: number of cache blocks that requests hold, by critic.
         prefix_tokens: tokens of histories that were new to a critic's cache, since the last report.
         prefix_hits: those of them whose keys and values the cache held already.
-        splits: how many times a critic ran the rows of a step in one pass more for lack of memory, since the last
-            report.
+        splits: extra passes of critics since the last report, because a step's rows did not fit in their memory.
         audits: results since the last report.
         engine: index of the data-parallel engine; 0 if there is one.
     """
@@ -108,8 +107,8 @@ class StepReport(StepFacts, array_like=True, kw_only=True):
 
         Args:
             facts: what the host knows.
-            packed: `Columns.packed`, on the host. Its failed rows without a reason in `facts` had outputs that were not
-                finite: every other reason is known before the step runs.
+            packed: `Columns.packed`, on the host. A failed row without a reason in `facts` failed because its critic's
+                outputs were not finite: every other reason is known before the step runs.
         """
         columns: dict[str, Any] = dict(zip(Columns._fields, packed.tolist(), strict=True))
         columns |= {name: [int(number) for number in columns[name]] for name in ("tokens", "status")}

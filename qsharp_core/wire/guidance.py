@@ -1,8 +1,7 @@
 """How strongly, by which method and with which candidates a request is guided: names, defaults and limits.
 
 The same names stand in the HTTP field `guidance`, in the engine's `SamplingParams.extra_args` (with `PREFIX`), in
-stored rollouts and in recipes. To add a tail or a method, name it here, in its enumeration and in the literal below it,
-and compute it in `qsharp_core.policy`.
+stored rollouts and in recipes. docs/architecture.md says what else to touch to add a tail or a method.
 """
 
 from enum import StrEnum
@@ -36,6 +35,8 @@ assert tuple(Method) == METHODS
 
 PREFIX = "qsharp_"  # of the fields in `extra_args`, whose name space other plugins share
 ETA_RANGE = (1e-6, 1e6)
+DEFAULT_TAIL: TailName = "floor"
+DEFAULT_METHOD: MethodName = "qsharp"
 DEFAULT_CANDIDATES = 20
 MAX_CANDIDATES = 256
 DEFAULT_MIN_PROB = 0.01  # docs/decisions.md has the table

@@ -15,6 +15,7 @@ from vllm.entrypoints.openai.chat_completion.api_router import create_chat_compl
 from vllm.entrypoints.openai.completion.api_router import create_completion
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+from vllm.utils import random_uuid
 
 from server.request import recording, schema
 from server.request.admission import admit
@@ -56,6 +57,8 @@ async def chat_completions(request: GuidedChatCompletionRequest, raw_request: Re
 
 async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: GuidedRequest, raw_request: Request) -> Any:
     state = state_of(raw_request)
+    # Names the response, and with it what is stored: not for clients to choose.
+    request.request_id = random_uuid()  # type: ignore[attr-defined]
     call = admit(request, state.settings, state.catalog)
     token = CALL.set(call)
     response = None

@@ -5,6 +5,7 @@ apart they would give other tokens than the model saw. The tokenizer's offsets t
 the completion if it ends after the prompt's last character, also where it begins before it.
 """
 
+from functools import cache
 from typing import Any
 
 from qsharp_core.errors import GuidanceError
@@ -13,12 +14,15 @@ from qsharp_core.wire.critics import ScoreRequest
 MAX_SEQUENCES = 1024
 
 
-def sequences(body: ScoreRequest, tokenizer: Any, vocabulary: int) -> list[tuple[list[int], list[int]]]:
+def sequences(
+    body: ScoreRequest, tokenizer: Any, vocabulary: int, max_length: int
+) -> list[tuple[list[int], list[int]]]:
     """The pairs (prompt, completion) of the request, as token ids.
 
     Args:
         tokenizer: the reference's, for text.
         vocabulary: how many token ids there are.
+        max_length: the most tokens of a pair. Text that must have more by its length alone is not tokenised.
 
     Raises:
         GuidanceError: names the field that is wrong.
@@ -32,12 +36,26 @@ def sequences(body: ScoreRequest, tokenizer: Any, vocabulary: int) -> list[tuple
         )
     if len(completions) > MAX_SEQUENCES:
         raise GuidanceError(f"completion must have at most {MAX_SEQUENCES} entries", "completion")
+    most = max_length * longest_token(tokenizer)
+    for prompt, completion in zip(prompts, completions, strict=True):
+        if isinstance(prompt, str) and isinstance(completion, str) and len(prompt) + len(completion) > most:
+            raise GuidanceError(
+                f"completion: {len(prompt) + len(completion)} characters with its prompt are more than {max_length} "
+                "tokens",
+                "completion",
+            )
     pairs = [_tokens(p, c, tokenizer) for p, c in zip(prompts, completions, strict=True)]
     for prompt, completion in pairs:
         for name, ids in (("prompt", prompt), ("completion", completion)):
             if ids and max(ids) >= vocabulary:
                 raise GuidanceError(f"{name} must have token ids below {vocabulary}; got {max(ids)}", name)
     return pairs
+
+
+@cache
+def longest_token(tokenizer: Any) -> int:
+    """Characters of the longest text that is one token; 0 for a model without a tokenizer."""
+    return 0 if tokenizer is None else max(map(len, tokenizer.get_vocab()), default=0)
 
 
 def _batch(value: Any) -> list[Any]:

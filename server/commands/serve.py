@@ -14,6 +14,8 @@ from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.settings import DEFAULT_AUDIT_RATE
 from qsharp_core.wire.guidance import ETA_RANGE
 from server import launch
+from server.access.install import settle_keys
+from server.access.protocol import GuardedProtocol
 from server.presets.known import DEFAULT, PRESETS
 from server.settings import ARGUMENT, Settings
 from server.store.database import ACCEPTED, parse_url
@@ -42,7 +44,7 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
-    uvloop.run(run_server(args))
+    uvloop.run(run_server(args, http=GuardedProtocol))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -69,7 +71,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     settings = Settings.of(args)
     if settings.rollouts is not None:
         parse_url(settings.rollouts.get_secret_value())  # a wrong URL is refused now
-    launch.admit_admin(args, settings)
+    settle_keys(args)
     return args
 
 
@@ -129,6 +131,53 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
         dest=ARGUMENT + "admin_key",
         default=argparse.SUPPRESS,
         help="allow loading, activating and unloading critics to who has this key (or set QSHARP_ADMIN_KEY)",
+    )
+    ours.add_argument(
+        "--keys",
+        type=Path,
+        metavar="FILE",
+        dest=ARGUMENT + "keys",
+        default=argparse.SUPPRESS,
+        help="named keys of users and admins, made by `qsharp keys`; each owns what it stores (or set QSHARP_KEYS)",
+    )
+    ours.add_argument(
+        "--no-auth",
+        action="store_const",
+        const=False,
+        dest=ARGUMENT + "auth",
+        default=argparse.SUPPRESS,
+        help="serve everybody who reaches this server; without it and without keys it serves this machine alone",
+    )
+    ours.add_argument(
+        "--open",
+        action="append",
+        choices=["metrics", "docs"],
+        dest=ARGUMENT + "open",
+        default=argparse.SUPPRESS,
+        help="/metrics or /docs need no key; may be repeated",
+    )
+    ours.add_argument(
+        "--rate-limit",
+        metavar="N/TIME",
+        dest=ARGUMENT + "rate_limit",
+        default=argparse.SUPPRESS,
+        help="requests that one key may send, as 600/minute; no limit unless given",
+    )
+    ours.add_argument(
+        "--max-concurrent",
+        type=int,
+        metavar="N",
+        dest=ARGUMENT + "max_concurrent",
+        default=argparse.SUPPRESS,
+        help="requests that one key may have on their way; no limit unless given",
+    )
+    ours.add_argument(
+        "--max-body-mib",
+        type=float,
+        metavar="MIB",
+        dest=ARGUMENT + "max_body_mib",
+        default=argparse.SUPPRESS,
+        help=f"the largest body of a request ({Settings.model_fields['max_body_mib'].default} unless given)",
     )
     ours.add_argument(
         "--rollouts",

@@ -2,5 +2,6 @@
 
 `schema` has the fields, `call` the request's state on its way, `admission` checks what it asks for, `proxy` has its
 choices sampled and guided, `telemetry` joins them with the workers' reports, `recording` and `draft` make rollouts of
-what is stored, and `responses` puts the results on vLLM's responses.
+what is stored (`messages` puts a stream's chunks together), `summary` makes a choice's `guidance` of its reports, and
+`responses` puts that on vLLM's responses.
 """

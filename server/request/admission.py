@@ -2,7 +2,7 @@
 
 from qsharp_core.errors import GuidanceError
 from qsharp_core.vllm_plugin.params import GuidanceParams
-from qsharp_core.wire.guidance import DEFAULT_CANDIDATES, DEFAULT_MIN_PROB, PREFIX
+from qsharp_core.wire.guidance import DEFAULT_CANDIDATES, DEFAULT_METHOD, DEFAULT_MIN_PROB, DEFAULT_TAIL, PREFIX
 from server.critics.catalog import CriticCatalog
 from server.request.call import GuidedCall
 from server.request.schema import GuidanceOptions, GuidedRequest, accepts, wrong
@@ -38,8 +38,8 @@ def admit(request: GuidedRequest, settings: Settings, catalog: CriticCatalog) ->
             critic=critic.key,
             candidates=options.candidates or min(DEFAULT_CANDIDATES, limit),
             min_prob=DEFAULT_MIN_PROB if options.min_prob is None else options.min_prob,
-            tail=options.tail or "floor",
-            method=options.method or "qsharp",
+            tail=options.tail or DEFAULT_TAIL,
+            method=options.method or DEFAULT_METHOD,
         )
     limits = {"max_tokens", "max_completion_tokens"} & request.model_fields_set
     call = GuidedCall(

@@ -6,7 +6,7 @@ choice needs an id for its reports.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
 from copy import copy
 from dataclasses import replace
@@ -21,6 +21,7 @@ from qsharp_core.errors import CriticFailure, GuidanceError
 from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.vllm_plugin.processors import processor_class
 from qsharp_core.vllm_plugin.telemetry import Status
+from qsharp_core.wire.guidance import PREFIX
 from server import metrics
 from server.errors import SampleFailure
 from server.request.call import CALL, GuidedCall
@@ -51,6 +52,12 @@ class GuidedEngineClient:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
+    def stand_before(self, handlers: Iterable[Any]) -> None:
+        """Puts itself in the engine client's place in all handlers that have it, whatever else they do."""
+        for handler in handlers:
+            if getattr(handler, "engine_client", None) is self._engine:
+                handler.engine_client = self
+
     def generate(self, prompt: Any, sampling_params: SamplingParams, request_id: str, **kwargs: Any) -> Outputs:
         """As `EngineClient.generate`, guided as the request in `CALL` asks for.
 
@@ -62,6 +69,7 @@ class GuidedEngineClient:
         """
         call = CALL.get()
         generate: Generate = partial(self._engine.generate, **kwargs)
+        sampling_params = without_ours(sampling_params)
         if call is None:
             return generate(prompt, sampling_params, request_id)
         first = call.prompts * sampling_params.n
@@ -165,6 +173,16 @@ class GuidedEngineClient:
         task = asyncio.ensure_future(self._engine.abort(request_id))
         self._aborts.add(task)
         task.add_done_callback(self._aborts.discard)
+
+
+def without_ours(params: SamplingParams) -> SamplingParams:
+    """The parameters without the worker's arguments, which are not for clients to send, however they came there."""
+    extra = getattr(params, "extra_args", None)
+    if not extra or not any(name.startswith(PREFIX) for name in extra):
+        return params
+    params = copy(params)
+    params.extra_args = {name: value for name, value in extra.items() if not name.startswith(PREFIX)} or None
+    return params
 
 
 def _one_of(params: SamplingParams, index: int) -> SamplingParams:

@@ -9,7 +9,6 @@ from qsharp_core.errors import StoreError
 from server.errors import body_of
 from server.request.call import CALL, GuidedCall
 from server.request.messages import Chunk, MessageBuilder
-from server.request.proxy import GuidedEngineClient
 
 # Stands, unescaped, only in chunks that end a choice: within JSON strings quotes have a backslash.
 ENDS_A_CHOICE = '"finish_reason":"'
@@ -17,13 +16,12 @@ ENDS_A_CHOICE = '"finish_reason":"'
 OURS = {"guidance", "rollout_id"}
 
 
-def install(handler: Any, method: str, engine: GuidedEngineClient) -> None:
-    """Makes one of vLLM's handlers sample through `engine`, and report what was done for each choice.
+def install(handler: Any, method: str) -> None:
+    """Makes one of vLLM's handlers report what was done for each choice.
 
     Args:
         handler: `OpenAIServingCompletion` or `OpenAIServingChat`.
         method: the name of its method that serves a request.
-        engine: the proxy.
     """
     original = getattr(handler, method)
 
@@ -45,7 +43,6 @@ def install(handler: Any, method: str, engine: GuidedEngineClient) -> None:
             attach_to_choice(choice, call)
         return response
 
-    handler.engine_client = engine
     setattr(handler, method, create)
 
 

@@ -6,11 +6,21 @@ import pytest
 from qsharp_core import secret_files
 from qsharp_core.errors import ConfigError
 from qsharp_core.secret_files import secret
+from server.access.install import key_ring
+from server.access.keys import KeyRing
+from server.access.principal import Principal
 from server.commands import critics, serve
 from server.settings import Settings
 from trainer.commands import loop, options
 
 NAMES = ("VLLM_API_KEY", "QSHARP_ADMIN_KEY", "QSHARP_ROLLOUTS", "QSHARP_SECRETS_DIR")
+
+
+def started(*flags: str) -> tuple[Settings, KeyRing]:
+    """What a server makes of them."""
+    args = serve.parse(["model", *flags])
+    settings = Settings.of(args)
+    return settings, key_ring(args, settings)
 
 
 @pytest.fixture
@@ -26,15 +36,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_server_reads_its_secrets(folder: Path) -> None:
-    args = serve.parse(["model"])
-    settings = Settings.of(args)
-    assert args.api_key == ["user", "admin"]
+    settings, ring = started()
+    assert ring.find("user") == Principal("default")
+    assert ring.find("admin") == Principal("admin", admin=True)
     assert settings.admin_key is not None
     assert settings.admin_key.get_secret_value() == "admin"
     assert settings.rollouts is not None
     assert settings.rollouts.get_secret_value() == "postgresql://qsharp:password@postgres/qsharp"
     (folder / "qsharp_admin_key").unlink()
-    assert serve.parse(["model"]).api_key == ["user"]
+    assert not started()[1].has_admin
+    (folder / "vllm_api_key").unlink()
+    assert not started()[1].guards_users
 
 
 def test_other_commands_read_theirs(folder: Path) -> None:
@@ -51,17 +63,21 @@ def test_other_commands_read_theirs(folder: Path) -> None:
 def test_the_environment_wins_over_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "other")
     monkeypatch.setenv("QSHARP_ADMIN_KEY", "another")
-    assert serve.parse(["model"]).api_key == ["other", "another"]
-    assert serve.parse(["model", "--admin-key", "given"]).api_key == ["other", "given"]
+    _, ring = started()
+    assert [key for key in ("user", "admin", "other", "another") if ring.find(key)] == ["other", "another"]
+    monkeypatch.setenv("VLLM_API_KEY", "other")
+    _, ring = started("--admin-key", "given")
+    assert [key for key in ("admin", "another", "given", "other") if ring.find(key)] == ["given", "other"]
 
 
 def test_what_is_empty_is_not_set(folder: Path) -> None:
     for path in folder.iterdir():
         path.write_text("\n")
-    args = serve.parse(["model"])
-    assert args.api_key is None
-    assert Settings.of(args).admin_key is None
-    assert Settings.of(args).rollouts is None
+    settings, ring = started()
+    assert not ring.guards_users
+    assert not ring.has_admin
+    assert ring.find("") is None
+    assert settings.rollouts is None
 
 
 def test_a_mounted_folder_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

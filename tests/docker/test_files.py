@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 import http_check
+import make_secrets
+from server.access import keys
 from server.commands import serve
 from server.presets import smollm2
 from tests.docker.test_locks import locked
@@ -161,6 +163,15 @@ def test_what_can_be_set_is_in_the_example() -> None:
         assert example[name] == default, name
 
 
+def test_the_image_begins_with_nobodys_keys() -> None:
+    """A new volume takes the file over from the image."""
+    server, text = load("compose.yaml")["services"]["server"], (DOCKER / "Dockerfile").read_text()
+    path = Path(server["environment"]["QSHARP_KEYS"])
+    assert f"keys:{path.parent}" in server["volumes"]
+    assert text.count(f"COPY --chown=qsharp:qsharp --chmod=600 docker/{path.name} {path.parent}/\n") == 2  # both images
+    assert keys.read(DOCKER / path.name) == keys.KeyFile()
+
+
 def test_the_drain_fits_into_the_grace_period() -> None:
     server = load("compose.yaml")["services"]["server"]
     words = filled_in(server["command"]).split()
@@ -168,8 +179,10 @@ def test_the_drain_fits_into_the_grace_period() -> None:
 
 
 @pytest.mark.parametrize("path", ["compose.yaml", "compose.gpu.yaml"])
-def test_the_server_takes_its_flags(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_takes_its_flags(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    make_secrets.make(tmp_path)
+    monkeypatch.setenv("QSHARP_SECRETS_DIR", str(tmp_path))
     name, *flags = filled_in(load(path)["services"]["server"]["command"]).split()
     args = serve.parse([*flags, "model"])
     assert (name, args.host, args.port, args.shutdown_timeout) == ("serve", "0.0.0.0", 8000, 60)

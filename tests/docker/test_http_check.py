@@ -10,6 +10,7 @@ from pathlib import Path
 
 import http_check
 import make_secrets
+from server.access import keys
 from tests.support.compose import filled_in, load
 from trainer.serving import serve
 
@@ -54,6 +55,8 @@ def test_the_check_passes(tmp_path: Path) -> None:
     make_secrets.make(tmp_path / "secrets")
     user = (tmp_path / "secrets" / "vllm_api_key").read_text()
     (command, *flags), environment = started_with("server", tmp_path)
+    environment["QSHARP_KEYS"] = str(tmp_path / "keys.json")
+    keys.add(tmp_path / "keys.json", "somebody")
     environment["QSHARP_ROLLOUTS"] = f"sqlite:///{tmp_path / 'rollouts.db'}"
     assert command == "serve"
     with ExitStack() as server:

@@ -10,6 +10,9 @@ from qsharp_core import cli
 from qsharp_core.errors import ConfigError, CriticError
 from qsharp_core.vllm_plugin import processors
 from server import launch
+from server.access import keys
+from server.access.install import key_ring
+from server.access.principal import Principal
 from server.commands import serve
 from server.plugin import WORKER_EXTENSION
 from server.presets.known import DEFAULT, PRESETS
@@ -74,11 +77,30 @@ def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None
     assert Settings.of(serve.parse(["model", "--default-eta", "1"])).default_eta == 1
 
 
-def test_the_admin_key_opens_what_api_keys_guard(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert serve.parse(["model", "--admin-key", "k"]).api_key is None
-    assert serve.parse(["model", "--admin-key", "k", "--api-key", "a", "b"]).api_key == ["a", "b", "k"]
+def test_the_gate_takes_vllms_keys_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_API_KEY", "c")
-    assert serve.parse(["model", "--admin-key", "k"]).api_key == ["c", "k"]
+    args = serve.parse(["model", "--admin-key", "k"])
+    assert args.api_key is None
+    assert "VLLM_API_KEY" not in os.environ
+    assert "'c'" not in str(vars(args))
+    ring = key_ring(args, Settings.of(args))
+    assert ring.find("c") == Principal("default")
+    assert ring.find("k") == Principal("admin", admin=True)
+    args = serve.parse(["model", "--api-key", "a", "b", "--host", "0.0.0.0"])
+    ring = key_ring(args, Settings.of(args))
+    assert ring.find("a") == ring.find("b") == Principal("default")
+    assert ring.find("c") is None
+
+
+def test_a_server_without_keys_listens_to_this_host_alone(tmp_path: Path) -> None:
+    assert serve.parse(["model"]).host == "127.0.0.1"
+    assert serve.parse(["model", "--admin-key", "k"]).host == "127.0.0.1"
+    assert serve.parse(["model", "--host", "localhost"]).host == "localhost"
+    assert serve.parse(["model", "--no-auth"]).host is None
+    assert serve.parse(["model", "--no-auth", "--host", "0.0.0.0"]).host == "0.0.0.0"
+    assert serve.parse(["model", "--api-key", "a"]).host is None
+    keys.add(tmp_path / "keys.json", "alice")
+    assert serve.parse(["model", "--keys", str(tmp_path / "keys.json"), "--host", "::"]).host == "::"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +111,11 @@ def test_the_admin_key_opens_what_api_keys_guard(monkeypatch: pytest.MonkeyPatch
         (["--max-candidates", "0"], "--max-candidates"),
         (["--critic-cache-gib", "0"], "cache_gib"),
         (["--api-server-count", "2"], "one HTTP server"),
+        (["--host", "0.0.0.0"], "--no-auth"),
+        (["--host", "0.0.0.0", "--admin-key", "k"], "--no-auth"),
+        (["--keys", "/nowhere/keys.json"], "cannot be read"),
+        (["--rate-limit", "often"], "--rate-limit"),
+        (["--max-body-mib", "0"], "--max-body-mib"),
         (["--worker-extension-cls", "a.B"], "is taken"),
     ],
 )

@@ -1,10 +1,13 @@
 """What the metrics say of rewards and of critics that come and go."""
 
+import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, Counter
+from prometheus_client.metrics import MetricWrapperBase
 
 from qsharp_core.vllm_plugin.telemetry import AuditResult, StepFacts
 from server import metrics
@@ -99,3 +102,11 @@ def test_a_critics_residuals_are_there_from_its_load_to_its_end() -> None:
     assert REGISTRY.get_sample_value(sums["count"], {"name": "c", "version": "2"}) is None
     assert REGISTRY.get_sample_value(sums["count"], {"name": "c", "version": "1"}) == 0
     metrics.show_critics((), gone=["c@1"], active=())
+
+
+def test_the_reference_lists_every_metric() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference.md").read_text()
+    listed = set(re.findall(r"^\| `(qsharp_\w+)` \| (?:counter|gauge|histogram|summary)", page, re.MULTILINE))
+    kinds = {metric for metric in vars(metrics).values() if isinstance(metric, MetricWrapperBase)}
+    names = {metric._name + ("_total" if isinstance(metric, Counter) else "") for metric in kinds}
+    assert listed == names

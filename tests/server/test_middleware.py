@@ -1,5 +1,6 @@
 """Other generating routes refuse our fields, and are not disturbed otherwise."""
 
+import json
 from typing import Any
 
 import httpx
@@ -40,6 +41,8 @@ def post(path: str, content: bytes, kind: str = "application/json") -> httpx.Res
         (b'{"input": "x", "eta": 0.1}', "eta"),
         (b'{"guidance": {}}', "guidance"),
         (b'{"vllm_xargs": {"qsharp_eta": 0.1}}', "vllm_xargs"),
+        (b'{"vllm_xargs": {"qs\\u0068arp_eta": 0.1}}', "vllm_xargs"),
+        (b'{"sampling_params": {"extra_args": {"qsharp_id": 7}}}', "extra_args"),
     ],
 )
 def test_refused(path: str, body: bytes, param: str) -> None:
@@ -67,5 +70,21 @@ def test_passed_on_whole(path: str, body: bytes) -> None:
     assert post(path, body).json() == {"length": len(body)}
 
 
-def test_other_content_is_not_looked_at() -> None:
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("name", ["eta", r"\u0065ta", r"e\u0074\u0061"])
+@pytest.mark.parametrize("kind", ["application/json", "application/JSON", "text/plain", "application/x-json"])
+def test_however_the_name_is_written(encoding: str, name: str, kind: str) -> None:
+    body = f'{{"{name}": 0.1, "input": "x"}}'.encode(encoding)
+    assert json.loads(body) == {"eta": 0.1, "input": "x"}
+    response = post("/v1/responses", body, kind)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "eta"
+
+
+def test_a_body_that_is_nested_too_deeply_is_left_to_the_route() -> None:
+    body = b'{"eta": ' + b"[" * 50_000 + b"]" * 50_000 + b"}"
+    assert post("/v1/responses", body).json() == {"length": len(body)}
+
+
+def test_routes_that_sample_nothing_are_not_looked_at() -> None:
     assert post("/v1/audio/transcriptions", b'{"eta": 1}', "multipart/form-data").status_code == 200

@@ -19,7 +19,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tokens_of(prompt: object, completion: object) -> list[tuple[list[int], list[int]]]:
-    return sequences(ScoreRequest.model_validate({"prompt": prompt, "completion": completion}), tokenizer(), 6)
+    return sequences(ScoreRequest.model_validate({"prompt": prompt, "completion": completion}), tokenizer(), 6, 100)
 
 
 def test_text_is_parted_at_the_boundary() -> None:
@@ -52,3 +52,24 @@ def test_the_most_completions_of_a_request() -> None:
     assert len(tokens_of("a", ["c"] * MAX_SEQUENCES)) == MAX_SEQUENCES
     with pytest.raises(GuidanceError, match="at most 1024"):
         tokens_of("a", ["c"] * (MAX_SEQUENCES + 1))
+
+
+@pytest.mark.parametrize("most", [1, 2, 7])
+def test_text_that_cannot_fit_is_not_tokenised(most: int) -> None:
+    class Counting:
+        is_fast = True
+        calls = 0
+
+        def get_vocab(self) -> dict[str, int]:
+            return {"ab": 0, "abc": 1}
+
+        def __call__(self, text: str, **_: object) -> dict[str, list[object]]:
+            self.calls += 1
+            return {"input_ids": [0] * len(text), "offset_mapping": [(i, i + 1) for i in range(len(text))]}
+
+    counting = Counting()
+    sequences(ScoreRequest(prompt="", completion="a" * 3 * most), counting, 6, most)
+    assert counting.calls == 1
+    with pytest.raises(GuidanceError, match=f"more than {most} tokens"):
+        sequences(ScoreRequest(prompt="a", completion=["a", "a" * 3 * most]), counting, 6, most)
+    assert counting.calls == 1

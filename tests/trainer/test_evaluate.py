@@ -1,12 +1,15 @@
 """What an evaluation asks of a critic besides guidance."""
 
 import asyncio
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from trainer.evaluation.evaluate import _Run
+from trainer.evaluation.settings import Setting
+from trainer.tasks.base import Problem
 
 
 class Scores:
@@ -38,3 +41,13 @@ def test_completions_are_scored_where_the_critic_reads_texts(
     run = _Run(client, unused, unused, evaluation, critic, unused, "")
     assert asyncio.run(run._scores([1, 2], [[3, 4], [5, 6, 7, 8]])) == wanted  # the second is too long
     assert len(client.asked) == (wanted[0] is not None)
+
+
+@pytest.mark.parametrize("change", [{"answer": "8"}, {"data": {"schema": {"type": "object"}}}, {"prompt": "3 + 5 ="}])
+def test_what_was_judged_by_another_answer_is_judged_again(change: dict[str, Any]) -> None:
+    unused: Any = None
+    run = _Run(unused, unused, unused, unused, None, unused, "")
+    problem = Problem(id="a", prompt="3 + 4 =", answer="7")
+    setting = Setting("reference")
+    assert run.key(problem, setting) == run.key(replace(problem), setting)
+    assert run.key(problem, setting) != run.key(replace(problem, **change), setting)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from qsharp_core.secret_files import secret
 from qsharp_core.wire.guidance import TAILS
-from trainer.rewards.verifiers import Judge, Weighted
+from trainer.rewards.verifiers import MEMORY, TIMEOUT, Judge, Weighted
 from trainer.rollouts.client import DEFAULT_URL
 from trainer.rollouts.parameters import SamplingParameters
 from trainer.tasks.base import Task
@@ -138,9 +138,12 @@ def add_verifier_arguments(parser: argparse.ArgumentParser, default: list[str] |
         help="may be repeated" + (f"; default: {' '.join(default)}" if default else ""),
     )
     group.add_argument("--workers", type=positive, default=2, help="processes they run in (%(default)s)")
-    group.add_argument("--timeout", type=float, default=10.0, help="seconds for a completion (%(default)s)")
+    group.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds for a completion (%(default)s)")
     group.add_argument(
-        "--verifier-memory", type=float, default=8.0, help="GiB that a process may have, 0 is no limit (%(default)s)"
+        "--verifier-memory",
+        type=float,
+        default=MEMORY / GIB,
+        help="GiB that a process may have, 0 is no limit (%(default)s)",
     )
 
 

@@ -56,7 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = options.parser("reward", __doc__)
     options.add_verifier_arguments(parser, None)
     parser.add_argument("--source", help="kept with every reward; default: the verifiers")
-    parser.add_argument("--task", action="append", default=[], help="where problems are; registered ones are known")
+    parser.add_argument(
+        "--task", action="append", default=[], help="a task given as module:object; registered tasks need no flag"
+    )
     parser.add_argument(
         "--prompts", action="append", default=[], type=Path, metavar="FILE", help="the same, JSON lines"
     )

@@ -127,7 +127,9 @@ class _Run:
 
     def key(self, problem: Problem, setting: Setting) -> str:
         """Names the samples of a problem under a setting; their seed derives from it."""
-        return digest([self._identity, asdict(setting), problem.id, problem.request()])[:32]
+        return digest([self._identity, asdict(setting), problem.id, problem.request(), problem.answer, problem.data])[
+            :32
+        ]
 
     async def sample(self, problem: Problem, setting: Setting, key: str) -> list[SampleEntry]:
         """Samples a problem under a setting, judges the completions and has the critic score them."""

@@ -1,10 +1,12 @@
 """An evaluation's report as a plot of accuracy against KL."""
 
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import SymmetricalLogLocator
 
 from trainer.evaluation.report import EvaluationReport, SettingReport
 from trainer.evaluation.table import NAMES
@@ -12,6 +14,7 @@ from trainer.evaluation.table import NAMES
 COLOURS = {"qsharp": "#2b6cb0", "cd": "#c05621"}
 OTHERS = ("#2f855a", "#6b46c1")
 GREY = "#8a94a0"
+CROWDED = 10  # times the median
 # What else one can do with k samples of the reference, drawn as levels.
 LEVELS = {
     "majority": ("majority of {}", ":"),
@@ -70,7 +73,18 @@ def draw(axes: Axes, report: EvaluationReport, levels: bool = False) -> None:
     axes.grid(color="#e6e9ec", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.margins(x=0.08)
+    _spread_out(axes, [r.point[0] for r, _ in coloured])
     write_etas(axes, coloured, "η = {:g}")
+
+
+def _spread_out(axes: Axes, kls: list[float]) -> None:
+    """Makes the axis of KL logarithmic beyond its least value, where one setting's KL would crowd all others."""
+    if kls and max(kls) > CROWDED * statistics.median(kls) > 0:
+        linear = min(kl for kl in kls if kl > 0)
+        axes.set_xscale("symlog", linthresh=linear)
+        axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=0.1, subs=(1, 3)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlim(left=-linear / 20)
 
 
 def by_strength(results: Iterable[SettingReport]) -> list[SettingReport]:

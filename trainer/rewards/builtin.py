@@ -1,4 +1,4 @@
-"""Verifiers that read nothing but text and are quick, so that they need no process of their own."""
+"""Verifiers that read nothing but text and are quick, so that they need no process of their own (`verifiers.QUICK`)."""
 
 from fractions import Fraction
 

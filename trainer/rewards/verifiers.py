@@ -19,6 +19,8 @@ from trainer.tasks import registry
 from trainer.tasks.base import Task
 
 GROUP = "qsharp.verifiers"
+TIMEOUT = 10.0  # seconds that a verifier has for a completion
+MEMORY = 8 * 2**30  # bytes that a process of verifiers may have
 OWN = "task"  # the reward of the task that a problem belongs to
 TASK_PREFIX = "task="
 BUILT_IN = {
@@ -123,7 +125,7 @@ class Judge:
     """
 
     def __init__(
-        self, verifiers: Sequence[Weighted], *, workers: int = 2, timeout: float = 10.0, memory: int | None = None
+        self, verifiers: Sequence[Weighted], *, workers: int = 2, timeout: float = TIMEOUT, memory: int | None = MEMORY
     ) -> None:
         names = [verifier.name for verifier in verifiers]
         if not names or len(set(names)) < len(names):
@@ -131,7 +133,7 @@ class Judge:
         self.verifiers = tuple(verifiers)
         self._timeout = timeout
         self._pool = WorkerPool(load, workers, timeout, memory)
-        # Loaded here too: a wrong name is told at once, and async ones are run here.
+        # Also loaded in this process: wrong names fail at once, and async verifiers run here.
         self._loaded: dict[str, Verifier] = {name: load(name) for name in names if name != OWN}
 
     async def __aenter__(self) -> Self:

@@ -10,7 +10,7 @@ from math_verify import parse, verify
 
 _DELIMITED = ("$", "\\[", "\\(", "\\boxed")
 
-# It warns that its own time-outs are off. They are: they need signals, and killing the process does not.
+# It warns that its own time-outs are off. They need signals; the pool kills the process instead.
 for _name in ("math_verify.parser", "math_verify.grader"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 

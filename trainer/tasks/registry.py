@@ -56,7 +56,7 @@ def find(spec: str, built_in: Mapping[str, str], group: str, noun: str) -> Any:
     Args:
         spec: a name, or `module:object`.
         built_in: `module:object` by name.
-        group: the group of entry points that have names, too.
+        group: the group of entry points that is searched as well.
         noun: what the object is, for messages.
 
     Raises:
