@@ -63,7 +63,7 @@ def test_dashboards_are_of_the_provisioned_source() -> None:
 SECRET_WORDS = {"KEY", "PASSWORD", "TOKEN", "SECRET"}
 SECRET_FILES = {
     "server": {"vllm_api_key", "qsharp_admin_key", "qsharp_rollouts", "hf_token"},
-    "trainer": {"vllm_api_key", "qsharp_admin_key"},
+    "trainer": {"qsharp_admin_key"},
     "postgres": {"postgres_password"},
     "prometheus": {"vllm_api_key"},
     "grafana": {"grafana_password"},
