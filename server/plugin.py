@@ -18,7 +18,7 @@ from qsharp_core.vllm_plugin import processors
 from server import errors, metrics
 from server.access.install import install_gate
 from server.api import completions, critics, health, rollouts, stored_chat
-from server.api.middleware import RefuseUnsupported
+from server.api.elsewhere import GuideElsewhere
 from server.critics.workers import Workers
 from server.request import responses
 from server.request.proxy import GuidedEngineClient
@@ -44,7 +44,7 @@ class QSharpEndpoints:
         rollouts.attach(app)
         stored_chat.attach(app)
         health.attach(app)
-        app.add_middleware(RefuseUnsupported)
+        app.add_middleware(GuideElsewhere)
         app.add_exception_handler(QSharpError, errors.handle)
         app.add_exception_handler(RecursionError, errors.handle_depth)
         install_gate(app, app.state.args)
@@ -77,7 +77,9 @@ class QSharpEndpoints:
             wanted = processors.processor_name(engine_client.vllm_config)
             raise ConfigError(f"start the engine with --logits-processors {wanted}, or use `qsharp serve`") from error
         await qsharp.refresh()
-        engine = GuidedEngineClient(engine_client, telemetry, settings.telemetry_timeout)
+        engine = GuidedEngineClient(
+            engine_client, telemetry, settings.telemetry_timeout, guides_all=settings.default_eta is not None
+        )
         engine.stand_before(state[name] for name in state)
         responses.install(state.openai_serving_completion, "create_completion")
         responses.install(state.openai_serving_chat, "create_chat_completion")

@@ -19,7 +19,7 @@ from vllm.utils import random_uuid
 
 from server.request import recording, schema
 from server.request.admission import admit
-from server.request.call import CALL
+from server.request.call import CALL, UNGUIDED
 from server.request.schema import GuidedChatCompletionRequest, GuidedCompletionRequest, GuidedRequest
 from server.state import state_of
 
@@ -60,7 +60,7 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
     # Names the response, and with it what is stored: not for clients to choose.
     request.request_id = random_uuid()  # type: ignore[attr-defined]
     call = admit(request, state.settings, state.catalog)
-    token = CALL.set(call)
+    token, unguided = CALL.set(call), UNGUIDED.set(call is None)
     response = None
     try:
         if request.store:
@@ -71,6 +71,7 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
         return response
     finally:
         CALL.reset(token)
+        UNGUIDED.reset(unguided)
         # A stream ends later, and then releases the call itself.
         if call is not None and not isinstance(response, StreamingResponse):
             call.release()

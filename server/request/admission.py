@@ -21,15 +21,23 @@ def admit(request: GuidedRequest, settings: Settings, catalog: CriticCatalog) ->
         raise GuidanceError(f"store must be false, null or absent: {NOT_CONFIGURED}", "store")
     if any(name.startswith(PREFIX) for name in getattr(request, "vllm_xargs", None) or {}):
         raise GuidanceError(f"vllm_xargs cannot carry {PREFIX}…: send eta and guidance", "vllm_xargs")
+    nested = (request.model_extra or {}).get("extra_body")
+    if isinstance(nested, dict) and (inside := {"eta", "guidance", "store", "metadata"} & nested.keys()):
+        raise GuidanceError(
+            f"extra_body.{min(inside)}: extra_body is a parameter of a client, which puts what it holds beside the "
+            f"other fields; send {min(inside)} itself",
+            f"extra_body.{min(inside)}",
+        )
     options = request.guidance or GuidanceOptions()
     eta = _eta(request, options, settings)
     limit = settings.max_candidates
     if options.candidates is not None and options.candidates > limit:
         raise wrong("guidance.candidates", options.candidates, accepts(limit)["guidance.candidates"])
-    critic = catalog.resolve(options.critic) if eta is not None or options.critic is not None else None
     detail = options.detail or "summary"
-    if _samples_nothing_for_us(request, needed=eta is not None or detail == "tokens" or bool(request.store)):
+    asked = "eta" in request.model_fields_set and eta is not None
+    if _samples_nothing_for_us(request, needed=asked or detail == "tokens" or bool(request.store)):
         return None
+    critic = catalog.resolve(options.critic) if eta is not None or options.critic is not None else None
     params = None
     if eta is not None:
         assert critic is not None

@@ -49,3 +49,5 @@ class GuidedCall:
 
 
 CALL: ContextVar[GuidedCall | None] = ContextVar("qsharp_call", default=None)
+# Whether what is asked of the engine now is known to be no answer that a default eta should guide.
+UNGUIDED: ContextVar[bool] = ContextVar("qsharp_unguided", default=False)

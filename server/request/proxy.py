@@ -24,7 +24,7 @@ from qsharp_core.vllm_plugin.telemetry import Status
 from qsharp_core.wire.guidance import PREFIX
 from server import metrics
 from server.errors import SampleFailure
-from server.request.call import CALL, GuidedCall
+from server.request.call import CALL, UNGUIDED, GuidedCall
 from server.request.schema import ChoiceGuidance
 from server.request.summary import choice_guidance, residuals
 from server.request.telemetry import TelemetryReceiver
@@ -40,12 +40,16 @@ class GuidedEngineClient:
         engine_client: vLLM's client.
         telemetry: receives the workers' reports.
         timeout: seconds to wait at the end of a choice for its last reports.
+        guides_all: whether a request that came by an unknown way is refused, because the server guides by default.
     """
 
-    def __init__(self, engine_client: Any, telemetry: TelemetryReceiver, timeout: float) -> None:
+    def __init__(
+        self, engine_client: Any, telemetry: TelemetryReceiver, timeout: float, guides_all: bool = False
+    ) -> None:
         self._engine = engine_client
         self._telemetry = telemetry
         self._timeout = timeout
+        self._guides_all = guides_all
         self._processor: Any = processor_class(engine_client.vllm_config)
         self._aborts: set[asyncio.Task[None]] = set()
 
@@ -71,6 +75,12 @@ class GuidedEngineClient:
         generate: Generate = partial(self._engine.generate, **kwargs)
         sampling_params = without_ours(sampling_params)
         if call is None:
+            if self._guides_all and not UNGUIDED.get():
+                raise GuidanceError(
+                    "this server guides by default (--default-eta), and this route cannot be guided: send the request "
+                    "to /v1/completions or /v1/chat/completions",
+                    "eta",
+                )
             return generate(prompt, sampling_params, request_id)
         first = call.prompts * sampling_params.n
         call.prompts += 1

@@ -1,12 +1,13 @@
 """The locks that the image is installed from: complete, of the versions that are tested here, and with their hashes."""
 
+import ast
 import hashlib
 import re
 import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.metadata import requires
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tests.support.compose import DOCKER
 
 ROOT = DOCKER.parent
 LOCKS = sorted((DOCKER / "requirements").glob("*.txt"))
+OPTIONAL = {"datasets"}  # GSM8K and MATH from the hub, if it is installed
 HASH = re.compile(r"^    --hash=sha256:[0-9a-f]{64}$")
 
 
@@ -76,6 +78,23 @@ def test_the_image_needs_nothing_else() -> None:
                 if marker is None or any(marker.evaluate({"extra": extra}) for extra in ["", *requirement.extras]):
                     asked.append((name, further.partition(";")[0]))
     assert {name for name, _ in seen} == image.keys()
+
+
+def test_what_is_imported_is_in_the_image() -> None:
+    """What is installed for tests, or by chance, is not."""
+    image = {"vllm", *locked("torch"), *locked("ours"), *locked("cpu")}
+    packages, imported = packages_distributions(), set()
+    for folder in ("qsharp_core", "server", "trainer"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                match node:
+                    case ast.Import():
+                        imported |= {alias.name.partition(".")[0] for alias in node.names}
+                    case ast.ImportFrom(module=str(module), level=0):
+                        imported.add(module.partition(".")[0])
+    imported -= {*sys.stdlib_module_names, "qsharp_core", "server", "trainer"}
+    strangers = {name for name in imported if not {canonical(each) for each in packages.get(name, [])} & image}
+    assert strangers == OPTIONAL
 
 
 def test_the_locks_have_nothing_twice() -> None:

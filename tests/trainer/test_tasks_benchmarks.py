@@ -65,7 +65,7 @@ def test_rewards_in_the_verifiers_processes() -> None:
 
 def test_final_answers_and_votes() -> None:
     assert gsm8k.final("2 * 35,000 = 70,000\n#### 70,000") == "70000"
-    assert gsm8k.vote("first 3, then \\boxed{\\$1,200}") == gsm8k.vote("so it is 1200.") == "1200"
+    assert gsm8k.TASK.vote("first 3, then \\boxed{\\$1,200}") == gsm8k.TASK.vote("so it is 1200.") == "1200"
     assert competition_math.final("so $\\boxed{\\frac{1}{2}}$. The answer is 1/2") == "\\frac{1}{2}"
     assert competition_math.final("so $\\boxed 7$.") == "7"
     assert competition_math.vote("\\boxed{ (1, 2) }") == "(1,2)"

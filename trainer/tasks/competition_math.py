@@ -1,11 +1,13 @@
 """MATH (Hendrycks et al., 2021): competition problems; the 500 of Lightman et al. (2023) are the test split."""
 
+import re
 from collections.abc import Sequence
 
 from trainer.tasks.answers import last_boxed
 from trainer.tasks.base import Problem, SamplingDefaults, Task, TaskError
 from trainer.tasks.benchmarks import Source, asked, correct
 
+_BARE = re.compile(r"\\boxed\s+([^{}$]+)\$|\\boxed\s*(\d)")
 SUBJECTS = (
     "algebra",
     "counting_and_probability",
@@ -36,9 +38,11 @@ def final(solution: str) -> str:
     Raises:
         TaskError: it has none.
     """
-    # TeX takes one token where there are no braces: `\boxed 7`.
-    answer = last_boxed(solution) or solution.rpartition("\\boxed ")[2][:1].strip()
-    if "\\boxed" not in solution or not answer:
+    # Some solutions have no braces: `$\boxed 7$`. An open brace that is not closed is a cut text, and no answer.
+    answer = last_boxed(solution)
+    if answer is None and (bare := _BARE.findall(solution)):
+        answer = "".join(bare[-1]).strip()
+    if not answer:
         raise TaskError(f"a solution of MATH has its answer in \\boxed{{}}; got {solution[-60:]!r}")
     return answer
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from trainer.tasks.answers import last_boxed, last_number
+from trainer.tasks.answers import vote_number
 from trainer.tasks.base import Problem, SamplingDefaults, Task, TaskError
 from trainer.tasks.benchmarks import Source, asked, correct
 
@@ -32,16 +32,11 @@ def final(solution: str) -> str:
     return number.strip().replace(",", "")
 
 
-def vote(text: str) -> str | None:
-    r"""The number in a completion's last `\boxed{…}`; if there is none, the completion's last number."""
-    return last_number(last_boxed(text) or text)
-
-
 TASK = Task(
     name="gsm8k",
     splits=tuple(SOURCES),
     problems=problems,
     sampling=SamplingDefaults(max_tokens=1024),
     reward=correct,
-    vote=vote,
+    vote=vote_number,
 )

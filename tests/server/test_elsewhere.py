@@ -1,18 +1,21 @@
-"""Other generating routes refuse our fields, and are not disturbed otherwise."""
+"""Bodies of other routes that sample: private arguments, misplaced fields, and what is passed on as it came."""
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from server.api.middleware import RefuseUnsupported
+from server.api.elsewhere import GuideElsewhere
+from server.settings import Settings
 
 
 def app() -> FastAPI:
     made = FastAPI()
-    made.add_middleware(RefuseUnsupported)
+    made.add_middleware(GuideElsewhere)
+    made.state.qsharp = SimpleNamespace(settings=Settings())
 
     @made.post("/{path:path}")
     async def echo(path: str, request: Request) -> Any:
@@ -33,16 +36,19 @@ def post(path: str, content: bytes, kind: str = "application/json") -> httpx.Res
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/responses", "/v1/messages", "/v1/chat/completions/batch", "/inference/v1/generate"]
-)
-@pytest.mark.parametrize(
-    ("body", "param"),
+    ("path", "body", "param"),
     [
-        (b'{"input": "x", "eta": 0.1}', "eta"),
-        (b'{"guidance": {}}', "guidance"),
-        (b'{"vllm_xargs": {"qsharp_eta": 0.1}}', "vllm_xargs"),
-        (b'{"vllm_xargs": {"qs\\u0068arp_eta": 0.1}}', "vllm_xargs"),
-        (b'{"sampling_params": {"extra_args": {"qsharp_id": 7}}}', "extra_args"),
+        ("/generative_scoring", b'{"input": "x", "eta": 0.1}', "eta"),
+        ("/v1/systemone", b'{"guidance": {}}', "guidance"),
+        ("/v1/messages", b'{"store": true}', "store"),
+        ("/v1/chat/completions/batch", b'{"store": true}', "store"),
+        ("/v1/responses", b'{"vllm_xargs": {"qsharp_eta": 0.1}}', "vllm_xargs"),
+        ("/v1/messages", b'{"vllm_xargs": {"qs\\u0068arp_eta": 0.1}}', "vllm_xargs"),
+        ("/inference/v1/generate", b'{"sampling_params": {"extra_args": {"qsharp_id": 7}}}', "extra_args"),
+        ("/v1/responses", b'{"eta": "x"}', "eta"),
+        ("/v1/responses", b'{"eta": 0}', "eta"),
+        ("/v1/messages", b'{"eta": 0.1, "guidance": {"tail": "none"}}', "guidance.tail"),
+        ("/v1/messages", b'{"eta": 0.1, "guidance": {"what": 1}}', "guidance.what"),
     ],
 )
 def test_refused(path: str, body: bytes, param: str) -> None:
@@ -59,7 +65,7 @@ def test_refused(path: str, body: bytes, param: str) -> None:
         ("/v1/critics/a/score", b'{"eta": 0.1}'),
         ("/tokenize", b'{"eta": 0.1}'),
         ("/v1/chat/completions/render", b'{"eta": 0.1}'),
-        ("/v1/responses", b'{"eta": null}'),
+        ("/generative_scoring", b'{"eta": null}'),
         ("/v1/responses", b'{"input": "the word \\"eta\\" in a text"}'),
         ("/v1/responses", b'{"broken "eta"'),
         ("/v1/responses", b'["eta"]'),
@@ -76,7 +82,7 @@ def test_passed_on_whole(path: str, body: bytes) -> None:
 def test_however_the_name_is_written(encoding: str, name: str, kind: str) -> None:
     body = f'{{"{name}": 0.1, "input": "x"}}'.encode(encoding)
     assert json.loads(body) == {"eta": 0.1, "input": "x"}
-    response = post("/v1/responses", body, kind)
+    response = post("/generative_scoring", body, kind)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "eta"
 
