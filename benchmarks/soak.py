@@ -81,7 +81,8 @@ def main() -> None:
         first, second = versions(pair, folder)
         critic_gib = 4 * LONGEST * token_bytes(pair.critic("V")) / 2**30
         flags = (
-            "--admin-key", KEY, "--num-gpu-blocks-override", "96", "--critic-cache-gib", f"{critic_gib:.6f}",
+            "--admin-key", KEY, "--critic-root", str(folder),
+            "--num-gpu-blocks-override", "96", "--critic-cache-gib", f"{critic_gib:.6f}",
             "--max-num-batched-tokens", "512",
         )  # fmt: skip
         with server(pair, folder, "ours", first, flags) as url:

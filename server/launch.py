@@ -71,12 +71,14 @@ def add_our_parts(args: argparse.Namespace) -> None:
     for argument in getattr(args, "qsharp_critics", []):
         name, path = parse_critic(argument)
         read_card(path)  # a wrong path is refused now, and not after the model has loaded
-        critics.append(f"{name}={path.absolute()}" if name else str(path.absolute()))
+        critics.append(f"{name}={path.resolve()}" if name else str(path.resolve()))
     ours = {
         "critics": critics,
         "cache_gib": getattr(args, "qsharp_cache_gib", None),
         "dtype": getattr(args, "qsharp_dtype", None),
         "audit_rate": getattr(args, "qsharp_audit_rate", None),
+        "max_gib": getattr(args, "qsharp_max_gib", None),
+        "load_seconds": getattr(args, "qsharp_load_seconds", None),
     }
     config = dict(args.additional_config or {})
     config[KEY] = {**config.get(KEY, {}), **{name: value for name, value in ours.items() if value not in (None, [])}}

@@ -7,8 +7,10 @@ from fastapi import Request
 
 from server import metrics
 from server.critics.catalog import CriticCatalog
+from server.critics.roots import CriticRoots
 from server.critics.workers import Workers
 from server.errors import ConflictError
+from server.request.slots import Slots
 from server.request.telemetry import TelemetryReceiver
 from server.settings import NOT_CONFIGURED, Settings
 from server.store.rollouts import RolloutStore
@@ -22,7 +24,9 @@ class QSharpState:
         telemetry: receives the workers' step reports.
         tokenizer: the reference's; None where it has none.
         vocabulary: how many token ids the reference has.
+        roots: where critics may be loaded from over HTTP.
         rollouts: the rollout store; None where the server was started without one.
+        slots: bounds how many samples are on their way.
     """
 
     settings: Settings
@@ -30,8 +34,10 @@ class QSharpState:
     telemetry: TelemetryReceiver
     tokenizer: Any
     vocabulary: int
+    roots: CriticRoots
     catalog: CriticCatalog = field(default_factory=CriticCatalog)
     rollouts: RolloutStore | None = None
+    slots: Slots = field(default_factory=lambda: Slots(1))
 
     @property
     def store(self) -> RolloutStore:

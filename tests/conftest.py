@@ -86,10 +86,11 @@ def flags(reference: Path, critics: dict[str, Path], rows: int, blocks: int, lon
     """What both servers are started with."""
     named = [flag for path in critics.values() for flag in ("--critic", str(path))]
     return [
-        str(reference), *named, "--admin-key", ADMIN_KEY, "--served-model-name", "tiny", "--dtype", "float32",
+        str(reference), *named, "--critic-root", str(reference.parent), "--admin-key", ADMIN_KEY,
+        "--served-model-name", "tiny", "--dtype", "float32",
         "--enforce-eager", "--max-model-len", str(longest), "--max-num-seqs", str(rows), "--max-num-batched-tokens",
         str(BUDGET), "--block-size", str(BLOCK), "--num-gpu-blocks-override", str(blocks), "--enable-prefix-caching",
-        "--kv-cache-memory-bytes", "50000000", "--additional-config", settings_of(longest),
+        "--kv-cache-memory-bytes", "50000000", "--max-queued", "1000", "--additional-config", settings_of(longest),
     ]  # fmt: skip
 
 
@@ -99,10 +100,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("v1")
     reference = models.write_reference(root / "reference")
     critics = write_critics(root, reference)
-    store = ["--rollouts", f"sqlite:///{root / 'rollouts.db'}"]
+    more = ["--rollouts", f"sqlite:///{root / 'rollouts.db'}", "--critic-load-seconds", "20"]
     paths = [str(SUPPORT / "faults"), *filter(None, [os.environ.get("PYTHONPATH")])]
     faults = {"PYTHONPATH": os.pathsep.join(paths), "QSHARP_FAULT": str(root / "fault")}
-    with serve([*flags(reference, critics, rows=16, blocks=24), *store], root / "log", faults) as url:
+    with serve([*flags(reference, critics, rows=16, blocks=24), *more], root / "log", faults) as url:
         yield Server(url, reference, critics, root, root / "log")
 
 

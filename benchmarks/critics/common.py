@@ -71,7 +71,9 @@ def trained(data: Path, folder: Path, name: str, flags: Sequence[object]) -> tup
 def served(folder: Path) -> Iterator[str]:
     """The default model's server, without critics; gives its URL."""
     with serve(
-        ["--no-critic", "--admin-key", KEY, "--max-model-len", "512"], folder / "server.log", patience=900
+        ["--no-critic", "--admin-key", KEY, "--critic-root", str(folder), "--max-model-len", "512"],
+        folder / "server.log",
+        patience=900,
     ) as url:
         yield url
 

@@ -3,6 +3,8 @@
 model               a separate critic: a backbone (Hugging Face `AutoModel`) and a head
 native              a native critic: a head on the reference's own hidden states
 checkpoint          the folder of a separate critic, and the card that both kinds have
+backbone            the backbone in that folder
+tensors, files      files that somebody else has written: tensors, and JSON
 native_checkpoint   the folder of a native critic
 reference           identifies the reference that a native critic was made for
 randomness          keeps loading from changing the process's random state

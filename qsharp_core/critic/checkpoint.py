@@ -1,4 +1,4 @@
-"""The folder of a critic on disk: read, checked and written. Nothing is unpickled.
+"""The folder of a critic on disk: read, checked and written. It may come from anybody: nothing of it is trusted.
 
     critic.json          what the critic is (`CriticCard`)
     backbone/            a Hugging Face AutoModel: config.json, model.safetensors
@@ -13,23 +13,37 @@ hidden states, and `native_checkpoint` reads and writes it.
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qsharp_core.critic import backbone, files
 from qsharp_core.critic.model import Critic, Head, HeadShape
 from qsharp_core.critic.randomness import PrivateRandomness
 from qsharp_core.critic.reference import ReferenceIdentity, weight_files
+from qsharp_core.critic.tensors import Tensors, check_finite, check_shapes, mapped
 from qsharp_core.disk import whole_folder
 from qsharp_core.errors import CriticError
 from qsharp_core.returns import Bernoulli, Categorical, ReturnDistribution
+from qsharp_core.wire.critics import CriticName
+from qsharp_core.wire.guidance import ETA_RANGE
 
 CARD, HEAD, BACKBONE = "critic.json", "head.safetensors", "backbone"
+TOKENIZER, ITS_CONFIG = "tokenizer.json", "tokenizer_config.json"
+MOST_CARD = 2**20
+MOST_TOKENIZER = 64 * 2**20
+MOST_ATOMS = 4096
+MOST_WIDTH = 2**20
+MOST_REWARD = 1e30  # its tilt at the smallest eta is a number in float32
+DEFAULT_MAX_BYTES = 64 * 2**30
+
+Reward = Annotated[float, Field(strict=True, ge=-MOST_REWARD, le=MOST_REWARD, allow_inf_nan=False)]
 
 
 class BernoulliCard(BaseModel):
@@ -44,14 +58,14 @@ class CategoricalCard(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     kind: Literal["categorical"]
-    atoms: list[float] = Field(min_length=2)
+    atoms: list[Reward] = Field(min_length=2, max_length=MOST_ATOMS)
 
 
 class MLPCard(BaseModel):
     """The hidden layer of a head, on a card: `{"width": 512}`."""
 
     model_config = ConfigDict(extra="forbid")
-    width: int = Field(gt=0)
+    width: int = Field(strict=True, gt=0, le=MOST_WIDTH)
     activation: Literal["gelu"] = "gelu"
 
 
@@ -76,18 +90,20 @@ class CriticCard(BaseModel):
 
     model_config = ConfigDict(extra="allow")
     format: Literal[1] = 1
-    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    version: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
+    name: CriticName
+    version: CriticName
     head: Literal["V", "Q"]
     distribution: Annotated[BernoulliCard | CategoricalCard, Field(discriminator="kind")]
-    reward_range: tuple[float, float] = (0.0, 1.0)
+    reward_range: tuple[Reward, Reward] = (0.0, 1.0)
     backbone: Literal["reference"] | None = None
     hidden: Literal["last"] | None = None
     made_for: ReferenceIdentity | None = None
     mlp: MLPCard | None = None
     borrow: list[Literal["input_embeddings"]] = []
-    tokenizer_fingerprint: str | None = None
-    recommended_eta: float | None = Field(default=None, gt=0)
+    tokenizer_fingerprint: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    recommended_eta: float | None = Field(
+        default=None, strict=True, ge=ETA_RANGE[0], le=ETA_RANGE[1], allow_inf_nan=False
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -125,6 +141,23 @@ class CriticCard(BaseModel):
         return Categorical(tuple(self.distribution.atoms), self.reward_range)
 
 
+@dataclass(frozen=True)
+class CriticFiles:
+    """A critic's folder as it was read: checked file by file, and nothing built from it yet.
+
+    Attributes:
+        folder: for messages.
+        card: `critic.json`.
+        head: the tensors of `head.safetensors`, mapped.
+        backbone: the backbone's files; None for a native critic.
+    """
+
+    folder: Path
+    card: CriticCard
+    head: Tensors
+    backbone: backbone.BackboneFiles | None
+
+
 def read_card(folder: Path) -> CriticCard:
     """Reads and checks the `critic.json` of a folder.
 
@@ -132,14 +165,36 @@ def read_card(folder: Path) -> CriticCard:
         CriticError: the file is missing, is no JSON, or has a wrong field; the message names it.
     """
     path = folder / CARD
+    files.check_link(path, folder)
+    content = files.read_bytes(path, MOST_CARD)
+    files.parse_object(content, path)
     try:
-        return CriticCard.model_validate_json(path.read_bytes())
-    except OSError as error:
-        raise CriticError(f"{path} cannot be read: {error.strerror or error}") from error
+        return CriticCard.model_validate_json(content)
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "the file"
         raise CriticError(f"{path}: {field}: {first['msg']}") from error
+
+
+def read(folder: Path, dtype: torch.dtype = torch.float32, max_bytes: int = DEFAULT_MAX_BYTES) -> CriticFiles:
+    """Reads and checks the files of a critic of either kind. It takes no memory of their size, and may wait for a disk.
+
+    Args:
+        folder: see the module's docstring.
+        dtype: that the weights will have.
+        max_bytes: that all files may have together.
+
+    Raises:
+        CriticError: a file cannot be used; the message says which and why.
+    """
+    card = read_card(folder)
+    files.check_folder(folder, max_bytes)
+    head = mapped(folder / HEAD)
+    if card.backbone == "reference":  # computed in float32, whatever the dtype of what it is computed from
+        check_finite(head, torch.float32, folder / HEAD, may_be_minus_infinity="log_ref.least")
+        return CriticFiles(folder, card, head, None)
+    check_finite(head, dtype, folder / HEAD)
+    return CriticFiles(folder, card, head, backbone.read(folder / BACKBONE, dtype))
 
 
 def load(
@@ -148,6 +203,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     reference: Path | None = None,
+    max_bytes: int = DEFAULT_MAX_BYTES,
 ) -> tuple[CriticCard, Critic]:
     """Reads a separate critic from its folder. Does not touch the process's random state.
 
@@ -156,6 +212,7 @@ def load(
         dtype: dtype of the weights in memory, whatever it is on disk.
         device: where the weights go.
         reference: folder of the reference model, for critics that borrow from it.
+        max_bytes: that the critic's files may have together.
 
     Returns:
         The card, and the critic in evaluation mode.
@@ -163,45 +220,54 @@ def load(
     Raises:
         CriticError: a file cannot be used; the message says which and why.
     """
-    from transformers import AutoModel  # slow to import: only callers pay for it
+    read_files = read(folder, dtype, max_bytes)
+    return read_files.card, build(read_files, dtype=dtype, device=device, reference=reference)
 
-    card = read_card(folder)
-    if card.backbone == "reference":
+
+def build(
+    read_files: CriticFiles,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    reference: Path | None = None,
+) -> Critic:
+    """Builds a separate critic from its files. One call at a time: transformers changes global state.
+
+    Args:
+        read_files: of the critic.
+        dtype: that the files were read for.
+        device: where the weights go.
+        reference: folder of the reference model, for critics that borrow from it.
+
+    Returns:
+        The critic, in evaluation mode.
+
+    Raises:
+        CriticError: the files do not fit together; the message says which and why.
+    """
+    folder, card, returns = read_files.folder, read_files.card, read_files.card.returns()
+    if read_files.backbone is None:
         raise CriticError(f"{folder} has no backbone of its own: it is a head on its reference's hidden states")
-    returns = card.returns()
-    backbone_folder = folder / BACKBONE
-    if not (backbone_folder / "config.json").is_file():
-        raise CriticError(f"{backbone_folder / 'config.json'} is missing")
-    try:
-        with PrivateRandomness():  # weights that the folder lacks are initialised at random
-            backbone, report = AutoModel.from_pretrained(
-                backbone_folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
-    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        raise CriticError(f"{backbone_folder} is no Hugging Face model: {error}") from error
-    missing = set(report["missing_keys"])
-    embeddings = backbone.get_input_embeddings()
-    if "input_embeddings" in card.borrow:
-        borrowed = {name for name, p in backbone.named_parameters() if p is embeddings.weight}
-        missing -= borrowed
-        if reference is None:
-            raise CriticError(f"{folder} borrows the reference's embeddings: the reference's folder is needed")
+    borrows = "input_embeddings" in card.borrow
+    if borrows and reference is None:
+        raise CriticError(f"{folder} borrows the reference's embeddings: the reference's folder is needed")
+    with PrivateRandomness():  # weights that the folder lacks are initialised at random
+        decoder: Any = backbone.build(read_files.backbone, dtype, borrows)
+    embeddings = decoder.get_input_embeddings()
+    if borrows and reference is not None:
         _borrow(embeddings, input_embeddings(reference), folder)
-    if missing:
-        raise CriticError(f"{backbone_folder}: weights are missing: {', '.join(sorted(missing)[:5])}")
-
     shape = HeadShape(
         kind=card.head,
-        hidden=backbone.config.get_text_config().hidden_size,
+        hidden=decoder.config.get_text_config().hidden_size,
         n_out=returns.n_out,
         vocab=embeddings.weight.shape[0],
         mlp=card.mlp.width if card.mlp else None,
     )
-    with PrivateRandomness():
+    with torch.device("meta"):
         head = Head(shape)
-    load_head(head, folder / HEAD)
-    critic = Critic(backbone, head, returns).to(device=device, dtype=dtype).eval()
-    return card, critic.requires_grad_(False)
+    load_head(head, read_files.head, folder)
+    critic = Critic(decoder, head, returns).to(device=device, dtype=dtype).eval()
+    return critic.requires_grad_(False)
 
 
 def save(folder: Path, card: CriticCard, critic: Critic) -> None:
@@ -250,10 +316,8 @@ def check_vocabulary(card: CriticCard, folder: Path, critic: Critic, reference_t
         raise CriticError(
             f"{card.key} embeds {critic.vocab} token ids and the reference's vocabulary has {len(reference_tokens)}"
         )
-    if (folder / BACKBONE / "tokenizer_config.json").is_file():
-        from transformers import AutoTokenizer
-
-        tokens = _vocabulary(AutoTokenizer.from_pretrained(folder / BACKBONE, local_files_only=True))
+    if (folder / BACKBONE / ITS_CONFIG).exists():
+        tokens = _stored_vocabulary(folder / BACKBONE / TOKENIZER)
         for index in sorted(tokens.keys() | reference_tokens.keys()):
             if tokens.get(index) != reference_tokens.get(index):
                 raise CriticError(
@@ -295,22 +359,32 @@ def _borrow(embeddings: nn.Embedding, weight: Tensor, folder: Path) -> None:
         embeddings.weight.copy_(weight)
 
 
-def load_head(head: nn.Module, path: Path) -> None:
-    """Reads the parameters and buffers of a head from its file.
+def load_head(head: nn.Module, stored: Tensors, folder: Path) -> None:
+    """Gives a head its parameters and buffers, copied from those that are stored, in float32.
+
+    Args:
+        head: on the `meta` device.
+        stored: the tensors of `head.safetensors`.
+        folder: of the critic, for messages.
 
     Raises:
-        CriticError: the file cannot be read, or holds other tensors than the head has.
+        CriticError: other tensors are stored than the head has.
     """
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CriticError(f"{path} cannot be read: {error}") from error
-    expected = {name: list(p.shape) for name, p in head.state_dict().items()}
-    shapes = {name: list(p.shape) for name, p in stored.items()}
-    if expected != shapes:
-        raise CriticError(f"{path}: wanted {expected}, found {shapes}")
-    head.load_state_dict(stored)
+    check_shapes({name: value.shape for name, value in head.state_dict().items()}, stored, folder / HEAD)
+    copies = {name: value.to(torch.float32, copy=True) for name, value in stored.items()}
+    head.load_state_dict(copies, assign=True)
 
 
 def _vocabulary(tokenizer: Any) -> dict[int, str]:
     return {index: token for token, index in tokenizer.get_vocab().items()}
+
+
+def _stored_vocabulary(path: Path) -> dict[int, str]:
+    """The vocabulary of a tokenizer's file. Transformers' tokenizers are not asked: they read what the file names."""
+    from tokenizers import Tokenizer
+
+    content = files.read_bytes(path, MOST_TOKENIZER)
+    try:
+        return _vocabulary(Tokenizer.from_str(content.decode()))
+    except Exception as error:  # it raises no narrower class
+        raise CriticError(f"{path} is no tokenizer: {str(error)[:500]}") from error

@@ -10,9 +10,8 @@ from pathlib import Path
 import torch
 
 from qsharp_core.critic import checkpoint
-from qsharp_core.critic.checkpoint import HEAD, CriticCard
+from qsharp_core.critic.checkpoint import DEFAULT_MAX_BYTES, HEAD, CriticCard, CriticFiles
 from qsharp_core.critic.native import NativeHead, NativeShape
-from qsharp_core.critic.randomness import PrivateRandomness
 from qsharp_core.critic.reference import identify
 from qsharp_core.critic.scoring.native import NativeScorer
 from qsharp_core.disk import whole_folder
@@ -50,8 +49,8 @@ def load_head(folder: Path, reference: Path) -> tuple[CriticCard, NativeHead]:
     Raises:
         CriticError: a file cannot be used, or the critic was made for another reference; the message says which.
     """
-    card, head, _ = _load(folder, reference)
-    return card, head
+    read_files = checkpoint.read(folder)
+    return read_files.card, _build_head(read_files, reference, checkpoint.input_embeddings(reference))
 
 
 def load(
@@ -73,16 +72,47 @@ def load(
         CriticError: a file cannot be used, the critic was made for another reference, or there is no memory for the
             table.
     """
-    card, head, embeddings = _load(folder, reference)
+    read_files = checkpoint.read(folder)
+    return read_files.card, build(read_files, reference, dtype=dtype, device=device)
+
+
+def build(
+    read_files: CriticFiles,
+    reference: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    max_bytes: int = DEFAULT_MAX_BYTES,
+) -> NativeScorer:
+    """Builds a native critic, as it is served, from its files.
+
+    Args:
+        read_files: of the critic.
+        reference: folder of the reference that the critic is to be used with.
+        dtype: dtype of the table of tokens.
+        device: where the critic is to score.
+        max_bytes: that the table may have.
+
+    Raises:
+        CriticError: the files do not fit together, the critic was made for another reference, or there is no memory for
+            the table.
+    """
+    card, embeddings = read_files.card, checkpoint.input_embeddings(reference)
+    head = _build_head(read_files, reference, embeddings)
+    size = len(embeddings) * head.shape.width * dtype.itemsize
+    if size > max_bytes:
+        raise CriticError(
+            f"{card.key}: its table of tokens has {size / 2**30:.3g} GiB, and a critic may have "
+            f"{max_bytes / 2**30:.3g}: see --critic-max-gib"
+        )
     try:
-        return card, NativeScorer(head, card.returns(), embeddings, dtype, device)
+        return NativeScorer(head, card.returns(), embeddings, dtype, device)
     except torch.OutOfMemoryError as error:
-        size = len(embeddings) * head.shape.width * dtype.itemsize / 2**20
-        raise CriticError(f"{card.key}: no room for its table of tokens, {size:.0f} MiB on {device}") from error
+        raise CriticError(f"{card.key}: no room for its table of tokens, {size / 2**20:.0f} MiB on {device}") from error
 
 
-def _load(folder: Path, reference: Path) -> tuple[CriticCard, NativeHead, torch.Tensor]:
-    card = checkpoint.read_card(folder)
+def _build_head(read_files: CriticFiles, reference: Path, embeddings: torch.Tensor) -> NativeHead:
+    folder, card = read_files.folder, read_files.card
     if card.backbone != "reference":
         raise CriticError(f"{folder} has a backbone of its own: it is no head on a reference's hidden states")
     assert card.made_for is not None
@@ -93,14 +123,10 @@ def _load(folder: Path, reference: Path) -> tuple[CriticCard, NativeHead, torch.
             f"{card.key} was made for another reference: for {card.made_for.described}; {reference} is "
             f"{served.described}"
         )
-    embeddings = checkpoint.input_embeddings(reference)
-    shape = NativeShape(served.hidden_size, embeddings.shape[1], card.mlp.width, card.returns().n_out)
-    with PrivateRandomness():
-        head = NativeHead(shape)
-    checkpoint.load_head(head, folder / HEAD)
+    with torch.device("meta"):
+        head = NativeHead(NativeShape(served.hidden_size, embeddings.shape[1], card.mlp.width, card.returns().n_out))
+    checkpoint.load_head(head, read_files.head, folder)
     for name, value in head.state_dict().items():
-        if name != "log_ref.least" and not value.isfinite().all():
-            raise CriticError(f"{folder / HEAD}: {name} is not finite")
         if name.endswith(".scale") and not (value > 0).all():
             raise CriticError(f"{folder / HEAD}: {name} is not positive")
-    return card, head.requires_grad_(False).eval(), embeddings
+    return head.requires_grad_(False).eval()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -25,11 +25,11 @@ class ReferenceIdentity(BaseModel):
     """What identifies a reference model; the field `made_for` of a native critic's card."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    model_type: str
+    model_type: str = Field(max_length=64)
     hidden_size: int
     num_hidden_layers: int
     vocab_size: int
-    weights: str  # SHA-256, see `identify`
+    weights: str = Field(max_length=64)  # SHA-256, see `identify`
 
     @property
     def described(self) -> str:

@@ -23,7 +23,8 @@ audit       scores a random share of rows again, without the cache
 Critics in the worker:
 
 registry    loaded versions, which are active, how many requests use them
-loading     reads critics' folders, with the worker's settings
+loading     makes critics of their files, with the worker's settings
+loads       loads that run beside the engine, and are given up if they hang
 flash       vLLM's attention kernel, for critics on GPUs
 cores       threads on the core that vLLM leaves over
 memory      the C library's allocator, on CPUs

@@ -1,4 +1,4 @@
-"""Loads critics into this worker, with its settings and beside its reference model."""
+"""Makes critics of their files in this worker, with its settings and beside its reference model."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from qsharp_core.critic import checkpoint, native_checkpoint
+from qsharp_core.critic.checkpoint import CriticFiles
 from qsharp_core.critic.model import Critic
 from qsharp_core.critic.scoring.build import build_scorer
 from qsharp_core.errors import CriticError
@@ -25,8 +26,9 @@ def load_registry(vllm_config: Any, device: torch.device) -> WorkerRegistry:
     Raises:
         CriticError: one of them cannot be used with this reference.
     """
-    registry = WorkerRegistry(CriticLoader(vllm_config, device))
-    for argument in EngineSettings.of(vllm_config).critics:
+    loader, settings = CriticLoader(vllm_config, device), EngineSettings.of(vllm_config)
+    registry = WorkerRegistry(loader.read, loader.build, settings.load_seconds)
+    for argument in settings.critics:
         name, path = parse_critic(argument)
         registry.add(registry.load(path, name))
     return registry
@@ -35,14 +37,17 @@ def load_registry(vllm_config: Any, device: torch.device) -> WorkerRegistry:
 def empty_registry() -> WorkerRegistry:
     """The registry of a tensor-parallel rank that has no critics and is never asked to load one."""
 
-    def load(path: Path, name: str | None) -> LoadedCritic:
+    def read(path: Path) -> CriticFiles:
         raise CriticError(f"{path}: critics are loaded on the first tensor-parallel rank")
 
-    return WorkerRegistry(load)
+    def build(files: CriticFiles, name: str | None) -> LoadedCritic:
+        raise AssertionError(files.folder)
+
+    return WorkerRegistry(read, build, 0.0)
 
 
 class CriticLoader:
-    """Reads critics' folders.
+    """Reads critics' folders, and makes critics of what it has read.
 
     Args:
         vllm_config: vLLM's configuration: the reference, the longest sequence, and our settings.
@@ -57,11 +62,19 @@ class CriticLoader:
         self._dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(self._settings.dtype, auto)
         self._background = cores.critic_executor(vllm_config) if device.type == "cpu" else None
 
-    def __call__(self, path: Path, name: str | None) -> LoadedCritic:
-        """Reads a critic's folder, in any thread.
+    def read(self, path: Path) -> CriticFiles:
+        """Reads and checks a critic's folder, in any thread.
+
+        Raises:
+            CriticError: a file cannot be used.
+        """
+        return checkpoint.read(path, self._dtype, self._settings.max_bytes)
+
+    def build(self, files: CriticFiles, name: str | None) -> LoadedCritic:
+        """Makes a critic, in any thread, but one at a time.
 
         Args:
-            path: the folder.
+            files: of its folder.
             name: the name that requests use; None for the one on the card.
 
         Raises:
@@ -69,32 +82,31 @@ class CriticLoader:
         """
         # The current device of a new thread is the first one, whichever device this worker has.
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
-            is_native = checkpoint.read_card(path).backbone == "reference"
-            critic = self._load_native(path, name) if is_native else self._load_separate(path, name)
+            critic = self._build_native(files) if files.backbone is None else self._build_separate(files)
+            if name is not None:
+                critic.card = critic.card.model_copy(update={"name": name})
             if self._device.type == "cuda":  # steps run on another stream and use what this thread's stream computes
                 torch.cuda.current_stream().synchronize()
             return critic
 
-    def _load_native(self, path: Path, name: str | None) -> LoadedCritic:
-        reference = _folder_of(self._model.model)
-        card, scorer = native_checkpoint.load(path, reference, dtype=self._dtype, device=self._device)
-        if name is not None:
-            card = card.model_copy(update={"name": name})
+    def _build_native(self, files: CriticFiles) -> LoadedCritic:
+        reference, card = _folder_of(self._model.model), files.card
+        scorer = native_checkpoint.build(
+            files, reference, dtype=self._dtype, device=self._device, max_bytes=self._settings.max_bytes
+        )
         emitted = int(self._model.get_vocab_size())
         if scorer.vocab < emitted:
             raise CriticError(f"{card.key}: the reference embeds {scorer.vocab} token ids and emits {emitted}")
-        return LoadedCritic(card, path, scorer, self._model.max_model_len)
+        return LoadedCritic(card, files.folder, scorer, self._model.max_model_len)
 
-    def _load_separate(self, path: Path, name: str | None) -> LoadedCritic:
-        model, device = self._model, self._device
-        card, critic = checkpoint.load(path, dtype=self._dtype, device=device, reference=_folder_of(model.model))
-        if name is not None:
-            card = card.model_copy(update={"name": name})
+    def _build_separate(self, files: CriticFiles) -> LoadedCritic:
+        model, device, card = self._model, self._device, files.card
+        critic = checkpoint.build(files, dtype=self._dtype, device=device, reference=_folder_of(model.model))
         # Where there is a tokenizer it is compared instead: its table may be shorter than the reference's.
         emitted = int(model.get_vocab_size()) if model.skip_tokenizer_init else 0
         if critic.vocab < emitted:
             raise CriticError(f"{card.key} embeds {critic.vocab} token ids and the reference emits {emitted}")
-        checkpoint.check_vocabulary(card, path, critic, _tokenizer_of(model))
+        checkpoint.check_vocabulary(card, files.folder, critic, _tokenizer_of(model))
         most_rows = self._vllm_config.scheduler_config.max_num_seqs
         is_beside = cores.gains_beside(critic) if self._settings.beside is None else self._settings.beside
         scorer = build_scorer(
@@ -106,7 +118,7 @@ class CriticLoader:
             graphs=flash.graph_shapes(self._vllm_config, device),
             background=self._background if is_beside else None,
         )
-        return LoadedCritic(card, path, scorer, scorer.capacity)
+        return LoadedCritic(card, files.folder, scorer, scorer.capacity)
 
     def _cache_tokens(self, key: str, critic: Critic) -> int:
         """How many tokens the critic's cache holds: one sequence of the greatest length at least."""

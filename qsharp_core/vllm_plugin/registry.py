@@ -4,6 +4,7 @@ A request keeps the version it began with. A version that is unloaded is freed w
 """
 
 import gc
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import torch
 
-from qsharp_core.critic.checkpoint import CriticCard
+from qsharp_core.critic.checkpoint import CriticCard, CriticFiles
 from qsharp_core.critic.scoring.base import CandidateScorer
 from qsharp_core.critic.scoring.cache import CachedSequence
 from qsharp_core.critic.scoring.cached import CachedScorer
-from qsharp_core.errors import CriticError, NoCriticError, UnknownCriticError
+from qsharp_core.errors import CriticError, NoCriticError, QSharpError, UnknownCriticError
 from qsharp_core.wire.critics import CriticStatus
+
+logger = logging.getLogger("vllm.qsharp")
 
 
 @dataclass(eq=False)
@@ -60,23 +63,48 @@ class WorkerRegistry:
     """The worker's critics by key, `name@version`.
 
     Args:
-        load: reads a critic's folder: `(path, name or None) -> LoadedCritic`.
+        read: reads and checks the files of a critic's folder.
+        build: makes a critic of them: `(files, name or None) -> LoadedCritic`.
+        patience: seconds to wait for others that are being built.
 
     Attributes:
         critics: loaded versions by key.
         active: the key of each name's active version; the first name is the default.
     """
 
-    def __init__(self, load: Callable[[Path, str | None], LoadedCritic]) -> None:
-        self._load = load
-        self._loading = threading.Lock()
+    def __init__(
+        self,
+        read: Callable[[Path], CriticFiles],
+        build: Callable[[CriticFiles, str | None], LoadedCritic],
+        patience: float,
+    ) -> None:
+        self._read, self._build, self._patience = read, build, patience
+        self._building = threading.Lock()
         self.critics: dict[str, LoadedCritic] = {}
         self.active: dict[str, str] = {}
 
     def load(self, path: Path, name: str | None) -> LoadedCritic:
-        """Reads a critic's folder. Calls take turns, because a process can capture one CUDA graph at a time."""
-        with self._loading:
-            return self._load(path, name)
+        """Loads a critic, in any thread. Calls read files side by side, because a disk may hang, and build in turns.
+
+        Only one at a time may be built: a process can capture one CUDA graph at a time, and transformers changes global
+        state.
+
+        Raises:
+            CriticError: whatever goes wrong is the critic's fault, as far as the engine is concerned.
+        """
+        try:
+            files = self._read(path)
+            if not self._building.acquire(timeout=self._patience):
+                raise CriticError(f"{path} was not loaded: another critic was built for {self._patience:g} s")
+            try:
+                return self._build(files, name)
+            finally:
+                self._building.release()
+        except (QSharpError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # panics of Rust are no `Exception`
+            logger.exception("loading the critic in %s failed", path)
+            raise CriticError(f"{path} cannot be loaded: {type(error).__name__}: {str(error)[:500]}") from error
 
     def add(self, critic: LoadedCritic) -> str:
         """Makes a loaded critic available and returns its key. The first version of a name becomes the active one.
@@ -144,10 +172,10 @@ class WorkerRegistry:
             del self.critics[key]
         if unused:
             gc.collect()  # modules and their hooks form cycles; their tensors are large
-            # Not while another critic is being loaded: this would break the capture of its graphs.
-            if torch.cuda.is_available() and self._loading.acquire(blocking=False):
+            # Not while another critic is being built: this would break the capture of its graphs.
+            if torch.cuda.is_available() and self._building.acquire(blocking=False):
                 torch.cuda.empty_cache()
-                self._loading.release()
+                self._building.release()
 
     def describe(self) -> list[CriticStatus]:
         """The state of each loaded version, for the API process."""

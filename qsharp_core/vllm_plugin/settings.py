@@ -9,7 +9,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qsharp_core.critic.checkpoint import DEFAULT_MAX_BYTES
 from qsharp_core.errors import ConfigError
+from qsharp_core.wire.critics import critic_name
 from qsharp_core.wire.guidance import MAX_CANDIDATES
 
 KEY = "qsharp"
@@ -43,11 +45,28 @@ class EngineSettings(BaseModel):
         le=1,
         description="the share of guided rows that are scored again without the critic's cache, and compared",
     )
+    max_gib: float = Field(
+        default=DEFAULT_MAX_BYTES / 2**30,
+        gt=0,
+        allow_inf_nan=False,
+        description="the files of one critic, and the table of tokens of a native one, GiB",
+    )
+    load_seconds: float = Field(
+        default=600.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="after so many seconds a critic that is loaded into the running engine is given up",
+    )
     scratch_tokens: int | None = Field(
         default=None,
         ge=MAX_CANDIDATES,
         description="candidates of one critic that are run together; default: 32 for each of max_num_seqs",
     )
+
+    @property
+    def max_bytes(self) -> int:
+        """`max_gib` in bytes."""
+        return int(self.max_gib * 2**30)
 
     @classmethod
     def of(cls, vllm_config: Any) -> Self:
@@ -66,9 +85,18 @@ class EngineSettings(BaseModel):
 
 
 def parse_critic(argument: str) -> tuple[str | None, Path]:
-    """Splits `[NAME=]PATH` into name and path. A path that contains `=` must be given with a NAME."""
+    """Splits `[NAME=]PATH` into name and path. A path that contains `=` must be given with a NAME.
+
+    Raises:
+        ConfigError: NAME cannot be a critic's name.
+    """
     name, equals, path = argument.partition("=")
-    return (name, Path(path)) if equals else (None, Path(argument))
+    if not equals:
+        return None, Path(argument)
+    try:
+        return critic_name(name), Path(path)
+    except ValueError as error:
+        raise ConfigError(f"--critic: NAME {error}; a path with '=' in it needs a NAME") from error
 
 
 def refuse_unsupported(vllm_config: Any) -> None:

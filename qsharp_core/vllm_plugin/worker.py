@@ -10,14 +10,13 @@ Of several tensor-parallel ranks the first has the critics, and its answer comes
 """
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import wraps
-from pathlib import Path
 from typing import Any, Concatenate, ParamSpec
 
 from qsharp_core.errors import CriticError, GuidanceError, QSharpError
 from qsharp_core.vllm_plugin import upstream
-from qsharp_core.vllm_plugin.registry import LoadedCritic
+from qsharp_core.vllm_plugin.loads import CriticLoads
+from qsharp_core.vllm_plugin.settings import EngineSettings
 from qsharp_core.vllm_plugin.step import StepGuide
 from qsharp_core.wire.critics import WorkerError
 
@@ -64,23 +63,20 @@ class CriticWorker:
     def qsharp_load(self, path: str, name: str | None) -> str | None:
         """Loads a critic while the engine runs. To be called again until it returns the critic's key instead of None.
 
-        A thread reads and checks the critic; only the result is added between two steps.
+        A thread reads and checks the critic; only the result is added between two steps. A thread that takes longer
+        than the settings' `load_seconds` is given up.
 
         Args:
             path: the critic's folder.
             name: the name that requests use; None for the one on the card.
         """
-        guide = self._qsharp_guide()
-        loads: dict[tuple[str, str | None], Future[LoadedCritic]] = self.__dict__.setdefault("_qsharp_loads", {})
-        load = loads.get((path, name))
-        if load is None:
-            pool = ThreadPoolExecutor(1, "qsharp-load")
-            loads[path, name] = pool.submit(guide.registry.load, Path(path), name)
-            pool.shutdown(wait=False)
-            return None
-        if not load.done():
-            return None
-        return guide.registry.add(loads.pop((path, name)).result())
+        registry = self._qsharp_guide().registry
+        loads: CriticLoads | None = getattr(self, "_qsharp_loads", None)
+        if loads is None:
+            patience = EngineSettings.of(self.model_runner.vllm_config).load_seconds
+            self._qsharp_loads = loads = CriticLoads(registry.load, patience)
+        critic = loads.poll(path, name)
+        return None if critic is None else registry.add(critic)
 
     @answer
     def qsharp_activate(self, key: str) -> None:
@@ -106,9 +102,12 @@ class CriticWorker:
         scorer = critic.cached_scorer
         if scorer is None:
             raise GuidanceError(f"{critic.card.key} cannot score a text: it has no model of its own", "critic")
-        values = []
+        values: list[list[float]] = []
         for prompt, completion in zip(prompts, completions, strict=True):
             tokens = prompt + completion
+            if not completion:
+                values.append([])
+                continue
             if len(tokens) > scorer.capacity:
                 raise CriticError(f"{len(tokens)} tokens, and {critic.card.key} takes {scorer.capacity}")
             if not 0 <= min(tokens) <= max(tokens) < scorer.vocab:

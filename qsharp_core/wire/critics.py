@@ -2,7 +2,28 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, TypeAdapter, ValidationError
+
+MOST_CHARACTERS = 64  # of a name
+CriticName = Annotated[str, Field(max_length=MOST_CHARACTERS, pattern=r"^[A-Za-z0-9](\.?[A-Za-z0-9_-])*\.?$")]
+"""The name of a critic, or of a version. It stands in paths, URLs, `name@version` and labels of metrics, so it has no
+`/`, no `@`, no blank and no two dots in a row."""
+_NAME = TypeAdapter(CriticName)
+
+
+def critic_name(text: str) -> str:
+    """The text, if it can be the name of a critic or of a version; also as a type of argparse.
+
+    Raises:
+        ValueError: says what a name is.
+    """
+    try:
+        return _NAME.validate_python(text)
+    except ValidationError as error:
+        raise ValueError(
+            f"must be 1 to {MOST_CHARACTERS} letters, digits, '.', '_' and '-', begin with a letter or digit and have "
+            f"no two dots in a row; got {text!r:.80}"
+        ) from error
 
 
 class CriticStatus(BaseModel):
@@ -63,8 +84,8 @@ class LoadRequest(BaseModel):
     """Body of `POST /v1/critics`."""
 
     model_config = ConfigDict(extra="forbid")
-    path: str = Field(min_length=1, description="the critic's folder, on the server's machine")
-    name: str | None = Field(default=None, description="to be called so, whatever its card says")
+    path: str = Field(min_length=1, max_length=4096, description="the critic's folder, on the server's machine")
+    name: CriticName | None = Field(default=None, description="to be called so, whatever its card says")
     activate: Annotated[bool, Strict()] = Field(default=False, description="also make it the version its name means")
 
 
@@ -72,7 +93,7 @@ class ActivateRequest(BaseModel):
     """Body of `POST /v1/critics/{name}/activate`."""
 
     model_config = ConfigDict(extra="forbid")
-    version: str
+    version: CriticName
 
 
 Text = Annotated[str, Strict()]

@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Coroutine
 from http import HTTPStatus
-from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -14,6 +13,7 @@ from qsharp_core.wire.critics import (
     ActivateRequest,
     CompletionScore,
     CriticList,
+    CriticName,
     CriticScores,
     CriticVersion,
     CriticVersions,
@@ -44,7 +44,8 @@ async def list_critics(request: Request) -> CriticList:
 async def load_critic(body: LoadRequest, request: Request) -> CriticVersion:
     """Loads a critic beside the running engine; the first version of a name becomes its active one."""
     state = state_of(request)
-    key = await state.workers.load(str(Path(body.path).absolute()), body.name)
+    folder = await asyncio.to_thread(state.roots.admit, body.path)
+    key = await state.workers.load(str(folder), body.name)
     await state.refresh()
     info = state.catalog.critics[key]
     if body.activate:
@@ -53,7 +54,7 @@ async def load_critic(body: LoadRequest, request: Request) -> CriticVersion:
 
 
 @router.get("/{name}")
-async def show_critic(name: str, request: Request) -> CriticVersions:
+async def show_critic(name: CriticName, request: Request) -> CriticVersions:
     """Shows all versions of one name."""
     state = state_of(request)
     await state.refresh()
@@ -67,7 +68,7 @@ async def show_critic(name: str, request: Request) -> CriticVersions:
 
 
 @router.post("/{name}/activate")
-async def activate_critic(name: str, body: ActivateRequest, request: Request) -> CriticVersion:
+async def activate_critic(name: CriticName, body: ActivateRequest, request: Request) -> CriticVersion:
     """Makes this version the active one; requests that were admitted earlier keep the version they began with."""
     state = state_of(request)
     info = _version(state, name, body.version)
@@ -76,7 +77,7 @@ async def activate_critic(name: str, body: ActivateRequest, request: Request) ->
 
 
 @router.post("/{name}/rollback")
-async def roll_back_critic(name: str, request: Request) -> CriticVersion:
+async def roll_back_critic(name: CriticName, request: Request) -> CriticVersion:
     """Activates the version that was active before the present one."""
     state = state_of(request)
     _versions(state, name)
@@ -89,7 +90,7 @@ async def roll_back_critic(name: str, request: Request) -> CriticVersion:
 
 
 @router.delete("/{name}/{version}")
-async def unload_critic(name: str, version: str, request: Request, response: Response) -> CriticVersion:
+async def unload_critic(name: CriticName, version: CriticName, request: Request, response: Response) -> CriticVersion:
     """Unloads a version: no new request gets it, and it is freed when its last request ends (202 until then)."""
     state = state_of(request)
     info = _version(state, name, version)
@@ -121,6 +122,8 @@ async def score(name: str, body: ScoreRequest, request: Request) -> CriticScores
             "name",
         )
     pairs = await asyncio.to_thread(sequences, body, state.tokenizer, state.vocabulary, info.max_length)
+    if info.status.card["head"] == "Q" and any(completion and not prompt for prompt, completion in pairs):
+        raise GuidanceError(f"prompt must not be empty: {info.key} scores what follows a token", "prompt")
     for prompt, completion in pairs:
         if len(prompt) + len(completion) > info.max_length:
             raise GuidanceError(

@@ -68,6 +68,9 @@ def _tokens(prompt: str | list[int], completion: str | list[int], tokenizer: Any
         return prompt, completion
     if not (isinstance(prompt, str) and isinstance(completion, str)):
         raise GuidanceError("prompt and completion must both be text, or both token ids", "completion")
+    for name, text in (("prompt", prompt), ("completion", completion)):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise GuidanceError(f"{name} must be text: it has half of a surrogate pair", name)
     if not getattr(tokenizer, "is_fast", False):
         raise GuidanceError("prompt and completion must be token ids: this model's tokenizer has no offsets", "prompt")
     encoded = tokenizer(prompt + completion, return_offsets_mapping=True)

@@ -1,7 +1,6 @@
 """`qsharp critics`: lists and changes the critics of a running server, through `/v1/critics`."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,11 +10,20 @@ from rich.console import Console
 from rich.table import Table
 
 from qsharp_core.errors import QSharpError
-from qsharp_core.wire.critics import ActivateRequest, CriticList, CriticScores, CriticVersion, LoadRequest, ScoreRequest
+from qsharp_core.secret_files import secret
+from qsharp_core.wire.critics import (
+    ActivateRequest,
+    CriticList,
+    CriticScores,
+    CriticVersion,
+    LoadRequest,
+    ScoreRequest,
+    critic_name,
+)
 
 DEFAULT_URL = "http://localhost:8000"
-# A critic's weights are read while the caller waits.
-LOAD_TIMEOUT = 600.0
+# A critic's weights are read while the caller waits; the server gives up before this.
+LOAD_TIMEOUT = 660.0
 
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -95,25 +103,32 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--url", default=DEFAULT_URL, help="of the server (default: %(default)s)")
     parser.add_argument(
         "--admin-key",
-        default=os.environ.get("QSHARP_ADMIN_KEY"),
+        default=secret("QSHARP_ADMIN_KEY"),
         help="needed to load, activate and unload (default: QSHARP_ADMIN_KEY)",
     )
     commands = parser.add_subparsers(dest="command", metavar="list|load|activate|rollback|unload|score")
     commands.add_parser("list", help="show what is loaded (the default)")
     load = commands.add_parser("load", help="load a critic's folder")
     load.add_argument("path", help="on the server's machine")
-    load.add_argument("--name", help="call it so, whatever its card says")
+    load.add_argument("--name", type=_name, help="call it so, whatever its card says")
     load.add_argument("--activate", action="store_true", help="make it the version that its name means")
     for name, text in (("activate", "make a version the one that its name means"), ("unload", "free a version")):
         command = commands.add_parser(name, help=text)
-        command.add_argument("name")
-        command.add_argument("version")
-    commands.add_parser("rollback", help="activate the version active before").add_argument("name")
+        command.add_argument("name", type=_name)
+        command.add_argument("version", type=_name)
+    commands.add_parser("rollback", help="activate the version active before").add_argument("name", type=_name)
     score = commands.add_parser("score", help="expected reward after each token of a completion")
-    score.add_argument("name")
+    score.add_argument("name", help="NAME or NAME@VERSION")
     score.add_argument("prompt")
     score.add_argument("completion")
     return parser
+
+
+def _name(text: str) -> str:
+    try:
+        return critic_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _print(console: Console, done: str, version: CriticVersion) -> None:

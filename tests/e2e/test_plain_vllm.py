@@ -79,7 +79,7 @@ def test_vllm_serve(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
         "128", "--max-num-seqs", "4", "--kv-cache-memory-bytes", "20000000", "--logits-processors", processors.V1,
         "--worker-extension-cls", "qsharp_core.vllm_plugin.worker.CriticWorker",
     ]  # fmt: skip
-    environment = {"VLLM_PLUGINS": "qsharp", "QSHARP_ADMIN_KEY": ADMIN_KEY}
+    environment = {"VLLM_PLUGINS": "qsharp", "QSHARP_ADMIN_KEY": ADMIN_KEY, "QSHARP_CRITIC_ROOT": str(reference.parent)}
     with (
         serve(flags, tmp_path / "log", environment, command=VLLM_SERVE) as url,
         httpx.Client(base_url=url, timeout=60) as http,

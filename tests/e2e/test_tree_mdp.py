@@ -45,7 +45,7 @@ def guided(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guided]:
     flags = [
         str(model), "--served-model-name", "tree", "--dtype", "float32", "--enforce-eager", "--max-model-len", "32",
         "--max-num-seqs", "32", "--kv-cache-memory-bytes", "50000000", "--admin-key", ADMIN_KEY,
-        "--rollouts", str(root / "rollouts.db"),
+        "--rollouts", str(root / "rollouts.db"), "--critic-root", str(root),
     ]  # fmt: skip
     with serve(flags, root / "log") as made:
         to = ["--url", made]

@@ -35,9 +35,15 @@ class Served:
         file = folder / "keys.json"
         self.keys = {name: keys.add(file, name) for name in USERS} | {ADMIN: "admin-key"}
         app = FastAPI()
-        self.state = SimpleNamespace(store=store, catalog=SimpleNamespace(critics={}), settings=settings)
+        self.state = SimpleNamespace(
+            store=store,
+            catalog=SimpleNamespace(critics={}),
+            settings=settings,
+            workers=SimpleNamespace(stopping=False),
+        )
         app.state.qsharp = self.state
         app.add_exception_handler(QSharpError, errors.handle)
+        app.add_exception_handler(RecursionError, errors.handle_depth)
         for routes in (rewards, rollouts, stored_chat):
             routes.attach(app)
         policy = Policy(KeyRing(admin=self.keys[ADMIN], path=file), Quotas(), int(settings.max_body_mib * MIB))

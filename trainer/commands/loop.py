@@ -10,12 +10,12 @@ With --watch it samples nothing: it trains whenever enough of the rollouts that 
 
 import argparse
 import asyncio
-import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from rich.console import Console
 
+from qsharp_core.secret_files import secret
 from qsharp_core.wire.guidance import METHODS
 from trainer.commands import options
 from trainer.commands.interruption import until_told
@@ -186,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("critics"), help="versions are OUT/NAME/VERSION (%(default)s)")
     parser.add_argument("--name", help="of the critic (default: the task's)")
     parser.add_argument("--seen-at", type=Path, metavar="FOLDER", help="where the server sees OUT (default: there)")
-    parser.add_argument("--admin-key", default=os.environ.get("QSHARP_ADMIN_KEY"), help="default: QSHARP_ADMIN_KEY")
+    parser.add_argument("--admin-key", default=secret("QSHARP_ADMIN_KEY"), help="default: QSHARP_ADMIN_KEY")
     parser.add_argument("--n", type=options.positive, nargs="+", default=[8], help="rollouts of each problem, by round")
     parser.add_argument(
         "--branch", type=options.positive, default=0, metavar="N",

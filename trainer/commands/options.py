@@ -1,9 +1,9 @@
 """Flags that several commands share, and what they become."""
 
 import argparse
-import os
 from pathlib import Path
 
+from qsharp_core.secret_files import secret
 from qsharp_core.wire.guidance import TAILS
 from trainer.rewards.verifiers import MEMORY, TIMEOUT, Judge, Weighted
 from trainer.rollouts.client import DEFAULT_URL
@@ -56,9 +56,7 @@ def add_server_arguments(parser: argparse.ArgumentParser, concurrency: int | Non
     """
     group = parser.add_argument_group("server")
     group.add_argument("--url", default=DEFAULT_URL, help="of the server (default: %(default)s)")
-    group.add_argument(
-        "--api-key", default=os.environ.get("VLLM_API_KEY"), help="if it wants one (default: VLLM_API_KEY)"
-    )
+    group.add_argument("--api-key", default=secret("VLLM_API_KEY"), help="if it wants one (default: VLLM_API_KEY)")
     group.add_argument("--patience", type=float, default=600.0, help="seconds a request is tried for (%(default)s)")
     if concurrency is not None:
         group.add_argument("--concurrency", type=positive, default=concurrency, help="requests at once (%(default)s)")

@@ -54,7 +54,7 @@ async def opened(
     flags = [
         *([model] if model else []), *(critic if model is None or "--no-critic" not in critic else []),
         "--admin-key", key, "--rollouts", f"sqlite:///{(folder / 'rollouts.db').absolute()}",
-        "--max-num-seqs", str(fields.concurrency), *fields.flags,
+        "--critic-root", str(folder), "--max-num-seqs", str(fields.concurrency), *fields.flags,
     ]  # fmt: skip
     console.print(f"starting the server of {model or 'the default model'}: {folder / 'server.log'}", highlight=False)
     async with serving(flags, folder / "server.log", fields.patience) as url, _client(url, key, fields) as served:

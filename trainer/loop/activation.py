@@ -68,7 +68,7 @@ class ServedCritic:
         self._client = client
         self._name = name
         self._out = out
-        self._seen_at = seen_at or out.absolute()
+        self._seen_at = seen_at or out.resolve()  # the server resolves links, too
 
     async def current(self, remembered: Version | None) -> Version | None:
         """The version that guides; None if there is none, or it is not in `out`.

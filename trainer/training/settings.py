@@ -9,6 +9,7 @@ from qsharp_core.critic.checkpoint import BernoulliCard, CategoricalCard
 from qsharp_core.critic.model import HeadKind
 from qsharp_core.errors import QSharpError
 from qsharp_core.returns import Bernoulli, Categorical, ReturnDistribution
+from qsharp_core.wire.critics import CriticName
 
 Backbone = Literal["own", "reference"]
 HEAD_ALONE: dict[str, Any] = {
@@ -81,7 +82,7 @@ class TrainSettings(BaseModel):
     base: str | None = None
     layers: int | None = Field(default=None, ge=1)
     continue_from: Path | None = None
-    name: str = Field(default="critic", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$")
+    name: CriticName = "critic"
     head: HeadKind = "V"
     atoms: tuple[float, ...] | None = Field(default=None, min_length=2)
     reward_range: tuple[float, float] = (0.0, 1.0)

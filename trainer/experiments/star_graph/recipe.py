@@ -171,7 +171,7 @@ async def _evaluate(client: ServerClient, recipe: StarGraphRecipe, folder: Path,
 async def _server(recipe: StarGraphRecipe, folder: Path, console: Console) -> AsyncGenerator[ServerClient]:
     flags = [
         str(folder / "reference"), "--served-model-name", NAME, "--admin-key", ADMIN_KEY, "--rollouts",
-        f"sqlite:///{(folder / 'rollouts.db').absolute()}", *recipe.server,
+        f"sqlite:///{(folder / 'rollouts.db').absolute()}", "--critic-root", str(folder), *recipe.server,
     ]  # fmt: skip
     with ExitStack() as stack:
         with console.status("starting the server"):
