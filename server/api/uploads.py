@@ -36,4 +36,4 @@ async def receive(request: Request, path: Path, most_mib: float) -> None:
 
 
 def _too_large(most_mib: float) -> TooLargeError:
-    return TooLargeError(f"the file must have at most {most_mib:g} MiB; the server's --max-import-mib sets that")
+    return TooLargeError(f"the file must have at most {most_mib:g} MiB; the server's QSHARP_MAX_IMPORT_MIB sets that")

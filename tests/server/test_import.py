@@ -121,7 +121,7 @@ def test_a_file_beyond_the_limit_is_refused(store: RolloutStore) -> None:
     content = file_of([unguided() for _ in range(20)])
     with serving(store, max_import_mib=(len(content) - 1) / 2**20) as served:
         http = served.client(ADMIN)
-        assert "--max-import-mib" in str(error_of(http.post(IMPORT, content=content), 413)["message"])
+        assert "QSHARP_MAX_IMPORT_MIB" in str(error_of(http.post(IMPORT, content=content), 413)["message"])
         unstated = (content[i : i + 1000] for i in range(0, len(content), 1000))  # in chunks, with no length
         error_of(http.post(IMPORT, content=unstated), 413)
     with serving(store, max_import_mib=len(content) / 2**20) as served:
