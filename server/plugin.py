@@ -39,7 +39,7 @@ class QSharpEndpoints:
 
     name = "qsharp"
     required_tasks = ("generate",)
-    engine_client: ClassVar[Any] = None  # of this process's server, when it runs
+    engine: ClassVar[GuidedEngineClient | None] = None  # of this process's server, when it runs
 
     def attach_router(self, app: FastAPI) -> None:
         """Adds our routes, our middleware, the handler of our errors, and the gate in front of all of it."""
@@ -60,7 +60,6 @@ class QSharpEndpoints:
         Raises:
             ConfigError: the engine was started without our parts.
         """
-        type(self).engine_client = engine_client
         settings = Settings.of(args)
         parallel = engine_client.vllm_config.parallel_config
         if parallel.worker_extension_cls != WORKER_EXTENSION:
@@ -93,6 +92,7 @@ class QSharpEndpoints:
             engine_client, telemetry, settings.telemetry_timeout, guides_all=settings.default_eta is not None
         )
         engine.stand_before(state[name] for name in state)
+        state.engine_client = type(self).engine = engine
         responses.install(state.openai_serving_completion, "create_completion")
         responses.install(state.openai_serving_chat, "create_chat_completion")
         state.qsharp = qsharp

@@ -10,7 +10,7 @@ from pathlib import Path
 from vllm.logger import configure_logging_from_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from qsharp_core.vllm_plugin import processors, upstream
+from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.settings import DEFAULT_AUDIT_RATE, EngineSettings
 from qsharp_core.wire.guidance import ETA_RANGE
 from server import launch
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
     uvloop.run(run_server(args, http=GuardedProtocol))
-    if QSharpEndpoints.engine_client is not None and upstream.has_died(QSharpEndpoints.engine_client):
+    if QSharpEndpoints.engine is not None and not QSharpEndpoints.engine.told_to_stop:
         raise EngineDiedError("the engine died; its last words are above")
 
 

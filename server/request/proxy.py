@@ -50,11 +50,17 @@ class GuidedEngineClient:
         self._telemetry = telemetry
         self._timeout = timeout
         self._guides_all = guides_all
+        self.told_to_stop = False
         self._processor: Any = processor_class(engine_client.vllm_config)
         self._aborts: set[asyncio.Task[None]] = set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> None:
+        """As `EngineClient.shutdown`; vLLM's server calls it when it is told to end, and not when the engine died."""
+        self.told_to_stop = True
+        self._engine.shutdown(*args, **kwargs)
 
     def stand_before(self, handlers: Iterable[Any]) -> None:
         """Puts itself in the engine client's place in all handlers that have it, whatever else they do."""

@@ -39,7 +39,7 @@ def healthy(url: str, most: float = 1.0) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
-    assert len(delays) > 3
+    assert delays
     assert max(delays) < most
 
 

@@ -210,7 +210,7 @@ def test_numbers_that_json_does_not_have_are_400(http: httpx.Client, literal: st
     assert answer.json()["error"]["param"] == "eta"
 
 
-@pytest.mark.parametrize("route", ["/v1/responses", "/v1/chat/completions/batch"])
+@pytest.mark.parametrize("route", ["/v1/systemone", "/generative_scoring"])
 def test_eta_is_refused_where_it_would_be_ignored(http: httpx.Client, route: str) -> None:
     answer = http.post(route, json={"model": "tiny", "input": "x", "eta": 0.1})
     assert answer.status_code == 400
