@@ -69,10 +69,11 @@ Threads: vLLM binds its worker, and a logits processor in it, to one core of two
 runs, critics run new prompts, and `default`'s Q head its forward pass; otherwise the two take turns. The critic's bare
 passes have one thread; peer (a) has one or two, whichever is faster.
 
-A wave is that many requests at once, each of {waves}, after prompts
-of {PROMPT_TOKENS} tokens that every side has cached: what is timed is decoding. {PROMPT_TOKENS - OWN_TOKENS} of these
-tokens are the same in all prompts, as those of few-shot prompts are; *apart*: none are; *task*: held-out sums with
-their eight solved examples. `eta` 0.2, no `min_prob` unless said, temperature 1.
+A wave is a number of requests at once, each of {waves}. Their prompts have
+{PROMPT_TOKENS} tokens, which every side has cached, so that decoding alone is timed. {PROMPT_TOKENS - OWN_TOKENS} of
+these tokens are the same in all prompts, as in few-shot prompts. In rows marked *apart* none are the same. Rows marked
+*task* have held-out sums with their eight solved examples. `eta` is 0.2, the temperature 1, and there is no `min_prob`
+unless a row says so.
 
 ## Guided and not
 
@@ -84,7 +85,7 @@ transformers' own, timed without making, growing or copying a cache.
 
 {_as_served(result)}## Other ways to guide
 
-The same models, prompts, `eta` and candidates; on the task, also the same `min_prob`, {DEFAULT_MIN_PROB}.
+All sides have the same models, prompts, `eta` and candidates, and on the task the same `min_prob`, {DEFAULT_MIN_PROB}.
 
 (a) Hugging Face `generate` with a logits processor that runs a cached critic twice a step: the last token, then all
 candidates over an expanded cache; at its best batch size. (b) A vLLM logits processor with a dense cache per slot and
@@ -94,25 +95,25 @@ two passes a step. `tests/benchmarks/test_peers.py` holds both to the same guide
 
 ## Requests without `eta`
 
-Against vLLM without our package: the offline `LLM`, and HTTP servers of which one is idle while the other is asked.
-Lost = 1 − plain vLLM's time ÷ ours, per round: negative is noise in our favour.
-Over HTTP, two cores hold more processes than they can run: a block of the tiny pair may take half as long again as the
-next, on either side, so its line says little.
+The comparison is with vLLM without our package: with the offline `LLM`, and with an HTTP server that is idle while
+ours is asked, and the other way round. Lost = 1 − plain vLLM's time ÷ ours, in each round; a negative number is noise
+in our favour. Over HTTP there are more processes than two cores can run at once. A block of the tiny pair may then take
+half as long again as the next one, on either side, so its line says little.
 
 {tables.without_eta(result)}
 
 ## Latency
 
-HTTP streaming, requests of {s["latency_tokens"]} tokens by a Poisson process at {s["load"]:.0%} of the unguided
-capacity, the same rate guided (V head, 8 candidates) and not. A gap is the time between two tokens of a
-stream; its quantiles are over all gaps of all streams.
+Requests of {s["latency_tokens"]} tokens arrive over HTTP by a Poisson process and are streamed. The rate is
+{s["load"]:.0%} of the unguided capacity, guided (V head, 8 candidates) and not. A gap is the time between two tokens of
+a stream; its quantiles are over all gaps of all streams.
 
 {tables.latency(result)}
 
 ## How the critic's step grows
 
-`PagedScorer.score` alone, one thread; where one grows, the others are at 256 tokens of prefix, 8 rows and 8
-candidates. Ragged: rows ask for 1 to as many candidates, evenly spread.
+This is `PagedScorer.score` alone, on one thread. Where one quantity grows, the others stay at 256 tokens of prefix, 8
+rows and 8 candidates. *Ragged* means that rows ask for different numbers of candidates, evenly spread from 1 up.
 
 ![time of a step over prefix, rows and candidates]({FIGURE})
 

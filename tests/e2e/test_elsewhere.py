@@ -1,7 +1,6 @@
 """Guidance on vLLM's other routes; and a server that guides by default never samples unguided unasked."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -10,8 +9,8 @@ import pytest
 from server.access.routes import RULES
 from server.api.completions import PATHS
 from server.api.elsewhere import GUIDED, SCORING
-from tests.conftest import Server, flags
-from trainer.serving import serve
+from tests.conftest import Server
+from tests.e2e.conftest import DEFAULT_ETA
 
 CHAT = [{"role": "user", "content": "abc"}]
 LENGTH = {"max_tokens": 6, "temperature": 0}
@@ -34,16 +33,6 @@ OTHERS = {
 PREFIXES = ("/v1/critics", "/v1/rollouts", "/v1/chat/completions/chatcmpl-")
 
 
-@pytest.fixture(scope="module")
-def default(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A second server, which guides by default, with all of vLLM's routes."""
-    critics = {"fast": server.critics["fast"]}
-    arguments = flags(server.reference, critics, rows=8, blocks=24)
-    extra = ["--default-eta", "0.05", "--enable-scale-out", "--default-chat-template-kwargs", "{}"]
-    with serve([*arguments, *extra], tmp_path_factory.mktemp("default") / "log") as url:
-        yield url
-
-
 def reports(payload: dict[str, Any]) -> list[dict[str, Any]]:
     """Every `guidance` of a response."""
     choices = payload.get("choices") or [payload]
@@ -60,9 +49,9 @@ def test_every_route_that_may_sample_is_here() -> None:
 
 
 @pytest.mark.parametrize("path", REQUESTS)
-def test_a_default_eta_holds_on_every_route(default: str, path: str) -> None:
-    with httpx.Client(base_url=default, timeout=120) as http:
-        for fields, eta in (({}, 0.05), ({"eta": 0.5}, 0.5)):
+def test_a_default_eta_holds_on_every_route(other: str, path: str) -> None:
+    with httpx.Client(base_url=other, timeout=120) as http:
+        for fields, eta in (({}, DEFAULT_ETA), ({"eta": 0.5}, 0.5)):
             response = http.post(path, json={"model": "tiny", **REQUESTS[path], **fields})
             assert response.status_code == 200, response.text
             found = reports(response.json())
@@ -74,8 +63,8 @@ def test_a_default_eta_holds_on_every_route(default: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages"])
-def test_streams_report_on_their_last_event(default: str, path: str) -> None:
-    with httpx.Client(base_url=default, timeout=120) as http:
+def test_streams_report_on_their_last_event(other: str, path: str) -> None:
+    with httpx.Client(base_url=other, timeout=120) as http:
         body = {"model": "tiny", **REQUESTS[path], "stream": True, "eta": 0.2}
         events = [
             json.loads(line.removeprefix("data: "))
@@ -98,14 +87,14 @@ def test_streams_report_on_their_last_event(default: str, path: str) -> None:
         ({"guidance": {"nothing": 1}}, "guidance.nothing"),
     ],
 )
-def test_wrong_values_are_named_on_every_route(default: str, path: str, fields: dict[str, Any], param: str) -> None:
-    response = httpx.post(default + path, json={"model": "tiny", **REQUESTS[path], **fields}, timeout=60)
+def test_wrong_values_are_named_on_every_route(other: str, path: str, fields: dict[str, Any], param: str) -> None:
+    response = httpx.post(other + path, json={"model": "tiny", **REQUESTS[path], **fields}, timeout=60)
     assert response.status_code in (400, 404), response.text
     assert response.json()["error"]["param"] == param
 
 
-def test_what_samples_nothing_needs_no_guidance(default: str) -> None:
-    with httpx.Client(base_url=default, timeout=60) as http:
+def test_what_samples_nothing_needs_no_guidance(other: str) -> None:
+    with httpx.Client(base_url=other, timeout=60) as http:
         for fields in (
             {"max_tokens": 0, "echo": True, "logprobs": 1},
             {"use_beam_search": True, "n": 2, "max_tokens": 3},

@@ -187,7 +187,7 @@ def residuals(server: Server, body: dict[str, Any], got: dict[str, Any]) -> list
         gain = body["eta"] * (token["logprob"] - token["ref_logprob"])
         of_tail = {"floor": token["value"] + gain - least, "keep": gain}.get(options["tail"])
         between = math.exp(sum(token["ref_logprob"] for token in got["tokens"][here + 1 : there]))
-        if between >= 0.9 and (of_tail is None or of_tail != pytest.approx(0, abs=1e-8)):
+        if between >= 0.9 and (of_tail is None or abs(of_tail) > 1e-9):
             found.append(abs(got["tokens"][there]["value"] - token["value"] - gain))
     return found
 

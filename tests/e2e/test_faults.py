@@ -54,52 +54,57 @@ async def burst(url: str, count: int, n: int, stream: bool, tokens: int = 24) ->
         return list(await asyncio.gather(*(http.post("/v1/completions", json=body) for _ in range(count))))
 
 
-def test_overload_refuses_whole_requests_at_once_and_says_when_to_come_again(server: Server, tmp_path: Path) -> None:
-    with started(server, tmp_path, "--max-queued", str(LIMIT)) as url:
-        for n, stream in ((1, False), (4, True), (5, True)):
-            answers = asyncio.run(burst(url, 60, n, stream))
-            kinds = {answer.status_code for answer in answers}
-            assert kinds == {200, 503}, kinds
-            for answer in answers:
-                if answer.status_code == 503:
-                    assert int(answer.headers["retry-after"]) >= 1
-                    assert answer.json()["error"]["code"] == 503
-                elif stream:  # a stream that has begun is never cut short
-                    assert answer.text.count('"finish_reason":"length"') == n
-                    assert '"error"' not in answer.text
-                else:
-                    assert len(answer.json()["choices"]) == n
-        whole = httpx.post(f"{url}/v1/completions", json={**BODY, "n": 2 * LIMIT, "max_tokens": 2}, timeout=120)
-        assert len(whole.json()["choices"]) == 2 * LIMIT  # alone it may run
-        assert asyncio.run(burst(url, 1, 1, False))[0].status_code == 200  # everything was given back
+@pytest.fixture(scope="module")
+def limited(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server that takes few samples at once. The last test that has it ends it."""
+    more = ["--max-queued", str(LIMIT), "--shutdown-timeout", "60"]
+    with started(server, tmp_path_factory.mktemp("limited"), *more) as url:
+        yield url
 
 
-def test_told_to_end_it_takes_nothing_more_and_ends_what_it_has(server: Server, tmp_path: Path) -> None:
-    with started(server, tmp_path, "--shutdown-timeout", "60") as url:
-        process = psutil.Process(process_of(url))
+def test_overload_refuses_whole_requests_at_once_and_says_when_to_come_again(limited: str) -> None:
+    for n, stream in ((1, False), (4, True), (5, True)):
+        answers = asyncio.run(burst(limited, 60, n, stream))
+        kinds = {answer.status_code for answer in answers}
+        assert kinds == {200, 503}, kinds
+        for answer in answers:
+            if answer.status_code == 503:
+                assert int(answer.headers["retry-after"]) >= 1
+                assert answer.json()["error"]["code"] == 503
+            elif stream:  # a stream that has begun is never cut short
+                assert answer.text.count('"finish_reason":"length"') == n
+                assert '"error"' not in answer.text
+            else:
+                assert len(answer.json()["choices"]) == n
+    whole = httpx.post(f"{limited}/v1/completions", json={**BODY, "n": 2 * LIMIT, "max_tokens": 2}, timeout=120)
+    assert len(whole.json()["choices"]) == 2 * LIMIT  # alone it may run
+    assert asyncio.run(burst(limited, 1, 1, False))[0].status_code == 200  # everything was given back
 
-        async def main() -> tuple[httpx.Response, list[int]]:
-            async with httpx.AsyncClient(base_url=url, timeout=120) as http:
-                long = asyncio.create_task(
-                    http.post("/v1/completions", json={**BODY, "max_tokens": 400, "eta": 0.1}, timeout=120)
-                )
-                await asyncio.sleep(1.0)
-                assert not long.done()
-                process.send_signal(signal.SIGTERM)
-                await asyncio.sleep(0.5)
-                late = [
-                    (await http.post("/v1/completions", json={**BODY, "max_tokens": 1})).status_code,
-                    (await http.get("/health")).status_code,
-                    (await http.get("/version")).status_code,
-                ]
-                assert not long.done()
-                return await long, late
 
-        answer, late = asyncio.run(main())
-        assert late == [503, 503, 200]
-        assert answer.json()["usage"]["completion_tokens"] == 400
-        assert process.wait(60) in (0, None)
-    assert "Traceback" not in (tmp_path / "log").read_text()
+def test_told_to_end_it_takes_nothing_more_and_ends_what_it_has(limited: str) -> None:
+    process = psutil.Process(process_of(limited))
+
+    async def main() -> tuple[httpx.Response, list[int]]:
+        async with httpx.AsyncClient(base_url=limited, timeout=120) as http:
+            long = asyncio.create_task(
+                http.post("/v1/completions", json={**BODY, "max_tokens": 400, "eta": 0.1}, timeout=120)
+            )
+            await asyncio.sleep(1.0)
+            assert not long.done()
+            process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.5)
+            late = [
+                (await http.post("/v1/completions", json={**BODY, "max_tokens": 1})).status_code,
+                (await http.get("/health")).status_code,
+                (await http.get("/version")).status_code,
+            ]
+            assert not long.done()
+            return await long, late
+
+    answer, late = asyncio.run(main())
+    assert late == [503, 503, 200]
+    assert answer.json()["usage"]["completion_tokens"] == 400
+    assert process.wait(60) in (0, None)
 
 
 def gone(processes: list[psutil.Process], seconds: float) -> bool:

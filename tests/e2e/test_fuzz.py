@@ -12,7 +12,6 @@ import json
 import os
 import random
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -23,8 +22,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import HypothesisException
 from schemathesis.core.result import Ok
 
-from tests.conftest import ADMIN_KEY, Server, flags
-from trainer.serving import serve
+from tests.conftest import ADMIN_KEY
 
 SECONDS = float(os.environ.get("QSHARP_FUZZ_SECONDS", "90"))
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
@@ -44,16 +42,6 @@ ODD: list[Any] = [
 ]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def url(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of its own, which may be left without critics."""
-    folder = tmp_path_factory.mktemp("fuzz")
-    critics = {name: server.critics[name] for name in ("fast", "native")}
-    store = ["--rollouts", f"sqlite:///{folder / 'rollouts.db'}", "--enable-scale-out"]
-    with serve([*flags(server.reference, critics, rows=8, blocks=40), *store], folder / "log") as started:
-        yield started
-
-
 def alive(http: httpx.Client) -> bool:
     answer = http.post("/v1/completions", json={"model": "tiny", "prompt": "abc", "max_tokens": 2})
     return answer.status_code == 200 and http.get("/liveness").status_code == 200
@@ -65,13 +53,13 @@ def wrong(path: str, response: Any) -> bool:
 
 @pytest.mark.timeout(int(SECONDS) + 300)
 @pytest.mark.parametrize("key", [{}, ADMIN], ids=["user", "admin"])
-def test_what_the_description_allows(url: str, key: dict[str, str]) -> None:
-    schema = schemathesis.openapi.from_url(f"{url}/openapi.json", headers=ADMIN)
+def test_what_the_description_allows(other: str, key: dict[str, str]) -> None:
+    schema = schemathesis.openapi.from_url(f"{other}/openapi.json", headers=ADMIN)
     operations = [o.ok() for o in schema.get_all_operations() if isinstance(o, Ok) and o.ok().path not in LEFT_OUT]
     assert {"/v1/rollouts/rewards", "/v1/critics/{name}/score", "/v1/completions"} <= {o.path for o in operations}
     until, found, sent = time.monotonic() + SECONDS / 3, [], 0
     draw = random.Random()
-    with httpx.Client(base_url=url, timeout=60) as http:
+    with httpx.Client(base_url=other, timeout=60) as http:
         while time.monotonic() < until:
             operation = draw.choice(operations)
 
@@ -190,10 +178,10 @@ def encoded(body: Any, draw: random.Random) -> bytes:
 
 
 @pytest.mark.timeout(int(SECONDS) + 300)
-def test_valid_requests_with_odd_values(url: str) -> None:
+def test_valid_requests_with_odd_values(other: str) -> None:
     seed = random.randrange(2**32)
     draw, until, found, sent = random.Random(seed), time.monotonic() + SECONDS / 3, [], 0
-    with httpx.Client(base_url=url, timeout=60) as http:
+    with httpx.Client(base_url=other, timeout=60) as http:
         valid, file = seeds(http), rollouts_file(http)
         assert pq.read_table(io.BytesIO(file)).num_rows > 0
         while time.monotonic() < until:

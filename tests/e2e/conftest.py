@@ -1,0 +1,27 @@
+"""A server beside the session's, for tests of what the session's is not started with."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conftest import Server, flags
+from trainer.serving import serve
+
+DEFAULT_ETA = 0.05
+
+
+@pytest.fixture(scope="session")
+def other(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server that guides by default, with all of vLLM's routes and a store. It may lose its critics."""
+    folder = tmp_path_factory.mktemp("other")
+    critics = {name: server.critics[name] for name in ("fast", "native")}
+    arguments = flags(server.reference, critics, rows=8, blocks=40)
+    more = [
+        "--default-eta",
+        str(DEFAULT_ETA),
+        "--enable-scale-out",
+        "--rollouts",
+        f"sqlite:///{folder / 'rollouts.db'}",
+    ]
+    with serve([*arguments, *more], folder / "log") as url:
+        yield url
