@@ -5,6 +5,10 @@
 #   make star-graph    the paper's Star-Graph from nothing, report in runs/star-graph
 #   make test          the tests            make lint    ruff and mypy
 #   make compose-check the deployment in docker/, built, started and used as its users would: needs Docker and Compose 2
+#   make secrets       keys and passwords of the deployment, into docker/secrets
+#   make renew-digests pins the deployment's images by digest: needs their registries; ARGS=--check: says what is old
+#   make lock          versions and hashes that the image is installed from, anew: needs TORCH_INDEX_URL
+#   make audit         known vulnerabilities of these versions: needs the network
 #   make bench         what guidance costs, into docs/benchmarks.md: half an hour on two cores; ARGS=--quick: minutes
 #                      (on a GPU another pair of models, into docs/benchmarks-gpu.md)
 #   make soak          half an hour of mixed load on a server, which must end with nothing left behind
@@ -26,7 +30,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 # vLLM asks for these three, text models do not; a build that does not fit the installed torch breaks `import transformers`.
 UNUSED := torchvision torchaudio torchcodec
 
-.PHONY: install serve demo star-graph test lint format bench soak sums-accuracy compose-check clean
+TOOLS := .venv-tools/bin
+LOCKS := docker/requirements
+AUDITED := $(filter-out $(LOCKS)/torch.txt,$(wildcard $(LOCKS)/*.txt))
+
+.PHONY: install serve demo star-graph test lint format bench soak sums-accuracy compose-check secrets renew-digests lock \
+	audit clean
 
 install: $(STAMP)
 
@@ -74,5 +83,24 @@ sums-accuracy: install
 compose-check:
 	$(PYTHON) docker/compose_check.py $(ARGS)
 
+secrets:
+	$(PYTHON) docker/make_secrets.py $(ARGS)
+
+renew-digests:
+	$(PYTHON) docker/digests.py $(ARGS)
+
+$(TOOLS)/.installed: $(LOCKS)/tools.txt
+	$(PYTHON) -m venv --clear .venv-tools
+	$(TOOLS)/python -m pip --disable-pip-version-check install -q --require-hashes --no-deps --only-binary :all: -r $<
+	@touch $@
+
+lock: $(TOOLS)/.installed
+	UV_INDEX="$(TORCH_INDEX_URL)" $(PYTHON) docker/locks.py renew $(TOOLS)/uv
+
+# The database knows PyTorch's CPU build by the plain version alone. --strict: what could not be looked up is an error.
+audit: $(TOOLS)/.installed
+	sed 's/+cpu//' $(LOCKS)/torch.txt > .venv-tools/torch.txt
+	$(TOOLS)/pip-audit --strict --require-hashes --disable-pip $(patsubst %,-r %,$(AUDITED) .venv-tools/torch.txt) $(ARGS)
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-tools build *.egg-info

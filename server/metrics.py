@@ -3,15 +3,20 @@
 Tokens and completions are counted when a choice is complete, and never from single steps, so their counts are exact.
 """
 
+import logging
+import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from prometheus_client import Counter, Gauge, Histogram, Summary
 
 from qsharp_core.vllm_plugin.telemetry import StepFacts
 from qsharp_core.wire.critics import CriticStatus
 from qsharp_core.wire.guidance import Method
-from server.store.rollouts import RewardResult
+from server.store.rewards import RewardResult
+
+logger = logging.getLogger("vllm.qsharp")
 
 TOKEN_KL = Histogram(
     "qsharp_token_kl_nats",
@@ -91,6 +96,9 @@ ROLLOUT_WRITE = Histogram(
     buckets=(1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5),
 )
 ROLLOUT_FAILURES = Counter("qsharp_rollout_failures", "Responses whose rollouts could not be stored")
+ROLLOUTS_UNREADABLE = Counter(
+    "qsharp_rollouts_unreadable", "Stored rollouts that were left out of an answer because they cannot be read"
+)
 ROLLOUT_LAG = Gauge("qsharp_rollout_lag_seconds", "How long the oldest write to the rollout store has waited; 0: none")
 FAILURES = Counter("qsharp_critic_failures", "Choices that failed because their critic did", ["reason"])
 for _reason in (
@@ -103,6 +111,15 @@ for _reason in (
     "unknown_critic",
 ):
     FAILURES.labels(_reason)  # a counter that appears with its first failure hides that failure from increase()
+
+
+@contextmanager
+def after_the_fact() -> Iterator[None]:
+    """For what is counted of something that is done already: an error is logged, and does not say that it failed."""
+    try:
+        yield
+    except Exception:
+        logger.exception("something that was done could not be counted")
 
 
 def observe_step(report: StepFacts) -> None:
@@ -191,8 +208,10 @@ def observe_rewards(results: Iterable[RewardResult], range_of: Callable[[str], S
             low, high = reward_range
             # V = max over policies of E[reward] - eta KL, and the guided policy is where the maximum is.
             outcome = result.reward - prediction.eta * prediction.kl
-            tenth = min(max(int(10 * (prediction.value - low) / (high - low)), 0), 9)
-            CALIBRATION.labels(f"{tenth / 10 + 0.05:.2f}").observe((outcome - low) / (high - low))
+            share, earned = ((number - low) / (high - low) for number in (prediction.value, outcome))
+            if math.isfinite(share) and math.isfinite(earned):  # imported rollouts once had any numbers
+                tenth = min(max(int(10 * share), 0), 9)
+                CALIBRATION.labels(f"{tenth / 10 + 0.05:.2f}").observe(earned)
 
 
 def show_critics(keys: Iterable[str], gone: Iterable[str], active: Iterable[str]) -> None:

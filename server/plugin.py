@@ -8,7 +8,7 @@ vLLM finds it by the entry point `qsharp` in the group `vllm.endpoint_plugins`. 
 import asyncio
 import logging
 from argparse import Namespace
-from typing import Any
+from typing import Any, ClassVar
 
 from fastapi import FastAPI
 from starlette.datastructures import State
@@ -18,12 +18,13 @@ from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.settings import EngineSettings, parse_critic
 from server import errors, metrics
 from server.access.install import install_gate
-from server.api import completions, critics, health, rollouts, stored_chat
+from server.api import completions, critics, health, rewards, rollouts, stored_chat
 from server.api.elsewhere import GuideElsewhere
 from server.critics.roots import CriticRoots
 from server.critics.workers import Workers
 from server.request import responses
 from server.request.proxy import GuidedEngineClient
+from server.request.slots import PER_SEQUENCE, Slots
 from server.request.telemetry import TelemetryReceiver
 from server.settings import ARGUMENT, Settings
 from server.state import QSharpState
@@ -38,11 +39,13 @@ class QSharpEndpoints:
 
     name = "qsharp"
     required_tasks = ("generate",)
+    engine_client: ClassVar[Any] = None  # of this process's server, when it runs
 
     def attach_router(self, app: FastAPI) -> None:
         """Adds our routes, our middleware, the handler of our errors, and the gate in front of all of it."""
         completions.attach(app)
         critics.attach(app)
+        rewards.attach(app)
         rollouts.attach(app)
         stored_chat.attach(app)
         health.attach(app)
@@ -57,6 +60,7 @@ class QSharpEndpoints:
         Raises:
             ConfigError: the engine was started without our parts.
         """
+        type(self).engine_client = engine_client
         settings = Settings.of(args)
         parallel = engine_client.vllm_config.parallel_config
         if parallel.worker_extension_cls != WORKER_EXTENSION:
@@ -73,8 +77,10 @@ class QSharpEndpoints:
                 (parse_critic(critic)[1] for critic in EngineSettings.of(engine_client.vllm_config).critics),
             ),
         )
+        qsharp.slots = Slots(self._limit(engine_client.vllm_config, settings))
         if settings.rollouts is not None:
-            qsharp.rollouts = store = await asyncio.to_thread(RolloutStore, settings.rollouts.get_secret_value())
+            url, count = settings.rollouts.get_secret_value(), metrics.ROLLOUTS_UNREADABLE.inc
+            qsharp.rollouts = store = await asyncio.to_thread(RolloutStore, url, count)
             metrics.ROLLOUT_LAG.set_function(lambda: store.lag)
         telemetry.start()
         try:
@@ -94,6 +100,11 @@ class QSharpEndpoints:
         logger.info("guided decoding is on; critics: %s", ", ".join(qsharp.catalog.critics) or "none yet")
         if hint := getattr(args, ARGUMENT + "hint", None):
             state.qsharp_hint = asyncio.create_task(_print_when_listening(state, hint))
+
+    def _limit(self, config: Any, settings: Settings) -> int:
+        """How many samples may be on their way."""
+        engines = config.parallel_config.data_parallel_size
+        return settings.max_queued or PER_SEQUENCE * engines * config.scheduler_config.max_num_seqs
 
 
 async def _print_when_listening(state: State, hint: str) -> None:

@@ -3,21 +3,23 @@
 import os
 from argparse import Namespace
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from qsharp_core.errors import ConfigError
+from qsharp_core.secret_files import secret
 from qsharp_core.wire.guidance import ETA_RANGE, MAX_CANDIDATES
 
 # Flags of `qsharp serve` arrive in vLLM's own namespace under this prefix.
 ARGUMENT = "qsharp_"
+SECRETS = ("admin_key", "rollouts")  # may be files, too
 NOT_CONFIGURED = "this server has no rollout store: start it with --rollouts URL or QSHARP_ROLLOUTS"
 
 
 class Settings(BaseSettings):
-    """Settings of the API process; a flag has precedence over the environment."""
+    """Settings of the API process; a flag has precedence over the environment, and that over a secret's file."""
 
     model_config = SettingsConfigDict(env_prefix="QSHARP_", env_ignore_empty=True, frozen=True)
 
@@ -30,6 +32,9 @@ class Settings(BaseSettings):
     open: tuple[Literal["metrics", "docs"], ...] = Field(default=(), description="routes that need no key")
     rate_limit: str | None = Field(default=None, description="requests that one key may send, as 600/minute")
     max_concurrent: int | None = Field(default=None, ge=1, description="requests at once that one key may have")
+    max_queued: int | None = Field(
+        default=None, ge=1, description="samples that run or wait; default: four for each that the engine runs at once"
+    )
     max_body_mib: float = Field(default=2, gt=0, description="the largest body of a request, in MiB")
     max_import_mib: float = Field(default=1024, gt=0, description="the largest file of rollouts to import, in MiB")
     default_eta: float | None = Field(
@@ -67,8 +72,9 @@ class Settings(BaseSettings):
             ConfigError: names the wrong setting.
         """
         flags = {name: getattr(args, ARGUMENT + name, None) for name in cls.model_fields}
+        secrets: dict[str, Any] = {name: secret(f"QSHARP_{name.upper()}") for name in SECRETS}
         try:
-            return cls(**{name: value for name, value in flags.items() if value is not None})
+            return cls(**{name: value for name, value in [*secrets.items(), *flags.items()] if value is not None})
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(map(str, first["loc"]))

@@ -10,6 +10,7 @@ from server.critics.catalog import CriticCatalog
 from server.critics.roots import CriticRoots
 from server.critics.workers import Workers
 from server.errors import ConflictError
+from server.request.slots import Slots
 from server.request.telemetry import TelemetryReceiver
 from server.settings import NOT_CONFIGURED, Settings
 from server.store.rollouts import RolloutStore
@@ -25,6 +26,7 @@ class QSharpState:
         vocabulary: how many token ids the reference has.
         roots: where critics may be loaded from over HTTP.
         rollouts: the rollout store; None where the server was started without one.
+        slots: bounds how many samples are on their way.
     """
 
     settings: Settings
@@ -35,6 +37,7 @@ class QSharpState:
     roots: CriticRoots
     catalog: CriticCatalog = field(default_factory=CriticCatalog)
     rollouts: RolloutStore | None = None
+    slots: Slots = field(default_factory=lambda: Slots(1))
 
     @property
     def store(self) -> RolloutStore:

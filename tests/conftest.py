@@ -90,7 +90,7 @@ def flags(reference: Path, critics: dict[str, Path], rows: int, blocks: int, lon
         "--served-model-name", "tiny", "--dtype", "float32",
         "--enforce-eager", "--max-model-len", str(longest), "--max-num-seqs", str(rows), "--max-num-batched-tokens",
         str(BUDGET), "--block-size", str(BLOCK), "--num-gpu-blocks-override", str(blocks), "--enable-prefix-caching",
-        "--kv-cache-memory-bytes", "50000000", "--additional-config", settings_of(longest),
+        "--kv-cache-memory-bytes", "50000000", "--max-queued", "1000", "--additional-config", settings_of(longest),
     ]  # fmt: skip
 
 

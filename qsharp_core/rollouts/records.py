@@ -7,23 +7,35 @@ trainer never trains on earlier positions.
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from qsharp_core.errors import RolloutError
+from qsharp_core.rollouts.text import DEEPEST, is_deeper
+from qsharp_core.wire.guidance import ETA_RANGE
 
+UNNAMED = "default"  # owns what is stored by a server without named keys, and what was stored before there were owners
+LARGEST = 1e9  # of rewards, values and KL: sums of very many of them are still exact to many digits, and finite
+LATEST = 1e11  # seconds since the epoch
 Route = Literal["completion", "chat"]
 TOKEN_LIMIT = 2**31  # token ids are stored as int32
 
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """One reward in a rollout's history; `source` says who judged, `created` when, in seconds since the epoch."""
+    """One reward in a rollout's history.
+
+    Attributes:
+        source: who or what judged, in the giver's words.
+        created: when, in seconds since the epoch.
+        given_by: the holder of the key that it was given with; None where it was given before this was noted.
+    """
 
     reward: float
     source: str | None
     created: float
+    given_by: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +62,7 @@ class Rollout:
 
     Attributes:
         id: unique, `rol_` and hex digits where this project made it.
+        owner: the holder of the key that it was sampled with.
         request_id: the response's id; choices of one response share it and `created`.
         choice: the choice's index in its response.
         route: which of OpenAI's routes it came from.
@@ -81,6 +94,7 @@ class Rollout:
     completion_token_ids: Sequence[int]
     prompt_text: str | None
     completion_text: str
+    owner: str = UNNAMED
     messages: Sequence[Any] | None = None
     response: Mapping[str, Any] | None = None
     sampling: Sampling = field(default_factory=Sampling)
@@ -109,16 +123,20 @@ class Rollout:
             ids = getattr(self, name)
             if ids and not (min(ids) >= 0 and max(ids) < TOKEN_LIMIT):
                 raise self._wrong(name, f"token ids from 0 to {TOKEN_LIMIT - 1}")
-        if not self.id or not self.id.isprintable():
-            raise self._wrong("id", "printable text")
+        for name in ("id", "owner"):
+            if not (text := getattr(self, name)) or not text.isprintable():
+                raise self._wrong(name, "printable text")
+        if self.choice < 0:
+            raise self._wrong("choice", "at least 0")
         if self.route not in get_args(Route):
             raise self._wrong("route", " or ".join(get_args(Route)))
-        numbers = ("created", "kl", "value", "eta", "reward")
-        for name in numbers:
-            if (value := getattr(self, name)) is not None and not math.isfinite(value):
-                raise self._wrong(name, "finite")
-        if not all(math.isfinite(entry.reward) and math.isfinite(entry.created) for entry in self.rewards):
-            raise self._wrong("rewards", "finite")
+        self._check_numbers()
+        self.check_forms()
+        for name in ("messages", "response", "guidance", "metadata"):
+            if is_deeper(getattr(self, name), DEEPEST):
+                raise self._wrong(name, f"nested at most {DEEPEST} deep")
+        if is_deeper(self.sampling.other, DEEPEST):
+            raise self._wrong("sampling", f"nested at most {DEEPEST} deep")
         if (self.parent_id is None) != (self.cut is None):
             raise self._wrong("cut", "given together with parent_id")
         if self.cut is not None and not 1 <= self.cut <= length:
@@ -132,6 +150,50 @@ class Rollout:
             raise self._wrong("first_valid_position", f"from 0 to {length - 1}, or null")
         if self.cut is not None and first < self.cut - 1:
             raise self._wrong("first_valid_position", f"at least cut - 1 = {self.cut - 1}: tokens before were guided")
+
+    def check_forms(self) -> None:
+        """Checks the form of what is stored as JSON, which answers about a rollout rely on.
+
+        Raises:
+            RolloutError: names the field.
+        """
+        if not (isinstance(self.metadata, Mapping) and all(isinstance(v, str) for v in self.metadata.values())):
+            raise self._wrong("metadata", "an object with strings as values")
+        if self.messages is not None and not (
+            isinstance(self.messages, list | tuple) and all(isinstance(message, Mapping) for message in self.messages)
+        ):
+            raise self._wrong("messages", "a list of objects")
+        if not isinstance(self.guidance, Mapping | None):
+            raise self._wrong("guidance", "an object")
+        if not isinstance(self.sampling.other, Mapping):
+            raise self._wrong("sampling", "an object")
+        if self.response is None:
+            return
+        if not isinstance(self.response, Mapping):
+            raise self._wrong("response", "an object")
+        if not all(isinstance(self.response.get(part, {}), Mapping) for part in ("choice", "request")):
+            raise self._wrong("response", "an object whose choice and request are objects")
+        if not isinstance(self.response.get("created", 0), int):
+            raise self._wrong("response", "an object with a whole number as created")
+
+    def judged_by(self, givers: Collection[str]) -> "Rollout":
+        """The rollout as if nobody but these had given it rewards: its reward is the last one that one of them gave."""
+        rewards = tuple(entry for entry in self.rewards if entry.given_by in givers)
+        return replace(self, rewards=rewards, reward=rewards[-1].reward if rewards else None)
+
+    def _check_numbers(self) -> None:
+        if not 0 <= self.created <= LATEST:
+            raise self._wrong("created", f"from 0 to {LATEST:g}")
+        for name in ("kl", "value", "reward"):
+            if (value := getattr(self, name)) is not None and not abs(value) <= LARGEST:
+                raise self._wrong(name, f"from {-LARGEST:g} to {LARGEST:g}")
+        if self.eta is not None and not ETA_RANGE[0] <= self.eta <= ETA_RANGE[1]:
+            raise self._wrong("eta", f"from {ETA_RANGE[0]:g} to {ETA_RANGE[1]:g}")
+        if not all(abs(entry.reward) <= LARGEST and 0 <= entry.created <= LATEST for entry in self.rewards):
+            raise self._wrong("rewards", f"of {-LARGEST:g} to {LARGEST:g}, created from 0 to {LATEST:g}")
+        law = self.sampling
+        if not all(math.isfinite(value) for value in (law.temperature, law.top_p, law.min_p)):
+            raise self._wrong("sampling", "finite")
 
     def _wrong(self, name: str, accepted: str) -> RolloutError:
         return RolloutError(f"rollout {self.id!r}: {name} must be {accepted}; got {getattr(self, name)!r:.100}", name)

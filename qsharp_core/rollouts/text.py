@@ -4,6 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+DEEPEST = 100  # lists and objects within each other: readers and writers of JSON give up at some depth
+
 
 def to_json(value: Any) -> str:
     """JSON as the store and Parquet files have it: compact, and with `clean` texts.
@@ -13,7 +15,7 @@ def to_json(value: Any) -> str:
     """
     text = _dumps(value)
     if "\\u0000" in text or not _encodable(text):
-        text = _dumps(_clean_all(value))
+        text = _dumps(cleaned(value))
     return text
 
 
@@ -22,6 +24,28 @@ def clean(text: str) -> str:
     if "\0" in text:
         text = text.replace("\0", "\ufffd")
     return text if _encodable(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def cleaned(value: Any) -> Any:
+    """JSON's data with `clean` texts and names."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, Mapping):
+        return {clean(name): cleaned(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [cleaned(inner) for inner in value]
+    return value
+
+
+def is_deeper(value: Any, most: int) -> bool:
+    """Whether more than `most` lists and objects are within each other in JSON's data; the outermost counts, too."""
+    level = [value]
+    for _ in range(most + 1):
+        level = [one for one in level if isinstance(one, Mapping | list | tuple)]
+        if not level:
+            return False
+        level = [inner for one in level for inner in (one.values() if isinstance(one, Mapping) else one)]
+    return True
 
 
 def _dumps(value: Any) -> str:
@@ -34,13 +58,3 @@ def _encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _clean_all(value: Any) -> Any:
-    if isinstance(value, str):
-        return clean(value)
-    if isinstance(value, Mapping):
-        return {clean(name): _clean_all(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_clean_all(inner) for inner in value]
-    return value

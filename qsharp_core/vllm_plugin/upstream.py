@@ -135,6 +135,11 @@ def is_stopping(engine_client: Any) -> bool:
     return not engine_client.engine_core._finalizer.alive
 
 
+def has_died(engine_client: Any) -> bool:
+    """Whether an engine's process ended without being told to."""
+    return bool(engine_client.engine_core.resources.engine_dead)
+
+
 def _keep_hidden_v1(runner_class: type) -> None:
     original = runner_class.sample_tokens  # type: ignore[attr-defined]
     if getattr(original, "_qsharp", False):

@@ -1,7 +1,8 @@
 """The columns of rollouts in a Parquet file: what the server exports and imports, and what the trainer reads.
 
 A column per field of `qsharp_core.rollouts.records.Rollout`. What has no fixed shape is JSON in a text column (`JSON`).
-`rewards` is the history, a list of {reward, source, created}.
+`rewards` is the history, a list of {reward, source, created, given_by}. Files from before rollouts had owners lack
+`owner` and `given_by`, and are still read.
 """
 
 import pyarrow as pa
@@ -9,7 +10,12 @@ import pyarrow as pa
 _TOKENS = pa.list_(pa.int32())
 _REWARDS = pa.list_(
     pa.struct(
-        [pa.field("reward", pa.float64(), False), ("source", pa.string()), pa.field("created", pa.float64(), False)]
+        [
+            pa.field("reward", pa.float64(), False),
+            ("source", pa.string()),
+            pa.field("created", pa.float64(), False),
+            ("given_by", pa.string()),
+        ]
     )
 )
 
@@ -21,6 +27,7 @@ def _required(name: str, kind: pa.DataType) -> pa.Field:
 SCHEMA = pa.schema(
     [
         _required("id", pa.string()),
+        ("owner", pa.string()),
         _required("request_id", pa.string()),
         _required("choice", pa.int32()),
         _required("route", pa.string()),
@@ -60,4 +67,6 @@ SAMPLING = (*POLICY, "seed")
 # Training needs the first, and uses the second where a file has them.
 LABELLED = ("id", "prompt_token_ids", "completion_token_ids", "first_valid_position", "reward")
 DESCRIBED = (*POLICY, "metadata")
-assert {*JSON, *SAMPLING, *LABELLED, *DESCRIBED} <= set(SCHEMA.names)
+# Whose rollouts, and whose rewards.
+OWNER, REWARDS = "owner", "rewards"
+assert {*JSON, *SAMPLING, *LABELLED, *DESCRIBED, OWNER, REWARDS} <= set(SCHEMA.names)

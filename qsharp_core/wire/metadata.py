@@ -2,7 +2,13 @@
 
 The trainer sends them with a request, the server stores them with the rollout, and lists of rollouts are filtered by
 them. `PARENT`, `CUT` and `FORCED` also mean something to the server: with them a request continues a stored rollout.
+
+How much `metadata` may hold is OpenAI's limit, too.
 """
+
+MOST_ENTRIES = 16
+LONGEST_KEY = 64  # characters
+LONGEST_VALUE = 512
 
 PARENT = "qsharp_parent"  # id of the stored rollout that this request continues
 CUT = "qsharp_cut"  # after how many tokens of the parent's completion

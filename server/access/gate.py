@@ -28,6 +28,7 @@ from server.errors import (
     TooLargeError,
     TooManyRequestsError,
     UnauthorizedError,
+    UnavailableError,
     response_of,
 )
 
@@ -35,6 +36,8 @@ MIB = 2**20
 IDLE_SECONDS = 20.0  # that a body may pause
 LEAST_BYTES_A_SECOND = 50_000  # of a body, beyond the first pause
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+HELD_KEY = "qsharp.held"
+UNTIL_THE_END = ("/liveness", "/metrics", "/version")  # answered while the last requests end
 REQUEST_ID = b"x-request-id"
 NOBODY = Principal(UNNAMED)
 
@@ -79,18 +82,26 @@ class Gate:
         if scope.get("method") == "OPTIONS" and "access-control-request-method" in headers:
             await self._inner(scope, receive, send)  # a browser asks whether it may send; this does nothing
             return
-        with ExitStack() as quota:
+        # What is taken for a request until its response has ended, by routes, too (`held`).
+        with ExitStack() as scope[HELD_KEY]:
             try:
                 rule = find_rule(self._app.router.routes, scope)
+                self._check_going(scope)
                 length = self._stated_length(headers, rule.body)
                 scope[SCOPE_KEY] = principal = self._admit(headers, rule.access)
-                quota.enter_context(self._policy.quotas.request(principal.name))
+                held(scope).enter_context(self._policy.quotas.request(principal.name))
                 if length != 0 and rule.body is Body.WHOLE and scope["type"] == "http":
                     receive = await self._whole(receive)
             except HTTPError as error:
                 await _refuse(error, scope, receive, send)
                 return
             await self._inner(scope, receive, send)
+
+    def _check_going(self, scope: Scope) -> None:
+        """Takes no request any more when the server is about to end, so that what is on its way is all there is."""
+        qsharp = getattr(self._app.state, "qsharp", None)
+        if qsharp is not None and qsharp.workers.stopping and scope["path"] not in UNTIL_THE_END:
+            raise UnavailableError("the server is about to end: send this to another one")
 
     def _stated_length(self, headers: Headers, body: Body) -> int | None:
         """What the request says of its body's length in bytes: 0 for none, None where it says nothing."""
@@ -176,6 +187,12 @@ class Gate:
         )
 
 
+def held(scope: Scope) -> ExitStack:
+    """What is given back when the response to this request has ended; routes may add to it."""
+    stack: ExitStack = scope[HELD_KEY]
+    return stack
+
+
 async def _refuse(error: HTTPError, scope: Scope, receive: Receive, send: Send) -> None:
     metrics.REFUSED.labels(_reason(error)).inc()
     if scope["type"] == "websocket":
@@ -188,4 +205,7 @@ async def _refuse(error: HTTPError, scope: Scope, receive: Receive, send: Send) 
 def _reason(error: HTTPError) -> str:
     if isinstance(error, TooManyRequestsError):
         return "quota"
-    return {401: "no_key", 403: "forbidden", 404: "closed", 408: "slow", 413: "too_large"}.get(error.status, "other")
+    reasons = {
+        401: "no_key", 403: "forbidden", 404: "closed", 408: "slow", 413: "too_large", 503: "ending",
+    }  # fmt: skip
+    return reasons.get(error.status, "other")

@@ -5,11 +5,11 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
 
-import vllm.envs as envs
 from fastapi import FastAPI
 from pydantic import SecretStr
 
 from qsharp_core.errors import ConfigError
+from qsharp_core.secret_files import secret
 from server.access.gate import LOOPBACK, MIB, Gate, Policy
 from server.access.keys import KeyRing
 from server.access.quotas import Quotas
@@ -56,14 +56,15 @@ def key_ring(args: Namespace, settings: Settings) -> KeyRing:
     Raises:
         ConfigError: the file of keys cannot be read.
     """
-    # A plain `vllm serve` guards its own routes with these besides.
-    users = [*_plain_keys(args), *(key.get_secret_value() for key in settings.api_keys)]
+    # A plain `vllm serve` guards its own routes with these besides; of ours `settle_keys` has taken them.
+    plain = [] if hasattr(args, "qsharp_api_keys") else _plain_keys(args)
+    users = [*plain, *(key.get_secret_value() for key in settings.api_keys)]
     admin = settings.admin_key.get_secret_value() if settings.admin_key is not None else None
     return KeyRing([key for key in users if key != admin], admin, settings.keys)
 
 
 def _plain_keys(args: Namespace) -> Sequence[str]:
-    return [key for key in args.api_key or [envs.VLLM_API_KEY] if key]
+    return [key for key in args.api_key or [secret("VLLM_API_KEY")] if key]
 
 
 def settle_keys(args: Namespace) -> None:

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
+from qsharp_core.rollouts import records
+
 SCOPE_KEY = "qsharp.principal"  # where the gate leaves it in the ASGI scope
-UNNAMED = "default"  # holds the keys of `--api-key`, and all that is sent to a server without user keys
+UNNAMED = records.UNNAMED  # holds the keys of `--api-key`, and all that is sent to a server without user keys
 
 
 @dataclass(frozen=True)

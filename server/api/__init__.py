@@ -4,9 +4,11 @@
 |---|---|
 | `completions` | `POST /v1/completions`, `POST /v1/chat/completions` |
 | `critics` | `/v1/critics` |
-| `rollouts` | `/v1/rollouts` |
+| `rollouts` | `/v1/rollouts`, but for rewards |
+| `rewards` | `POST /v1/rollouts/{id}/reward`, `POST /v1/rollouts/rewards` |
 | `stored_chat` | `GET`, `POST` and `DELETE` of stored chat completions, as OpenAI has them |
 | `health` | `/liveness`, `/version` |
 
-`queries` reads the query strings of lists, `scoring` the texts that a critic is asked to score.
+`queries` reads the query strings of lists, `bodies` the JSON bodies of the store's routes, `uploads` takes in
+files, `scoring` reads the texts that a critic is asked to score.
 """

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
 from vllm.entrypoints.openai.completion.api_router import create_completion
@@ -17,10 +17,13 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from vllm.utils import random_uuid
 
+from server.access.gate import held
+from server.access.principal import principal_of
 from server.request import recording, schema
 from server.request.admission import admit
 from server.request.call import CALL, UNGUIDED
 from server.request.schema import GuidedChatCompletionRequest, GuidedCompletionRequest, GuidedRequest
+from server.request.slots import samples_of
 from server.state import state_of
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
@@ -59,22 +62,22 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
     state = state_of(raw_request)
     # Names the response, and with it what is stored: not for clients to choose.
     request.request_id = random_uuid()  # type: ignore[attr-defined]
+    until_its_end = held(raw_request.scope)
+    until_its_end.enter_context(state.slots.take(samples_of(request)))
     call = admit(request, state.settings, state.catalog)
+    if call is not None:
+        until_its_end.callback(call.release)
     token, unguided = CALL.set(call), UNGUIDED.set(call is None)
-    response = None
     try:
         if request.store:
             assert call is not None
             body = await raw_request.json()
-            call.recording = await recording.begin(request, body, state.store, state.tokenizer, call.params)
-        response = await create(request, raw_request)
-        return response
+            sender = principal_of(raw_request)
+            call.recording = await recording.begin(request, body, state.store, state.tokenizer, call.params, sender)
+        return await create(request, raw_request)
     finally:
         CALL.reset(token)
         UNGUIDED.reset(unguided)
-        # A stream ends later, and then releases the call itself.
-        if call is not None and not isinstance(response, StreamingResponse):
-            call.release()
 
 
 def attach(app: FastAPI) -> None:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qsharp_core.errors import GuidanceError, QSharpError
 from qsharp_core.wire.guidance import PREFIX
+from server.access.gate import held
 from server.api import completions
 from server.errors import response_of
 from server.request import schema
@@ -51,6 +52,8 @@ class GuideElsewhere:
         waiting = [await receive()]
         try:
             call = _admit(waiting[0].get("body", b""), path, scope)
+            if call is not None:
+                held(scope).callback(call.release)
         except QSharpError as error:
             await response_of(error)(scope, receive, send)
             return
@@ -64,8 +67,6 @@ class GuideElsewhere:
         finally:
             CALL.reset(token)
             UNGUIDED.reset(unguided)
-            if call is not None:
-                call.release()
 
 
 class _Reporting:
@@ -150,6 +151,8 @@ def _admit(body: bytes, path: str, scope: Scope) -> GuidedCall | None:
     if not isinstance(fields, dict):
         return None
     _refuse_private(fields)
+    state = scope["app"].state.qsharp
+    held(scope).enter_context(state.slots.take(_samples(fields)))
     ours = {name: fields[name] for name in ("eta", "guidance") if name in fields}
     if fields.get("store") is True and path != STORES_ITSELF:
         raise _misplaced("store")
@@ -158,7 +161,6 @@ def _admit(body: bytes, path: str, scope: Scope) -> GuidedCall | None:
         if asked is not None:
             raise _misplaced(asked)
         return None
-    state = scope["app"].state.qsharp
     try:
         request = GuidedRequest.model_validate(ours)
     except ValidationError as error:
@@ -173,6 +175,13 @@ def _admit(body: bytes, path: str, scope: Scope) -> GuidedCall | None:
         holders = (fields, fields.get("sampling_params"))
         call.limit_given = any(isinstance(h, dict) and h.get(name) is not None for h in holders for name in LIMITS)
     return call
+
+
+def _samples(fields: Mapping[str, Any]) -> int:
+    """How many samples the request asks for, as far as that can be told before its handler looks at it."""
+    n, messages = fields.get("n"), fields.get("messages")
+    conversations = len(messages) if isinstance(messages, list) and messages and isinstance(messages[0], list) else 1
+    return conversations * (n if isinstance(n, int) and n > 0 else 1)
 
 
 def _refuse_private(fields: Mapping[str, Any]) -> None:

@@ -1,29 +1,37 @@
 """Query strings of the store's lists: filters, a cursor, a limit. An unknown parameter is refused, never ignored."""
 
 import re
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import Annotated, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qsharp_core.errors import GuidanceError
-from server.request.schema import wrong
+from server.request.schema import METADATA_ACCEPTS, Metadata, wrong
 from server.store.filters import Filters, Order
 
 MOST = 1000  # rollouts in one answer
+LONGEST = 1024  # characters of a value
+NAMES = f"a name, or several with commas between them, of at most {LONGEST} characters"
 METADATA = re.compile(r"metadata(?:\.(?P<dotted>.+)|\[(?P<bracketed>.+)\])", re.DOTALL)
+
+
+Short = Annotated[str, Field(max_length=LONGEST)]
 
 
 class FilterQuery(BaseModel):
     """Which rollouts; `metadata.KEY=VALUE` or `metadata[KEY]=VALUE` may be repeated, and all must hold."""
 
     model_config = ConfigDict(extra="forbid")
-    critic: str | None = Field(default=None, description="name, or name@version")
+    critic: Short | None = Field(default=None, description=f"name or name@version, of at most {LONGEST} characters")
     guided: bool | None = Field(default=None, description="true or false")
     has_reward: bool | None = Field(default=None, description="true or false")
     has_valid_position: bool | None = Field(default=None, description="true or false")
-    model: str | None = Field(default=None, description="a model's name")
-    metadata: dict[str, str] = {}
+    model: Short | None = Field(default=None, description=f"a model's name, of at most {LONGEST} characters")
+    owner: Short | None = Field(default=None, description=NAMES)
+    rewarded_by: Short | None = Field(default=None, description=NAMES)
+    metadata: Metadata = Field(default={}, description=METADATA_ACCEPTS)
 
     def filters(self) -> Filters:
         """The same filters as the store takes them."""
@@ -33,6 +41,8 @@ class FilterQuery(BaseModel):
             has_reward=self.has_reward,
             has_valid_position=self.has_valid_position,
             model=self.model,
+            owners=_names(self.owner),
+            rewarded_by=_names(self.rewarded_by),
             metadata=self.metadata,
         )
 
@@ -40,7 +50,7 @@ class FilterQuery(BaseModel):
 class PageQuery(FilterQuery):
     """A page of a list of rollouts."""
 
-    after: str | None = Field(default=None, description="id of the last one of the page before")
+    after: Short | None = Field(default=None, description="id of the last one of the page before")
     limit: int = Field(default=20, ge=1, le=MOST, description=f"a whole number from 1 to {MOST}")
     order: Order = Field(default="asc", description="asc or desc")
 
@@ -49,11 +59,11 @@ class ChatPageQuery(BaseModel):
     """A page of stored chat completions, or of their messages."""
 
     model_config = ConfigDict(extra="forbid")
-    after: str | None = Field(default=None, description="id of the last one of the page before")
+    after: Short | None = Field(default=None, description="id of the last one of the page before")
     limit: int = Field(default=20, ge=1, le=100, description="a whole number from 1 to 100")
     order: Order = Field(default="asc", description="asc or desc")
-    model: str | None = Field(default=None, description="a model's name")
-    metadata: dict[str, str] = {}
+    model: Short | None = Field(default=None, description=f"a model's name, of at most {LONGEST} characters")
+    metadata: Metadata = Field(default={}, description=METADATA_ACCEPTS)
 
 
 AnyQuery = TypeVar("AnyQuery", bound=BaseModel)
@@ -72,7 +82,7 @@ def parse(request: Request, kind: type[AnyQuery]) -> AnyQuery:
         if match is not None:
             metadata[match["dotted"] or match["bracketed"]] = value
         elif name in values and name != "metadata":
-            raise GuidanceError(f"{name} must be given once", name)
+            raise GuidanceError(f"{name:.100} must be given once", name)
         else:
             values[name] = value
     try:
@@ -82,5 +92,9 @@ def parse(request: Request, kind: type[AnyQuery]) -> AnyQuery:
         name = str(first["loc"][0])
         if name not in kind.model_fields:
             known = ", ".join(f"{n}.KEY" if n == "metadata" else n for n in kind.model_fields)
-            raise GuidanceError(f"{name} is not known; this takes {known}", name) from error
+            raise GuidanceError(f"{name:.100} is not known; this takes {known}", name) from error
         raise wrong(name, first["input"], kind.model_fields[name].description or "") from error
+
+
+def _names(listed: str | None) -> Sequence[str]:
+    return [name for name in (listed or "").split(",") if name]

@@ -1,32 +1,31 @@
 """Stored chat completions as OpenAI's API has them: lists and shows them, updates their metadata, deletes them."""
 
 import asyncio
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Literal
 
 from fastapi import APIRouter, FastAPI, Request
-from pydantic import BaseModel, ConfigDict, Strict
+from pydantic import BaseModel, ConfigDict
 
 from qsharp_core.errors import RolloutError
 from qsharp_core.rollouts.records import Rollout
+from server.access.principal import principal_of
+from server.api.bodies import Json, checked, documented, json_object
 from server.api.queries import ChatPageQuery, parse
 from server.errors import NotFoundError
+from server.request.schema import METADATA_ACCEPTS, Metadata
 from server.state import state_of
 from server.store.filters import Filters
-from server.store.rollouts import RolloutStore
 
 PATH = "/v1/chat/completions"
 # Every id begins so; vLLM has routes of its own below this path, which an open parameter would take over.
 ONE = "/chatcmpl-{rest}"
 
 
-Json: TypeAlias = dict[str, Any]  # an object of OpenAI's, whose fields are partly the request's own
-
-
 class UpdateRequest(BaseModel):
     """Body of `POST /v1/chat/completions/{id}`: the metadata that replaces the present one."""
 
     model_config = ConfigDict(extra="forbid")
-    metadata: dict[str, Annotated[str, Strict()]] | None
+    metadata: Metadata | None
 
 
 class Listed(BaseModel):
@@ -56,33 +55,35 @@ async def list_completions(request: Request) -> Listed:
 
     The query's filters are `model` and `metadata[KEY]`; `after`, `limit` and `order` choose the page.
     """
-    store = state_of(request).store
+    store, owner = state_of(request).store, principal_of(request).sees
     query = parse(request, ChatPageQuery)
     filters = Filters(model=query.model, metadata=query.metadata)
-    ids, more = await asyncio.to_thread(store.list_responses, filters, query.after, query.limit, query.order)
-    data = [completion(choices) for name in ids if (choices := await asyncio.to_thread(store.response, name))]
-    return _listed(data, more)
+    responses, more = await asyncio.to_thread(
+        store.responses, filters, query.after, query.limit, query.order, owner=owner
+    )
+    return _listed([completion(choices) for choices in responses], more)
 
 
 @router.get(ONE)
 async def show_completion(rest: str, request: Request) -> Json:
     """Shows a stored chat completion, as it was answered."""
-    return completion(await _get(state_of(request).store, rest))
+    return completion(await _get(request, rest))
 
 
-@router.post(ONE)
-async def update_completion(rest: str, body: UpdateRequest, request: Request) -> Json:
+@router.post(ONE, openapi_extra=documented(UpdateRequest.model_json_schema()))
+async def update_completion(rest: str, request: Request) -> Json:
     """Replaces the metadata of a stored chat completion."""
-    store = state_of(request).store
-    if not await store.set_metadata(_id(rest), body.metadata or {}):
+    store, owner = state_of(request).store, principal_of(request).sees
+    body = checked(await json_object(request), UpdateRequest, {"metadata": METADATA_ACCEPTS})
+    if not await store.set_metadata(_id(rest), body.metadata or {}, owner=owner):
         raise _unknown(rest)
-    return completion(await _get(store, rest))
+    return completion(await _get(request, rest))
 
 
 @router.delete(ONE)
 async def delete_completion(rest: str, request: Request) -> Deleted:
     """Deletes a stored chat completion: all its rollouts, with their rewards."""
-    if not await state_of(request).store.delete(_id(rest)):
+    if not await state_of(request).store.delete(_id(rest), owner=principal_of(request).sees):
         raise _unknown(rest)
     return Deleted(id=_id(rest))
 
@@ -91,7 +92,7 @@ async def delete_completion(rest: str, request: Request) -> Deleted:
 async def list_messages(rest: str, request: Request) -> Listed:
     """Lists the messages that a stored chat completion answers."""
     query = parse(request, ChatPageQuery)
-    choices = await _get(state_of(request).store, rest)
+    choices = await _get(request, rest)
     data = []
     for index, message in enumerate(choices[0].messages or ()):
         content = message.get("content")
@@ -154,8 +155,9 @@ def _listed(data: list[Json], more: bool) -> Listed:
     )
 
 
-async def _get(store: RolloutStore, rest: str) -> list[Rollout]:
-    choices = await asyncio.to_thread(store.response, _id(rest))
+async def _get(request: Request, rest: str) -> list[Rollout]:
+    store, owner = state_of(request).store, principal_of(request).sees
+    choices = await asyncio.to_thread(store.response, _id(rest), owner=owner)
     if not choices:
         raise _unknown(rest)
     return choices

@@ -1,7 +1,6 @@
 """`qsharp critics`: lists and changes the critics of a running server, through `/v1/critics`."""
 
 import argparse
-import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qsharp_core.errors import QSharpError
+from qsharp_core.secret_files import secret
 from qsharp_core.wire.critics import (
     ActivateRequest,
     CriticList,
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--url", default=DEFAULT_URL, help="of the server (default: %(default)s)")
     parser.add_argument(
         "--admin-key",
-        default=os.environ.get("QSHARP_ADMIN_KEY"),
+        default=secret("QSHARP_ADMIN_KEY"),
         help="needed to load, activate and unload (default: QSHARP_ADMIN_KEY)",
     )
     commands = parser.add_subparsers(dest="command", metavar="list|load|activate|rollback|unload|score")

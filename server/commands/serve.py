@@ -10,12 +10,14 @@ from pathlib import Path
 from vllm.logger import configure_logging_from_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from qsharp_core.vllm_plugin import processors
+from qsharp_core.vllm_plugin import processors, upstream
 from qsharp_core.vllm_plugin.settings import DEFAULT_AUDIT_RATE, EngineSettings
 from qsharp_core.wire.guidance import ETA_RANGE
 from server import launch
 from server.access.install import settle_keys
 from server.access.protocol import GuardedProtocol
+from server.errors import EngineDiedError
+from server.plugin import QSharpEndpoints
 from server.presets.known import DEFAULT, PRESETS
 from server.settings import ARGUMENT, Settings
 from server.store.database import ACCEPTED, parse_url
@@ -34,6 +36,7 @@ def main(argv: list[str]) -> None:
 
     Raises:
         ConfigError, CriticError: before anything heavy is started, where the error can be seen that early.
+        EngineDiedError: the server ended because its engine did.
     """
     import uvloop
     from vllm.entrypoints.launchers.api_server.entry import run_server
@@ -45,6 +48,8 @@ def main(argv: list[str]) -> None:
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
     uvloop.run(run_server(args, http=GuardedProtocol))
+    if QSharpEndpoints.engine_client is not None and upstream.has_died(QSharpEndpoints.engine_client):
+        raise EngineDiedError("the engine died; its last words are above")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -170,6 +175,14 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
         dest=ARGUMENT + "max_concurrent",
         default=argparse.SUPPRESS,
         help="requests that one key may have on their way; no limit unless given",
+    )
+    ours.add_argument(
+        "--max-queued",
+        type=int,
+        metavar="N",
+        dest=ARGUMENT + "max_queued",
+        default=argparse.SUPPRESS,
+        help="samples that run or wait; what is more is a 503 (four for each of --max-num-seqs unless given)",
     )
     ours.add_argument(
         "--max-body-mib",

@@ -33,6 +33,11 @@ class Workers:
         self._client = engine_client
         self._engines = upstream.engines_of(engine_client)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether vLLM has begun to stop its engines, even if they still finish the requests that they have."""
+        return upstream.is_stopping(self._client)
+
     async def describe(self, timeout: float = CALL_SECONDS) -> list[CriticStatus]:
         """The loaded versions; with several engines, `users`, `kv_blocks` and `kv_blocks_used` are sums over them."""
         merged: dict[str, CriticStatus] = {}

@@ -19,6 +19,7 @@ def admit(request: GuidedRequest, settings: Settings, catalog: CriticCatalog) ->
     """
     if request.store and settings.rollouts is None:
         raise GuidanceError(f"store must be false, null or absent: {NOT_CONFIGURED}", "store")
+    _check_seed(request)
     if any(name.startswith(PREFIX) for name in getattr(request, "vllm_xargs", None) or {}):
         raise GuidanceError(f"vllm_xargs cannot carry {PREFIX}…: send eta and guidance", "vllm_xargs")
     nested = (request.model_extra or {}).get("extra_body")
@@ -60,6 +61,13 @@ def admit(request: GuidedRequest, settings: Settings, catalog: CriticCatalog) ->
     if call.critic is not None:
         call.release = call.critic.lease(call)
     return call
+
+
+def _check_seed(request: GuidedRequest) -> None:
+    """Refuses a seed from which the choices' own seeds, one more for each, would leave 64 bits."""
+    seed, n = getattr(request, "seed", None), getattr(request, "n", None) or 1
+    if seed is not None and seed + n - 1 >= 2**63:
+        raise GuidanceError(f"seed must be at most {2**63 - n} with n = {n}: each choice has a seed of its own", "seed")
 
 
 def _eta(request: GuidedRequest, options: GuidanceOptions, settings: Settings) -> float | None:

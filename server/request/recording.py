@@ -14,9 +14,11 @@ from typing import Any
 
 from qsharp_core.errors import GuidanceError
 from qsharp_core.rollouts.records import Rollout, Route, first_valid_position, new_id
+from qsharp_core.rollouts.text import DEEPEST, is_deeper
 from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.wire.metadata import CUT, FORCED, PARENT
 from server import metrics
+from server.access.principal import UNNAMED, Principal
 from server.request.draft import Draft, joined_text, sampling_of
 from server.request.schema import ChoiceGuidance, GuidedRequest
 from server.store.rollouts import RolloutStore
@@ -35,6 +37,7 @@ class Recording:
         guidance: what the request is guided by; None if it is not guided.
         body: the request as the client sent it.
         metadata: what the client wants to be kept with the rollouts.
+        owner: whom the rollouts belong to.
         parent, cut: the stored rollout that the request continues, and after how many tokens; None for most requests.
         beginning: these `cut` tokens. The last of them differs from the parent's where the request forces another one.
         created: when the request came, in seconds since the epoch.
@@ -47,6 +50,7 @@ class Recording:
     guidance: GuidanceParams | None
     body: Mapping[str, Any]
     metadata: Mapping[str, str]
+    owner: str = UNNAMED
     parent: Rollout | None = None
     cut: int | None = None
     beginning: Sequence[int] = ()
@@ -119,8 +123,9 @@ class Recording:
             metrics.ROLLOUT_FAILURES.inc()
             logger.exception("rollouts of %s could not be stored", response["id"])
             raise
-        metrics.ROLLOUT_WRITE.observe(time.perf_counter() - started)
-        metrics.ROLLOUTS_STORED.inc(len(rollouts))
+        with metrics.after_the_fact():
+            metrics.ROLLOUT_WRITE.observe(time.perf_counter() - started)
+            metrics.ROLLOUTS_STORED.inc(len(rollouts))
         return {rollout.choice: rollout.id for rollout in rollouts}
 
     def _rollout(
@@ -139,6 +144,7 @@ class Recording:
         guidance = self.guidance
         return Rollout(
             id=new_id(),
+            owner=self.owner,
             request_id=response["id"],
             choice=index,
             route=self.route,
@@ -180,6 +186,7 @@ async def begin(
     store: RolloutStore,
     tokenizer: Any,
     guidance: GuidanceParams | None,
+    sender: Principal,
 ) -> Recording:
     """Starts the recording of a request that has `store: true`.
 
@@ -189,12 +196,17 @@ async def begin(
         store: where its rollouts go.
         tokenizer: the model's; None where it has none.
         guidance: what the request is guided by; None if it is not guided.
+        sender: who sent it, and owns its rollouts.
 
     Raises:
-        GuidanceError: its metadata name a parent that it cannot continue.
+        GuidanceError: its metadata name a parent that it cannot continue, or a field is too deep to be stored.
     """
+    for name, value in body.items():
+        if is_deeper(value, DEEPEST):
+            raise GuidanceError(f"{name} must be nested at most {DEEPEST} deep with store", name)
     metadata = request.metadata or {}
-    recording = Recording(store, tokenizer, "chat" if "messages" in body else "completion", guidance, body, metadata)
+    route: Route = "chat" if "messages" in body else "completion"
+    recording = Recording(store, tokenizer, route, guidance, body, metadata, sender.name)
     if not {PARENT, CUT, FORCED} & metadata.keys():
         return recording
     if PARENT not in metadata or CUT not in metadata:
@@ -203,7 +215,7 @@ async def begin(
         raise _inconsistent(f"{PARENT} needs an unguided request: send eta: null")
     if recording.route != "completion" or not _is_token_ids(body.get("prompt")):
         raise _inconsistent(f"{PARENT} needs a completion request with a prompt of token ids")
-    parent = await asyncio.to_thread(store.get, metadata[PARENT])
+    parent = await asyncio.to_thread(store.get, metadata[PARENT], owner=sender.sees)
     if parent is None:
         raise _inconsistent(f"{PARENT} must be the id of a stored rollout; got {metadata[PARENT]!r:.100}")
     length = len(parent.completion_token_ids)

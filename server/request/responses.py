@@ -58,16 +58,7 @@ def attach_to_stream(events: AsyncGenerator[str, None], call: GuidedCall) -> Asy
 
     A choice of a request that is stored ends only when its rollout is committed, and its chunk has `rollout_id`, too.
     """
-    return _released(_attached(events, call) if call.recording is None else _recorded(events, call), call)
-
-
-async def _released(events: AsyncGenerator[str, None], call: GuidedCall) -> AsyncGenerator[str, None]:
-    try:
-        async with aclosing(events):
-            async for event in events:
-                yield event
-    finally:
-        call.release()
+    return _attached(events, call) if call.recording is None else _recorded(events, call)
 
 
 async def _attached(events: AsyncGenerator[str, None], call: GuidedCall) -> AsyncGenerator[str, None]:

@@ -21,9 +21,23 @@ from qsharp_core.wire.guidance import (
     MethodName,
     TailName,
 )
+from qsharp_core.wire.metadata import LONGEST_KEY, LONGEST_VALUE, MOST_ENTRIES
 
 # A JSON number: no string, no bool, no NaN.
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+
+# OpenAI's limits.
+Metadata = Annotated[
+    dict[
+        Annotated[str, Strict(), Field(max_length=LONGEST_KEY)],
+        Annotated[str, Strict(), Field(max_length=LONGEST_VALUE)],
+    ],
+    Field(max_length=MOST_ENTRIES),
+]
+METADATA_ACCEPTS = (
+    f"an object of at most {MOST_ENTRIES} strings, with names of at most {LONGEST_KEY} and values of at most "
+    f"{LONGEST_VALUE} characters, or null"
+)
 
 
 class GuidanceOptions(BaseModel):
@@ -60,7 +74,7 @@ class GuidedRequest(BaseModel):
     )
     guidance: GuidanceOptions | None = None
     store: Annotated[bool, Strict()] | None = None
-    metadata: dict[str, str] | None = None
+    metadata: Metadata | None = None
 
 
 class GuidedCompletionRequest(GuidedRequest, CompletionRequest):
@@ -125,7 +139,7 @@ def accepts(max_candidates: int) -> dict[str, str]:
         "guidance.method": f"one of {', '.join(METHODS)}",
         "guidance.detail": f"one of {', '.join(DETAILS)}",
         "store": "true, false or null",
-        "metadata": "an object with strings as values, or null",
+        "metadata": METADATA_ACCEPTS,
     }
 
 

@@ -1,13 +1,14 @@
 """Which rollouts a list or an export has, and in which order."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy import Select, exists, func
+from sqlalchemy import ColumnElement, Select, case, exists, func, literal_column
 
+from qsharp_core.rollouts.records import Rollout
 from qsharp_core.rollouts.text import clean
-from server.store.tables import rollouts
+from server.store.tables import rewards, rollouts
 
 Order = Literal["asc", "desc"]  # of commits
 
@@ -20,6 +21,8 @@ class Filters:
         critic: it was guided by `name@version`, or by any version of `name`.
         guided: a critic guided it throughout, or did not.
         metadata: it has all these entries.
+        owners: it belongs to one of these.
+        rewarded_by: only rewards given by one of these count. Without `has_reward` this means that it has one.
         has_reward: it has a reward, or has none.
         has_valid_position: a reward labels a position of it, so that it can be trained on; or none.
         model: the name of the model that it was sampled from.
@@ -28,6 +31,8 @@ class Filters:
     critic: str | None = None
     guided: bool | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    owners: Sequence[str] = ()
+    rewarded_by: Sequence[str] = ()
     has_reward: bool | None = None
     has_valid_position: bool | None = None
     model: str | None = None
@@ -42,7 +47,11 @@ class Filters:
             )
         if self.guided is not None:
             query = query.where(table.eta.is_not(None) if self.guided else table.eta.is_(None))
-        if self.has_reward is not None:
+        if self.owners:
+            query = query.where(table.owner.in_([clean(name) for name in self.owners]))
+        if self.rewarded_by:
+            query = query.where(self._judged() if self.has_reward is not False else ~self._judged())
+        elif self.has_reward is not None:
             query = query.where(table.reward.is_not(None) if self.has_reward else table.reward.is_(None))
         if self.has_valid_position is not None:
             first = table.first_valid_position
@@ -54,6 +63,22 @@ class Filters:
         for name, value in self.metadata.items():
             # A JSON path would not do: SQLite's cannot quote every key.
             each = func.json_each_text if dialect == "postgresql" else func.json_each
-            entry = each(table.metadata).table_valued("key", "value")
+            entry = each(_sound_metadata(dialect)).table_valued("key", "value")
             query = query.where(exists().where(entry.c.key == clean(name), entry.c.value == clean(value)))
         return query
+
+    def _judged(self) -> ColumnElement[bool]:
+        givers = rewards.c.given_by.in_([clean(name) for name in self.rewarded_by])
+        return exists().where(rewards.c.rollout_id == rollouts.c.id, givers)
+
+    def view(self, found: Sequence[Rollout]) -> list[Rollout]:
+        """The rollouts with the rewards that count."""
+        return [one.judged_by(self.rewarded_by) for one in found] if self.rewarded_by else list(found)
+
+
+def _sound_metadata(dialect: str) -> ColumnElement[Any]:
+    """A row's metadata, or none if it is no JSON object: otherwise that row would make the whole query fail."""
+    column = rollouts.c.metadata
+    if dialect == "postgresql":
+        return case((func.json_typeof(column) == "object", column), else_=literal_column("'{}'::json"))
+    return case((func.json_valid(column), column), else_=literal_column("'{}'"))

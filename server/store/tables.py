@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import JSON
 
-from qsharp_core.rollouts.records import Reward, Rollout, Sampling
+from qsharp_core.rollouts.records import UNNAMED, Reward, Rollout, Sampling
 from qsharp_core.rollouts.text import clean
 from qsharp_core.wire.columns import SAMPLING
 
@@ -42,6 +42,7 @@ rollouts = Table(
     metadata,
     Column("seq", Serial, primary_key=True, autoincrement=True),  # in the order of commits: the cursor of lists
     Column("id", Text, nullable=False),
+    Column("owner", Text, nullable=False, server_default=UNNAMED),
     Column("request_id", Text, nullable=False),
     Column("choice", Integer, nullable=False),
     Column("route", Text, nullable=False),
@@ -73,6 +74,7 @@ rollouts = Table(
     Column("response", JSON(none_as_null=True)),
     Index("ix_rollouts_id", "id", unique=True),
     Index("ix_rollouts_request_id", "request_id"),
+    Index("ix_rollouts_owner_seq", "owner", "seq"),
     sqlite_autoincrement=True,  # a cursor must not come again after the last row was deleted
 )
 
@@ -86,16 +88,19 @@ rewards = Table(
     Column("reward", Double, nullable=False),
     Column("source", Text),
     Column("created", Double, nullable=False),
+    Column("given_by", Text),
     Index("ix_rewards_rollout_id", "rollout_id"),
 )
 
 _SAME = (
-    "id", "request_id", "choice", "route", "created", "model", "eta", "method", "critic", "first_valid_position",
-    "parent_id", "cut", "kl", "value", "finish_reason", "reward", "prompt_text", "completion_text", "messages",
-    "response", "guidance",
+    "id", "owner", "request_id", "choice", "route", "created", "model", "eta", "method", "critic",
+    "first_valid_position", "parent_id", "cut", "kl", "value", "finish_reason", "reward", "prompt_text",
+    "completion_text", "messages", "response", "guidance",
 )  # fmt: skip
 Parameters = dict[str, Any]  # of an insert, by the name of the column
-_TEXTS = ("request_id", "model", "prompt_text", "completion_text", "finish_reason")
+_TEXTS = (
+    "request_id", "model", "prompt_text", "completion_text", "finish_reason", "method", "critic", "parent_id", "owner",
+)  # fmt: skip
 
 
 def to_row(rollout: Rollout) -> Parameters:
@@ -113,9 +118,13 @@ def to_row(rollout: Rollout) -> Parameters:
 
 
 def from_row(row: Row[Any], history: Iterable[Reward] = ()) -> Rollout:
-    """The rollout of a whole row of `rollouts`; `history` is the rewards that it was given."""
+    """The rollout of a whole row of `rollouts`; `history` is the rewards that it was given.
+
+    Raises:
+        ValueError: the row has something that no rollout has.
+    """
     fields: Parameters = dict(row._mapping)
-    return Rollout(
+    rollout = Rollout(
         **{name: fields[name] for name in _SAME},
         sampling=Sampling(**{name: fields[name] for name in SAMPLING}, other=fields["sampling_other"]),
         metadata=fields["metadata"],
@@ -123,6 +132,8 @@ def from_row(row: Row[Any], history: Iterable[Reward] = ()) -> Rollout:
         completion_token_ids=unpack(fields["completion_token_ids"]),
         rewards=tuple(history),
     )
+    rollout.check_forms()
+    return rollout
 
 
 def pack(token_ids: Sequence[int]) -> bytes:

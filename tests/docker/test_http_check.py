@@ -1,6 +1,7 @@
 """The part of the deployment's check that needs no Docker engine, against the processes that `compose.yaml` starts."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,24 +9,31 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import http_check
+import make_secrets
+from server.access import keys
 from tests.support.compose import filled_in, load
 from trainer.serving import serve
 
-USER, GRACE = "user-secret", 90.0
-SETTINGS = {**http_check.SETTINGS, "API_KEY": USER, "ADMIN_KEY": "admin-secret", "LOOK_SECONDS": 1}
+GRACE = 90.0
+SETTINGS = {**http_check.SETTINGS, "LOOK_SECONDS": 1}
 
 
-def started_with(service: str) -> tuple[list[str], dict[str, str]]:
-    """Command and environment of a service of `compose.yaml`."""
+def started_with(service: str, folder: Path) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a service of `compose.yaml`, its secrets among these as files."""
     described = load("compose.yaml")["services"][service]
     environment = {name: filled_in(value, SETTINGS) for name, value in described["environment"].items()}
-    return filled_in(described["command"], SETTINGS).split(), environment
+    mounted = folder / f"secrets-of-{service}"
+    mounted.mkdir()
+    for name in described["secrets"]:
+        shutil.copy(folder / "secrets" / name, mounted)
+    environment = {name: value.replace("/run/secrets", str(mounted)) for name, value in environment.items()}
+    return filled_in(described["command"], SETTINGS).split(), {**environment, "QSHARP_SECRETS_DIR": str(mounted)}
 
 
 @contextmanager
 def training(url: str, folder: Path) -> Iterator[None]:
     """The trainer, as a process beside the server."""
-    words, environment = started_with("trainer")
+    words, environment = started_with("trainer", folder)
     words = [word.replace("http://server:8000", url).replace("/var/lib/qsharp", str(folder)) for word in words]
     log = folder / "trainer.log"
     with log.open("wb") as output:
@@ -44,15 +52,19 @@ def training(url: str, folder: Path) -> Iterator[None]:
 
 
 def test_the_check_passes(tmp_path: Path) -> None:
-    (command, *words), environment = started_with("server")
+    make_secrets.make(tmp_path / "secrets")
+    user = (tmp_path / "secrets" / "vllm_api_key").read_text()
+    (command, *words), environment = started_with("server", tmp_path)
     flags = [word.replace("/var/lib/qsharp", str(tmp_path)) for word in words]
+    environment["QSHARP_KEYS"] = str(tmp_path / "keys.json")
+    keys.add(tmp_path / "keys.json", "somebody")
     environment["QSHARP_ROLLOUTS"] = f"sqlite:///{tmp_path / 'rollouts.db'}"
     assert command == "serve"
     with ExitStack() as server:
         url = server.enter_context(serve(flags, tmp_path / "server.log", environment, grace=GRACE))
         with training(url, tmp_path):
-            api = http_check.Api(url, USER)
-            http_check.keys(url, USER)
+            api = http_check.Api(url, user)
+            http_check.keys(url, user)
             http_check.guided(api)
             http_check.learning(api)
             http_check.metrics(api.samples)

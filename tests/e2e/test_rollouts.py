@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM
 
 from server.store.filters import Filters
 from server.store.rollouts import RolloutStore
-from tests.conftest import Server
+from tests.conftest import ADMIN_KEY, Server
 from tests.support import models
 from trainer.rollouts.branching import LISTED, listed_in_choice, listed_in_prompt, with_alternatives
 from trainer.serving import serve
@@ -50,7 +50,7 @@ def arguments(root: Path) -> list[str]:
     return [
         str(reference), "--critic", str(critic), "--served-model-name", "tiny", "--dtype", "float32",
         "--enforce-eager", "--max-model-len", "512", "--max-num-seqs", "16", "--kv-cache-memory-bytes", "50000000",
-        "--enable-auto-tool-choice", "--tool-call-parser", "pythonic",
+        "--enable-auto-tool-choice", "--tool-call-parser", "pythonic", "--admin-key", ADMIN_KEY,
         "--rollouts", f"sqlite:///{root / 'rollouts.db'}",
     ]  # fmt: skip
 
@@ -537,18 +537,24 @@ def test_export_and_import(http: httpx.Client, tmp_path: Path) -> None:
     assert pq.read_table(io.BytesIO(http.get("/v1/rollouts/export?metadata.run=none").content)).num_rows == 0
     new = table.set_column(0, "id", [[*ids[:2], "rol_" + uuid.uuid4().hex]])
     pq.write_table(new, tmp_path / "r.parquet")
-    body = (tmp_path / "r.parquet").read_bytes()
+    body, admin = (tmp_path / "r.parquet").read_bytes(), {"Authorization": f"Bearer {ADMIN_KEY}"}
     result = {"object": "rollouts.import", "imported": 1, "skipped": 2}
-    assert http.post("/v1/rollouts/import", content=body).json() == result
-    assert http.post("/v1/rollouts/import", content=body).json() == {**result, "imported": 0, "skipped": 3}
+    error_of(http.post("/v1/rollouts/import", content=body), 401)
+    assert http.post("/v1/rollouts/import", content=body, headers=admin).json() == result
+    assert http.post("/v1/rollouts/import", content=body, headers=admin).json() == {
+        **result,
+        "imported": 0,
+        "skipped": 3,
+    }
     assert len(http.get(f"/v1/rollouts?metadata.run={run}").json()["data"]) == 4
     wrong = table.set_column(table.column_names.index("kl"), "kl", [[0.0, 0.0, float("nan")]])
     wrong = wrong.set_column(0, "id", [[f"rol_{i}" for i in range(3)]])
     pq.write_table(wrong, tmp_path / "w.parquet")
-    error = error_of(http.post("/v1/rollouts/import", content=(tmp_path / "w.parquet").read_bytes()), 400)
+    content = (tmp_path / "w.parquet").read_bytes()
+    error = error_of(http.post("/v1/rollouts/import", content=content, headers=admin), 400)
     assert error["param"] == "kl"
     error_of(http.get("/v1/rollouts/rol_0"), 404)  # nothing of it was taken
-    error_of(http.post("/v1/rollouts/import", content=b"nothing"), 400)
+    error_of(http.post("/v1/rollouts/import", content=b"nothing", headers=admin), 400)
     error_of(http.get("/v1/rollouts/export?limit=1"), 400)
 
 
@@ -681,8 +687,8 @@ def test_nothing_that_a_client_saw_is_lost_by_a_kill(tmp_path: Path) -> None:
         with serve(given, tmp_path / "log") as url:
             asyncio.run(killed(url))
     store = RolloutStore(str(tmp_path / "rollouts.db"))
-    found = {r.id: r for batch in store.batches(Filters(), 1000) for r in batch}
-    count = sum(len(batch) for batch in store.batches(Filters(), 1000))
+    found = {r.id: r for batch in store.batches(Filters(), 1000, owner=None) for r in batch}
+    count = sum(len(batch) for batch in store.batches(Filters(), 1000, owner=None))
     store.close()
     assert count == len(found)
     assert len(seen) >= 30

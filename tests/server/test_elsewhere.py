@@ -8,27 +8,35 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
+from server.access.gate import Gate, Policy
+from server.access.keys import KeyRing
+from server.access.quotas import Quotas
 from server.api.elsewhere import GuideElsewhere
+from server.request.slots import Slots
 from server.settings import Settings
 
 
-def app() -> FastAPI:
+def app() -> Gate:
     made = FastAPI()
     made.add_middleware(GuideElsewhere)
-    made.state.qsharp = SimpleNamespace(settings=Settings())
+    workers = SimpleNamespace(stopping=False)
+    made.state.qsharp = SimpleNamespace(settings=Settings(), slots=Slots(10), workers=workers)
 
     @made.post("/{path:path}")
     async def echo(path: str, request: Request) -> Any:
         return {"length": len(await request.body())}
 
-    return made
+    policy = Policy(keys=KeyRing(["user"], "boss"), quotas=Quotas(), max_body=10**6)
+    return Gate(made, made, policy)
 
 
 def post(path: str, content: bytes, kind: str = "application/json") -> httpx.Response:
     async def call() -> httpx.Response:
         transport = httpx.ASGITransport(app())
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.post(path, content=content, headers={"content-type": kind})
+            return await client.post(
+                path, content=content, headers={"content-type": kind, "authorization": "Bearer boss"}
+            )
 
     import asyncio
 

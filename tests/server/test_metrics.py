@@ -11,7 +11,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from qsharp_core.vllm_plugin.telemetry import AuditResult, StepFacts
 from server import metrics
-from server.store.rollouts import Prediction, RewardResult
+from server.store.rewards import Prediction, RewardResult
 from tests.server.test_schema import described
 
 

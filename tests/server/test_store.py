@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,16 +18,16 @@ from typing import Any, TypeVar
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import NullPool, create_engine, text
+from sqlalchemy import text
 
 from qsharp_core.errors import ConfigError, RolloutError, StoreError
 from qsharp_core.rollouts.records import Rollout, Sampling, new_id
-from server.store import rollouts as rollout_store
+from server.store import rewards as store_rewards
 from server.store import tables, writer
-from server.store.database import parse_url
 from server.store.filters import Filters
-from server.store.rollouts import GivenReward, Imported, Prediction, RewardResult, RolloutStore
-from tests.support.postgres import postgres
+from server.store.rewards import GivenReward, Prediction, RewardResult
+from server.store.rollouts import Imported, RolloutStore
+from tests.server.conftest import outside
 
 Result = TypeVar("Result")
 # Of what `made` makes.
@@ -65,37 +65,6 @@ def unguided(**fields: Any) -> Rollout:
     return made(**{**none, "first_valid_position": 0, **fields})
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgres() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """An empty database."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'rollouts.db'}"
-    url: str = request.getfixturevalue("server")
-    outside(url, "DROP SCHEMA public CASCADE", "CREATE SCHEMA public")
-    return url
-
-
-@pytest.fixture
-def store(url: str) -> Iterator[RolloutStore]:
-    opened = RolloutStore(url)
-    yield opened
-    opened.close()
-
-
-def outside(url: str, *statements: str) -> None:
-    """Runs SQL past the store."""
-    engine = create_engine(parse_url(url), poolclass=NullPool)
-    with engine.begin() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
-
-
 def run(work: Awaitable[Result]) -> Result:
     async def awaited() -> Result:
         return await work
@@ -110,34 +79,34 @@ def test_every_field_comes_back(store: RolloutStore) -> None:
     chat = made(route="chat", messages=[{"role": "user", "content": "hi"}], response={"choice": {"index": 0}})
     child = unguided(parent_id=chat.id, cut=2, first_valid_position=1, prompt_text=None)
     run(store.add([chat, child]))
-    assert store.get(chat.id) == chat
-    assert store.get(child.id) == child
-    assert store.get("rol_none") is None
+    assert store.get(chat.id, owner=None) == chat
+    assert store.get(child.id, owner=None) == child
+    assert store.get("rol_none", owner=None) is None
 
 
 def test_text_that_databases_do_not_take_is_stored_with_a_mark(store: RolloutStore) -> None:
     odd = made(completion_text="a\0b\ud800c", messages=[{"content": "\0\\u0000"}], metadata={"k\0": "\udfff"})
     run(store.add([odd]))
-    found = store.get(odd.id)
+    found = store.get(odd.id, owner=None)
     assert found is not None
     assert found.completion_text == "a\ufffdb\ufffdc"
     assert found.messages == [{"content": "\ufffd\\u0000"}]
     assert found.metadata == {"k\ufffd": "\ufffd"}
-    assert store.page(Filters(metadata={"k\0": "\udfff"})).data == [found]
+    assert store.page(Filters(metadata={"k\0": "\udfff"}), owner=None).data == [found]
 
 
 def test_pages_are_in_the_order_of_commits(store: RolloutStore) -> None:
     several = [made() for _ in range(7)]
     for one in several:
         run(store.add([one]))
-    first = store.page(Filters(), limit=3)
+    first = store.page(Filters(), limit=3, owner=None)
     assert (first.data, first.more) == (several[:3], True)
-    second = store.page(Filters(), after=first.data[-1].id, limit=4)
+    second = store.page(Filters(), after=first.data[-1].id, limit=4, owner=None)
     assert (second.data, second.more) == (several[3:], False)
-    assert store.page(Filters(), limit=2, order="desc").data == several[:4:-1]
-    assert store.page(Filters(), after=several[2].id, limit=9, order="desc").data == several[1::-1]
+    assert store.page(Filters(), limit=2, order="desc", owner=None).data == several[:4:-1]
+    assert store.page(Filters(), after=several[2].id, limit=9, order="desc", owner=None).data == several[1::-1]
     with pytest.raises(RolloutError, match="after"):
-        store.page(Filters(), after="rol_none")
+        store.page(Filters(), after="rol_none", owner=None)
 
 
 @pytest.mark.parametrize(
@@ -171,11 +140,11 @@ def test_filters(store: RolloutStore, filters: Filters, wanted: str) -> None:
         "d": unguided(metadata={"run": "2"}),
     }
     run(store.add(list(several.values())))
-    run(store.add_rewards([GivenReward(several["b"].id, 1.0)]))
-    found = [r.id for r in store.page(filters).data]
+    run(store.add_rewards([GivenReward(several["b"].id, 1.0)], owner=None, given_by="me"))
+    found = [r.id for r in store.page(filters, owner=None).data]
     assert found == [several[name].id for name in wanted]
-    assert [r.id for batch in store.batches(filters, 2) for r in batch] == found
-    assert store.count(filters) == len(found)
+    assert [r.id for batch in store.batches(filters, 2, owner=None) for r in batch] == found
+    assert store.count(filters, owner=None) == len(found)
 
 
 def test_a_position_beyond_the_completion_is_not_valid(store: RolloutStore) -> None:
@@ -183,14 +152,14 @@ def test_a_position_beyond_the_completion_is_not_valid(store: RolloutStore) -> N
     length = len(made().completion_token_ids)
     positions = [None, 0, length - 1, length, length + 1]
     run(store.add([made(first_valid_position=position) for position in positions]))
-    valid = [r.first_valid_position for r in store.page(Filters(has_valid_position=True)).data]
+    valid = [r.first_valid_position for r in store.page(Filters(has_valid_position=True), owner=None).data]
     assert valid == [0, length - 1]
-    assert store.count(Filters(has_valid_position=False)) == 3
+    assert store.count(Filters(has_valid_position=False), owner=None) == 3
 
 
 def test_batches_are_what_was_there_when_they_began(store: RolloutStore) -> None:
     run(store.add([made() for _ in range(5)]))
-    batches = store.batches(Filters(), 2)
+    batches = store.batches(Filters(), 2, owner=None)
     sizes = [len(next(batches))]
     run(store.add([made()]))
     sizes += [len(batch) for batch in batches]
@@ -223,9 +192,11 @@ def test_a_reward_that_is_there_changes_nothing_and_another_replaces_it(store: R
     one = made()
     run(store.add([one]))
     for reward, source, changed in [(0.5, "a", True), (0.5, "b", False), (-1.0, None, True), (0.5, "a", True)]:
-        given = run(store.add_rewards([GivenReward(one.id, reward, source)]))
-        assert given == [RewardResult(one.id, reward, changed, PREDICTED)]
-    found = store.get(one.id)
+        given = run(store.add_rewards([GivenReward(one.id, reward, source)], owner=None, given_by="me"))
+        (result,) = given
+        assert result is not None
+        assert result._replace(history=()) == RewardResult(one.id, reward, changed, PREDICTED)
+    found = store.get(one.id, owner=None)
     assert found is not None
     assert found.reward == 0.5
     assert [(r.reward, r.source) for r in found.rewards] == [(0.5, "a"), (-1.0, None), (0.5, "a")]
@@ -235,11 +206,17 @@ def test_a_reward_that_is_there_changes_nothing_and_another_replaces_it(store: R
 def test_a_batch_of_rewards_is_given_whole_or_not(store: RolloutStore) -> None:
     one, two = made(), made()
     run(store.add([one, two]))
-    results = run(store.add_rewards([GivenReward(one.id, 1.0), GivenReward("rol_none", 1.0)]))
+    results = run(
+        store.add_rewards([GivenReward(one.id, 1.0), GivenReward("rol_none", 1.0)], owner=None, given_by="me")
+    )
     assert results[1] is None
-    assert [r.reward for r in store.page(Filters()).data] == [None, None]
-    run(store.add_rewards([GivenReward(one.id, 1.0), GivenReward(two.id, 2.0), GivenReward(one.id, 3.0)]))
-    assert [r.reward for r in store.page(Filters()).data] == [3.0, 2.0]
+    assert [r.reward for r in store.page(Filters(), owner=None).data] == [None, None]
+    run(
+        store.add_rewards(
+            [GivenReward(one.id, 1.0), GivenReward(two.id, 2.0), GivenReward(one.id, 3.0)], owner=None, given_by="me"
+        )
+    )
+    assert [r.reward for r in store.page(Filters(), owner=None).data] == [3.0, 2.0]
 
 
 def test_one_wrong_batch_does_not_touch_others_in_its_group(store: RolloutStore) -> None:
@@ -248,17 +225,22 @@ def test_one_wrong_batch_does_not_touch_others_in_its_group(store: RolloutStore)
     async def both() -> list[Any]:
         await store.add([one])
         given = ([GivenReward("rol_none", 1.0), GivenReward(one.id, 1.0)], [GivenReward(one.id, 2.0)])
-        return list(await asyncio.gather(*map(store.add_rewards, given)))
+        return list(await asyncio.gather(*(store.add_rewards(items, owner=None, given_by="me") for items in given)))
 
     wrong, right = run(both())
     assert wrong[0] is None
-    assert right == [RewardResult(one.id, 2.0, True, PREDICTED)]
-    found = store.get(one.id)
+    assert [result._replace(history=()) for result in right] == [RewardResult(one.id, 2.0, True, PREDICTED)]
+    found = store.get(one.id, owner=None)
     assert found is not None
     assert [r.reward for r in found.rewards] == [2.0]
 
 
 # -- stored chat completions
+
+
+def listed(store: RolloutStore, *page: Any) -> tuple[list[str], bool]:
+    responses, more = store.responses(*page, owner=None)
+    return [choices[0].request_id for choices in responses], more
 
 
 def test_a_response_is_its_choices(store: RolloutStore) -> None:
@@ -268,32 +250,22 @@ def test_a_response_is_its_choices(store: RolloutStore) -> None:
     a, b, c = choices("chatcmpl-a", 1.0), choices("chatcmpl-b", 2.0), choices("chatcmpl-c", 3.0, model="other")
     run(store.add([a[1], b[0]]))
     run(store.add([a[0], b[1], *c, made(request_id="cmpl-d")]))
-    assert store.response("chatcmpl-a") == a
-    assert store.response("cmpl-d") == []
-    assert store.list_responses(Filters(), None, 2, "asc") == (["chatcmpl-a", "chatcmpl-b"], True)
-    assert store.list_responses(Filters(), "chatcmpl-b", 2, "asc") == (["chatcmpl-c"], False)
-    assert store.list_responses(Filters(), None, 1, "desc") == (["chatcmpl-c"], True)
-    assert store.list_responses(Filters(model="tiny"), None, 9, "desc") == (["chatcmpl-b", "chatcmpl-a"], False)
+    assert store.response("chatcmpl-a", owner=None) == a
+    assert store.response("cmpl-d", owner=None) == []
+    assert listed(store, Filters(), None, 2, "asc") == (["chatcmpl-a", "chatcmpl-b"], True)
+    assert listed(store, Filters(), "chatcmpl-b", 2, "asc") == (["chatcmpl-c"], False)
+    assert listed(store, Filters(), None, 1, "desc") == (["chatcmpl-c"], True)
+    assert listed(store, Filters(model="tiny"), None, 9, "desc") == (["chatcmpl-b", "chatcmpl-a"], False)
     with pytest.raises(RolloutError, match="after"):
-        store.list_responses(Filters(), "cmpl-d", 2, "asc")
-    assert run(store.set_metadata("chatcmpl-a", {"x": "y"}))
-    assert [r.metadata for r in store.response("chatcmpl-a")] == [{"x": "y"}] * 2
-    assert not run(store.set_metadata("chatcmpl-z", {}))
-    run(store.add_rewards([GivenReward(b[0].id, 1.0)]))
-    assert run(store.delete("chatcmpl-b"))
-    assert not run(store.delete("chatcmpl-b"))
-    assert store.get(b[0].id) is None
-    assert len(store.page(Filters()).data) == 5
-
-
-def test_of_two_responses_with_one_id_the_latest_counts(store: RolloutStore) -> None:
-    old, new = made(request_id="chatcmpl-a", route="chat"), made(request_id="chatcmpl-a", route="chat", created=2.0)
-    run(store.add([old]))
-    run(store.add([new]))
-    assert store.response("chatcmpl-a") == [new]
-    assert store.list_responses(Filters(), None, 9, "asc") == (["chatcmpl-a"], False)
-    assert run(store.delete("chatcmpl-a"))
-    assert store.response("chatcmpl-a") == [old]
+        listed(store, Filters(), "cmpl-d", 2, "asc")
+    assert run(store.set_metadata("chatcmpl-a", {"x": "y"}, owner=None))
+    assert [r.metadata for r in store.response("chatcmpl-a", owner=None)] == [{"x": "y"}] * 2
+    assert not run(store.set_metadata("chatcmpl-z", {}, owner=None))
+    run(store.add_rewards([GivenReward(b[0].id, 1.0)], owner=None, given_by="me"))
+    assert run(store.delete("chatcmpl-b", owner=None))
+    assert not run(store.delete("chatcmpl-b", owner=None))
+    assert store.get(b[0].id, owner=None) is None
+    assert len(store.page(Filters(), owner=None).data) == 5
 
 
 # -- import
@@ -302,24 +274,24 @@ def test_of_two_responses_with_one_id_the_latest_counts(store: RolloutStore) -> 
 def test_importing_twice_changes_nothing(store: RolloutStore) -> None:
     one, two = made(), made()
     run(store.add([one]))
-    run(store.add_rewards([GivenReward(one.id, 1.0, "a"), GivenReward(one.id, 0.0, "b")]))
-    known = store.get(one.id)
+    run(store.add_rewards([GivenReward(one.id, 1.0, "a"), GivenReward(one.id, 0.0, "b")], owner=None, given_by="me"))
+    known = store.get(one.id, owner=None)
     assert known is not None
     other = replace(known, rewards=(), reward=None)
     assert run(store.import_all([other, two, two])) == Imported(1, 2)
     assert run(store.import_all([other, two])) == Imported(0, 2)
-    assert store.get(one.id) == known
-    assert store.get(two.id) == two
+    assert store.get(one.id, owner=None) == known
+    assert store.get(two.id, owner=None) == two
 
 
 def test_history_is_imported(store: RolloutStore, tmp_path: Path) -> None:
     one = made()
     run(store.add([one]))
-    run(store.add_rewards([GivenReward(one.id, 1.0, "a"), GivenReward(one.id, 0.0, "b")]))
+    run(store.add_rewards([GivenReward(one.id, 1.0, "a"), GivenReward(one.id, 0.0, "b")], owner=None, given_by="me"))
     other = RolloutStore(str(tmp_path / "other.db"))
-    (batch,) = store.batches(Filters(), 9)
+    (batch,) = store.batches(Filters(), 9, owner=None)
     run(other.import_all(batch))
-    assert other.get(one.id) == store.get(one.id)
+    assert other.get(one.id, owner=None) == store.get(one.id, owner=None)
     other.close()
 
 
@@ -332,7 +304,7 @@ def test_what_is_there_is_there_after_opening_again(url: str) -> None:
     run(first.add([one]))
     first.close()
     second = RolloutStore(url)
-    assert second.get(one.id) == one
+    assert second.get(one.id, owner=None) == one
     second.close()
 
 
@@ -348,7 +320,7 @@ def test_writes_are_grouped(store: RolloutStore, url: str) -> None:
     run(add())
     assert sum(groups) == 300
     assert len(groups) < 100
-    assert len(store.page(Filters(), limit=1000).data) == 300
+    assert len(store.page(Filters(), limit=1000, owner=None).data) == 300
 
 
 def test_a_wrong_write_fails_alone(store: RolloutStore) -> None:
@@ -361,7 +333,9 @@ def test_a_wrong_write_fails_alone(store: RolloutStore) -> None:
     results = run(add())
     assert isinstance(results.pop(7), StoreError)
     assert results == [None] * 19
-    assert {r.id for r in store.page(Filters(), limit=100).data} == {r.id for r in several if r is not several[7]}
+    assert {r.id for r in store.page(Filters(), limit=100, owner=None).data} == {
+        r.id for r in several if r is not several[7]
+    }
 
 
 def test_a_store_that_is_down_says_so_and_comes_back(store: RolloutStore, url: str) -> None:
@@ -371,7 +345,7 @@ def test_a_store_that_is_down_says_so_and_comes_back(store: RolloutStore, url: s
         run(store.add([one]))
     outside(url, "ALTER TABLE gone RENAME TO rollouts")
     run(store.add([one]))
-    assert store.get(one.id) == one
+    assert store.get(one.id, owner=None) == one
 
 
 def test_a_writer_waits_for_another_process(tmp_path: Path) -> None:
@@ -403,7 +377,7 @@ def test_a_cancelled_write_leaves_the_others(store: RolloutStore) -> None:
 
     run(add())
     run(store.add([made()]))
-    found = {r.id for r in store.page(Filters(), limit=100).data}
+    found = {r.id for r in store.page(Filters(), limit=100, owner=None).data}
     assert found >= {one.id for one in several[1::2]}
 
 
@@ -436,14 +410,14 @@ def test_more_writes_than_the_queue_holds_wait(store: RolloutStore) -> None:
 
     run(add())
     assert most <= 4
-    assert len(store.page(Filters(), limit=1000).data) == 100
+    assert len(store.page(Filters(), limit=1000, owner=None).data) == 100
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 13])
 def test_sizes_about_the_limits_of_a_statement_and_a_transaction(
     store: RolloutStore, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
-    monkeypatch.setattr(rollout_store, "_IN", 4)
+    monkeypatch.setattr(store_rewards, "IN", 4)
     monkeypatch.setattr(writer, "GROUP", 3)
     several = [made(request_id=f"cmpl-{i}") for i in range(count)]
 
@@ -451,13 +425,15 @@ def test_sizes_about_the_limits_of_a_statement_and_a_transaction(
         await asyncio.gather(*(store.add([one]) for one in several))
 
     run(add())
-    results = run(store.add_rewards([GivenReward(one.id, float(i)) for i, one in enumerate(several)]))
+    results = run(
+        store.add_rewards([GivenReward(one.id, float(i)) for i, one in enumerate(several)], owner=None, given_by="me")
+    )
     assert [result.reward for result in results if result is not None] == list(map(float, range(count)))
-    found = [rollout for batch in store.batches(Filters(), 4) for rollout in batch]
+    found = [rollout for batch in store.batches(Filters(), 4, owner=None) for rollout in batch]
     assert {rollout.id: rollout.reward for rollout in found} == {one.id: i for i, one in enumerate(several)}
     assert all(len(rollout.rewards) == 1 for rollout in found)
     pages, after = [], None
-    while (page := store.page(Filters(), after=after, limit=4)).data:
+    while (page := store.page(Filters(), after=after, limit=4, owner=None)).data:
         pages.append(len(page.data))
         after = page.data[-1].id
     assert (sum(pages), max(pages)) == (count, min(count, 4))
@@ -465,7 +441,8 @@ def test_sizes_about_the_limits_of_a_statement_and_a_transaction(
 
 WRITER = """
 import asyncio, sys
-from server.store.rollouts import GivenReward, RolloutStore
+from server.store.rewards import GivenReward
+from server.store.rollouts import RolloutStore
 from tests.server.test_store import made
 
 async def client(store):
@@ -473,7 +450,7 @@ async def client(store):
         one = made()
         await store.add([one])
         print(one.id, flush=True)
-        await store.add_rewards([GivenReward(one.id, 1.0)])
+        await store.add_rewards([GivenReward(one.id, 1.0)], owner=None, given_by="me")
         print(one.id, "1.0", flush=True)
 
 async def main():
@@ -504,7 +481,7 @@ def test_nothing_that_was_confirmed_is_lost_by_a_kill(url: str, tmp_path: Path) 
             name, _, reward = line.partition(" ")
             (rewarded if reward else told).add(name)
     store = RolloutStore(url)
-    found = [r for batch in store.batches(Filters(), 1000) for r in batch]
+    found = [r for batch in store.batches(Filters(), 1000, owner=None) for r in batch]
     store.close()
     assert len(told) > 20
     assert len({r.id for r in found}) == len(found)

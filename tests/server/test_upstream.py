@@ -1,16 +1,20 @@
 """vLLM's inner workings that the server builds on. A failure here says what to look at after an upgrade."""
 
+import asyncio
+import dataclasses
 import inspect
 import os
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from vllm.entrypoints.openai.chat_completion import api_router as chat_router
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion import api_router as completion_router
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient, MPClient
+from vllm.v1.engine.core_client import AsyncMPClient, BackgroundResources, DPLBAsyncMPClient, MPClient
 from vllm.v1.engine.parallel_sampling import ParentRequest
 
 from server import upstream
@@ -83,3 +87,33 @@ def test_a_command_sets_up_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.delenv("VLLM_WORKER_MULTIPROC_METHOD", raising=False)
     upstream.cli_env_setup()
     assert os.environ.pop("VLLM_WORKER_MULTIPROC_METHOD") == "spawn"
+
+
+def test_an_engine_that_died_is_marked() -> None:
+    assert "engine_dead" in {field.name for field in dataclasses.fields(BackgroundResources)}
+    source = inspect.getsource(MPClient.start_engine_core_monitor)
+    # A shutdown that was asked for is none.
+    assert "not _self._finalizer.alive" in source
+    assert "_self.resources.engine_dead = True" in source
+
+
+def test_the_middleware_stack_is_built_by_a_method_that_can_be_wrapped() -> None:
+    app = FastAPI()
+    built = []
+    build = app.build_middleware_stack
+    app.build_middleware_stack = lambda: built.append(1) or build()  # type: ignore[func-returns-value, method-assign]
+    asyncio.run(app({"type": "lifespan", "asgi": {"version": "3.0"}}, _startup(), _ignore))
+    assert built == [1]
+
+
+def _startup() -> Any:
+    messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+
+    async def receive() -> Any:
+        return next(messages)
+
+    return receive
+
+
+async def _ignore(message: Any) -> None:
+    pass

@@ -27,7 +27,8 @@ from fastapi.responses import JSONResponse, Response
 from qsharp_core.errors import QSharpError
 from qsharp_core.rollouts.records import Rollout, Sampling, first_valid_position, new_id
 from server import errors
-from server.api import rollouts
+from server.access.principal import SCOPE_KEY, UNNAMED, Principal, principal_of
+from server.api import rewards, rollouts
 from server.store.filters import Filters
 from server.store.rollouts import RolloutStore
 
@@ -66,6 +67,7 @@ class FakeServer:
         critics: those that are loaded, by key; `root` is the model's folder.
         ids: of rollouts, from their metadata.
         seen: bodies of the sampling requests that were served.
+        keys: their holders; whoever sends another one, or none, is an admin without a name.
     """
 
     store: RolloutStore
@@ -78,9 +80,10 @@ class FakeServer:
     ids: Callable[[dict[str, str]], str] = lambda metadata: new_id()
     delay: float = 0.0
     refuse: Callable[[dict[str, Any]], bool] = lambda body: False
+    keys: dict[str, Principal] = field(default_factory=dict)
 
     def stored(self) -> list[Rollout]:
-        return [one for batch in self.store.batches(Filters(), 1000) for one in batch]
+        return [one for batch in self.store.batches(Filters(), 1000, owner=None) for one in batch]
 
 
 def right(a: int, b: int, c: int) -> str:
@@ -98,13 +101,13 @@ def continued(prompt: str, rng: random.Random, probability: float) -> str:
     return right(a, b, c)[len(match[4]) :]
 
 
-def respond(fake: FakeServer, body: dict[str, Any], chat: bool) -> tuple[list[Rollout], dict[str, Any]]:
+def respond(fake: FakeServer, body: dict[str, Any], chat: bool, owner: str) -> tuple[list[Rollout], dict[str, Any]]:
     """Rollouts of a request, and what its client gets."""
     given = "".join(m["content"] for m in body["messages"]) if chat else body["prompt"]
     prompt = given if isinstance(given, str) else "".join(map(chr, given))
     guidance, metadata = body.get("guidance") or {}, body.get("metadata") or {}
     eta, method = body["eta"], guidance.get("method", "qsharp")
-    parent = fake.store.get(metadata["qsharp_parent"]) if "qsharp_parent" in metadata else None
+    parent = fake.store.get(metadata["qsharp_parent"], owner=None) if "qsharp_parent" in metadata else None
     cut = int(metadata["qsharp_cut"]) if parent else None
     beginning = list(parent.completion_token_ids[:cut]) if parent else []
     if parent:
@@ -125,7 +128,7 @@ def respond(fake: FakeServer, body: dict[str, Any], chat: bool) -> tuple[list[Ro
         whole = [*beginning, *tokens]
         first = first_valid_position(guided=eta is not None, length=len(whole), cut=cut, finish_reason=finish)
         rollout = Rollout(
-            id=fake.ids(metadata), request_id=f"cmpl-{body['seed']}", choice=index,
+            id=fake.ids(metadata), owner=owner, request_id=f"cmpl-{body['seed']}", choice=index,
             route="chat" if chat else "completion", created=time.time(), model=body["model"],
             prompt_token_ids=parent.prompt_token_ids if parent else [ord(c) for c in prompt],
             completion_token_ids=whole, prompt_text=parent.prompt_text if parent else prompt,
@@ -183,10 +186,26 @@ def scored(prompt: list[int], completion: list[int]) -> list[float]:
     return [0.5] * (len(completion) - 1) + [0.6 + noise if good else 0.4 - noise]
 
 
+class Named:
+    """Says whose key a request has, as the gate does."""
+
+    def __init__(self, app: Any, keys: dict[str, Principal]) -> None:
+        self.app = app
+        self.keys = keys
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            key = dict(scope["headers"]).get(b"authorization", b"").decode().removeprefix("Bearer ")
+            scope[SCOPE_KEY] = self.keys.get(key, Principal(UNNAMED, admin=True))
+        await self.app(scope, receive, send)
+
+
 def application(fake: FakeServer) -> FastAPI:
     app = FastAPI()
     app.state.qsharp = SimpleNamespace(store=fake.store, catalog=SimpleNamespace(critics={}))
     app.add_exception_handler(QSharpError, errors.handle)
+    app.add_middleware(Named, keys=fake.keys)
+    rewards.attach(app)
     rollouts.attach(app)
 
     async def sample(request: Request) -> Response:
@@ -201,7 +220,7 @@ def application(fake: FakeServer) -> FastAPI:
         if fake.refuse(body):
             return JSONResponse({"error": {"message": "too long", "param": "prompt", "code": 400}}, status_code=400)
         await asyncio.sleep(fake.delay)
-        made, answer = respond(fake, body, chat="messages" in body)
+        made, answer = respond(fake, body, chat="messages" in body, owner=principal_of(request).name)
         fake.seen.append(body)
         if body.get("store"):
             await fake.store.add(made)

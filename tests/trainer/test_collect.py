@@ -189,7 +189,7 @@ def test_more_branches_go_on_from_what_there_is_and_faults_change_nothing(fake: 
     assert (result.before, result.made + result.found) == (20, 30)
     # Parents that another run sampled are looked at, and nothing of that is stored.
     looked = {tuple(body["prompt"]) for body in fake.seen if body.get("prompt_logprobs")}
-    parents = [fake.store.get(one.parent_id) for one in fake.stored() if one.parent_id is not None]
+    parents = [fake.store.get(one.parent_id, owner=None) for one in fake.stored() if one.parent_id is not None]
     assert looked == {(*one.prompt_token_ids, *one.completion_token_ids) for one in parents if one is not None}
     assert len(by_item(fake)) == 50
     with fake_server.running(f"sqlite:///{tmp_path / 'other.db'}") as other:

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from qsharp_core import cli
-from server.store.rollouts import GivenReward
+from server.store.rewards import GivenReward
 from tests.support import fake_server, models
 from tests.support.fake_server import FakeServer, Loaded
 from tests.trainer.test_runs import assert_same
@@ -303,7 +303,11 @@ def store_rollouts(fake: FakeServer, tmp_path: Path) -> list[str]:
 
 def give(fake: FakeServer, ids: list[str]) -> None:
     """Rewards that are not all alike."""
-    asyncio.run(fake.store.add_rewards([GivenReward(one, float(i % 2), None) for i, one in enumerate(ids)]))
+    asyncio.run(
+        fake.store.add_rewards(
+            [GivenReward(one, float(i % 2), None) for i, one in enumerate(ids)], owner=None, given_by="me"
+        )
+    )
 
 
 def watch_flags(fake: FakeServer, tmp_path: Path, rounds: int) -> list[str]:
@@ -328,12 +332,16 @@ def test_watching_waits_for_new_rewards(fake: FakeServer, tmp_path: Path, monkey
             raise TransientError("the server is away")
         if looks[0] == 4:
             assert "tiny@1" not in fake.critics
-            await fake.store.add_rewards([GivenReward(one, float(i % 2), None) for i, one in enumerate(ids[30:40])])
+            await fake.store.add_rewards(
+                [GivenReward(one, float(i % 2), None) for i, one in enumerate(ids[30:40])], owner=None, given_by="me"
+            )
         if looks[0] == 6:
             fake.critics.pop("tiny@1")  # a restart
         if looks[0] == 8:
             assert fake.critics["tiny@1"].active
-            await fake.store.add_rewards([GivenReward(one, float(i % 2), None) for i, one in enumerate(ids[40:])])
+            await fake.store.add_rewards(
+                [GivenReward(one, float(i % 2), None) for i, one in enumerate(ids[40:])], owner=None, given_by="me"
+            )
         return await count_trainable(*given)
 
     monkeypatch.setattr(watch, "wait_random_exponential", lambda *_: lambda state: 0.01)

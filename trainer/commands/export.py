@@ -22,9 +22,12 @@ def main(argv: list[str]) -> None:
     options.add_filter_arguments(parser)
     parser.add_argument("--has-reward", choices=["true", "false"])
     parser.add_argument("--model", help="sampled from this one")
+    options.add_trust_arguments(parser.add_argument_group("trust"))
     options.add_server_arguments(parser, concurrency=None)
     args = parser.parse_args(argv)
     query = options.filters_of(args)
     query |= {name: value for name in ("has_reward", "model") if (value := getattr(args, name)) is not None}
+    trust = options.trust_of(args)
+    query |= trust.rollouts | trust.rewards
     rows = export(args.url, args.out, query, key=args.api_key, patience=args.patience)
     Console().print(f"{rows} rollouts in {args.out}", highlight=False)

@@ -10,12 +10,12 @@ With --watch it samples nothing: it trains whenever enough of the rollouts that 
 
 import argparse
 import asyncio
-import os
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 from rich.console import Console
 
+from qsharp_core.secret_files import secret
 from qsharp_core.wire.guidance import METHODS
 from trainer.commands import options
 from trainer.commands.interruption import until_told
@@ -31,7 +31,18 @@ from trainer.rewards.verifiers import OWN, TaskRef
 from trainer.rollouts.client import ServerClient
 from trainer.tasks.registry import task_of
 
-LOOPS_OWN = ("--data", "--out", "--name", "--run", "--resume", "--parent", "--tensorboard", "--recommended-eta")
+LOOPS_OWN = (
+    "--data",
+    "--out",
+    "--name",
+    "--run",
+    "--resume",
+    "--parent",
+    "--tensorboard",
+    "--recommended-eta",
+    "--owner",
+    "--rewards-by",
+)
 """Flags of `qsharp train` that the loop sets itself."""
 
 
@@ -73,6 +84,7 @@ async def _loop(args: argparse.Namespace, training: list[str], console: Console)
             limit=args.limit,
             seed=args.seed,
             concurrency=args.concurrency,
+            trust=options.trust_of(args),
         )
         hours = args.max_hours
         budget = Budget(rounds=args.rounds, rollouts=args.max_rollouts, seconds=None if hours is None else hours * 3600)
@@ -92,6 +104,7 @@ async def _watch(args: argparse.Namespace, training: list[str], console: Console
             least=args.min_new,
             interval=args.interval,
             rounds=args.rounds,
+            trust=options.trust_of(args),
         )
         served = ServedCritic(admin, recipe.settings.name, recipe.out, args.seen_at)
         await watch(server, served, settings, args.run, console)
@@ -99,9 +112,10 @@ async def _watch(args: argparse.Namespace, training: list[str], console: Console
 
 async def _clients(args: argparse.Namespace, stack: AsyncExitStack) -> tuple[ServerClient, ServerClient]:
     """Two clients: of the routes for everybody, and of those that need the admin key."""
-    keys = (args.api_key or args.admin_key, args.admin_key or args.api_key)
+    keys, scope = (args.api_key or args.admin_key, args.admin_key or args.api_key), options.trust_of(args).rollouts
     server, admin = (
-        ServerClient(args.url, key=key, connections=args.concurrency, patience=args.patience) for key in keys
+        ServerClient(args.url, key=key, connections=args.concurrency, patience=args.patience, scope=scope)
+        for key in keys
     )
     return await stack.enter_async_context(server), await stack.enter_async_context(admin)
 
@@ -172,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, default=Path("critics"), help="versions are OUT/NAME/VERSION (%(default)s)")
     parser.add_argument("--name", help="of the critic (default: the task's)")
     parser.add_argument("--seen-at", type=Path, metavar="FOLDER", help="where the server sees OUT (default: there)")
-    parser.add_argument("--admin-key", default=os.environ.get("QSHARP_ADMIN_KEY"), help="default: QSHARP_ADMIN_KEY")
+    parser.add_argument("--admin-key", default=secret("QSHARP_ADMIN_KEY"), help="default: QSHARP_ADMIN_KEY")
     parser.add_argument("--n", type=options.positive, nargs="+", default=[8], help="rollouts of each problem, by round")
     parser.add_argument(
         "--branch", type=options.positive, default=0, metavar="N",
@@ -190,6 +204,7 @@ def _parser() -> argparse.ArgumentParser:
         "--eta", type=float, default=0.1, help="of the roll-ins (%(default)s); written into the cards"
     )
     options.add_verifier_arguments(parser, [OWN])
+    options.add_trust_arguments(parser.add_argument_group("trust"))
     group = parser.add_argument_group("evaluation after each round")
     group.add_argument("--eval-samples", type=int, default=0, help="of each problem; 0 is no evaluation (the default)")
     group.add_argument("--eval-split", default="held_out", help="default: %(default)s")

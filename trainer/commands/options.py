@@ -1,14 +1,15 @@
 """Flags that several commands share, and what they become."""
 
 import argparse
-import os
 from pathlib import Path
 
+from qsharp_core.secret_files import secret
 from qsharp_core.wire.guidance import TAILS
 from trainer.rewards.verifiers import MEMORY, TIMEOUT, Judge, Weighted
 from trainer.rollouts.client import DEFAULT_URL
 from trainer.rollouts.parameters import SamplingParameters
 from trainer.tasks.base import Task
+from trainer.trust import Trust
 
 GIB = 2**30
 
@@ -31,6 +32,14 @@ def positive(text: str) -> int:
     return value
 
 
+def names(text: str) -> list[str]:
+    """Parses names with commas between them."""
+    listed = [name.strip() for name in text.split(",")]
+    if not all(listed):
+        raise argparse.ArgumentTypeError(f"must be NAME or NAME,NAME; got {text!r}")
+    return listed
+
+
 def key_value(text: str) -> tuple[str, str]:
     """Parses `KEY=VALUE`."""
     key, equals, value = text.partition("=")
@@ -47,9 +56,7 @@ def add_server_arguments(parser: argparse.ArgumentParser, concurrency: int | Non
     """
     group = parser.add_argument_group("server")
     group.add_argument("--url", default=DEFAULT_URL, help="of the server (default: %(default)s)")
-    group.add_argument(
-        "--api-key", default=os.environ.get("VLLM_API_KEY"), help="if it wants one (default: VLLM_API_KEY)"
-    )
+    group.add_argument("--api-key", default=secret("VLLM_API_KEY"), help="if it wants one (default: VLLM_API_KEY)")
     group.add_argument("--patience", type=float, default=600.0, help="seconds a request is tried for (%(default)s)")
     if concurrency is not None:
         group.add_argument("--concurrency", type=positive, default=concurrency, help="requests at once (%(default)s)")
@@ -61,6 +68,21 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--metadata", action="append", type=key_value, default=[], metavar="KEY=VALUE", help="they have")
     group.add_argument("--critic", help="guided by this one: NAME or NAME@VERSION")
     group.add_argument("--guided", choices=["true", "false"], help="throughout, by any critic")
+
+
+def add_trust_arguments(group: argparse._ArgumentGroup) -> None:
+    """Adds the flags of every command that learns: from whose rollouts, and from whose rewards."""
+    group.add_argument(
+        "--owner", type=names, action="extend", default=[], metavar="NAME", help="of these holders of keys alone"
+    )
+    group.add_argument(
+        "--rewards-by", type=names, action="extend", default=[], metavar="NAME", help="rewards of others do not count"
+    )
+
+
+def trust_of(args: argparse.Namespace) -> Trust:
+    """What the flags of `add_trust_arguments` say."""
+    return Trust(tuple(args.owner), tuple(args.rewards_by))
 
 
 def filters_of(args: argparse.Namespace) -> dict[str, str]:

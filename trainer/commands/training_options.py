@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from qsharp_core.critic.checkpoint import read_card
+from trainer.commands import options
 from trainer.training.outputs import Outputs
 from trainer.training.settings import HEAD_ALONE, TrainingError, TrainSettings
 
@@ -86,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--parent", type=Path, help="critic to compare with (default: --continue's, else the last version)"
     )
+    options.add_trust_arguments(group)
     add_storage_arguments(group)
     add_settings_arguments(parser)
 

@@ -117,7 +117,8 @@ class _Loop:
             number, "collect", CollectResult, lambda: stages.collect_all(client, settings, collection, folder)
         )
         await self._stage(number, "reward", JudgeResult, lambda: stages.reward_all(client, judge, settings, collection))
-        await self._stage(number, "export", ExportResult, lambda: stages.export_all(client, collection, folder))
+        trust = settings.trust
+        await self._stage(number, "export", ExportResult, lambda: stages.export_all(client, collection, folder, trust))
         data = [self._folder / f"round-{n}" / stages.ROLLOUTS for n in range(number + 1)]
         report = await self._stage(
             number, "train", TrainingReport, lambda: train_version(settings.recipe, folder, data, active)

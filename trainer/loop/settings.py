@@ -10,6 +10,7 @@ from trainer.rewards.verifiers import Judge, TaskRef
 from trainer.rollouts.parameters import SamplingParameters
 from trainer.training.outputs import FEATURES_BYTES
 from trainer.training.settings import TrainSettings
+from trainer.trust import EVERYBODY, Trust
 
 # A continued critic has its own.
 ARCHITECTURE = {"layers", "head", "atoms", "reward_range", "mlp", "borrow_embeddings", "tokenizer"}
@@ -55,7 +56,12 @@ class CriticRecipe:
 
     def identity(self) -> dict[str, Any]:
         """What tells this recipe from others, as JSON's data for a loop's journal."""
-        return {"train": self.settings.model_dump(mode="json"), "continues": self.continues, "out": str(self.out)}
+        unset = {name for name in ("owner", "rewards_by") if not getattr(self.settings, name)}  # as older journals
+        return {
+            "train": self.settings.model_dump(mode="json", exclude=unset),
+            "continues": self.continues,
+            "out": str(self.out),
+        }
 
     def settings_after(self, active: Version | None) -> TrainSettings:
         """The settings of the next version's training."""
@@ -92,6 +98,7 @@ class LoopSettings:
         seed: another seed makes other rollouts.
         concurrency: requests at once.
         branches: further rollouts of each problem in the first round, which branch off the others.
+        trust: whose rollouts and rewards are learned from. Whoever holds the loop's own key must be among them.
     """
 
     task: TaskRef
@@ -107,6 +114,7 @@ class LoopSettings:
     seed: int = 0
     concurrency: int = 16
     branches: int = 0
+    trust: Trust = EVERYBODY
 
     def rollouts_of(self, number: int) -> int:
         """The number of the reference's rollouts of each problem in a round, branches included."""
@@ -129,4 +137,5 @@ class LoopSettings:
             "verifiers": {verifier.name: verifier.weight for verifier in judge.verifiers},
             "evaluation": asdict(self.evaluation) if self.evaluation else None,
             **self.recipe.identity(),
+            **self.trust.identity(),
         }

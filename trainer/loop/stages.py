@@ -21,6 +21,7 @@ from trainer.rollouts.collection import Collection
 from trainer.rollouts.export import export
 from trainer.rollouts.parameters import GuidanceParameters
 from trainer.rollouts.retrying import policy
+from trainer.trust import EVERYBODY, Trust
 
 ROLLOUTS = "rollouts.parquet"
 
@@ -67,7 +68,7 @@ async def reward_all(client: ServerClient, judge: Judge, settings: LoopSettings,
         LoopError: none could be judged.
         RequestError
     """
-    query = {f"metadata.{RUN}": collection.run}
+    query = {f"metadata.{RUN}": collection.run, **settings.trust.rewards}
     result = await reward(
         client,
         judge,
@@ -77,19 +78,24 @@ async def reward_all(client: ServerClient, judge: Judge, settings: LoopSettings,
         concurrency=settings.concurrency,
     )
     if not await client.count({**query, "has_reward": "true"}):
+        if result.given:
+            by = ", ".join(settings.trust.rewards_by)
+            raise LoopError(f"this loop's rewards are not among those of {by}: --rewards-by must name its key's holder")
         first = f"; the first: {result.failures[0]['reason']}" if result.failures else ""
         raise LoopError(f"no rollout of this round could be judged: name a --verifier that applies{first}")
     tally = result.tally
     return JudgeResult(given=result.given, mean=tally.mean, failed=tally.failed, not_applicable=tally.not_applicable)
 
 
-async def export_all(client: ServerClient, collection: Collection, folder: Path) -> ExportResult:
-    """Writes a round's rollouts that have a reward to the round's Parquet file.
+async def export_all(
+    client: ServerClient, collection: Collection, folder: Path, trust: Trust = EVERYBODY
+) -> ExportResult:
+    """Writes a round's rollouts that have a reward that counts to the round's Parquet file.
 
     Raises:
         RequestError
     """
-    query = {f"metadata.{RUN}": collection.run, "has_reward": "true"}
+    query = {f"metadata.{RUN}": collection.run, **trust.rewards, "has_reward": "true"}
     return ExportResult(rows=await export_to(client, folder / ROLLOUTS, query))
 
 
@@ -103,6 +109,7 @@ async def export_to(client: ServerClient, path: Path, query: dict[str, str]) -> 
         RequestError
     """
     trying = AsyncRetrying(**policy(client.patience))
+    query = {**query, **client.scope}
     rows: int = await trying(asyncio.to_thread, export, client.url, path, query, key=client.key, patience=0.0)
     return rows
 

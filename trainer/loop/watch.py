@@ -33,6 +33,7 @@ from trainer.rollouts.errors import TransientError
 from trainer.rollouts.journal import Journal
 from trainer.training.report import TrainingReport
 from trainer.training.settings import TrainingError
+from trainer.trust import EVERYBODY, Trust
 
 LONGEST_PAUSE = 60.0  # seconds between two looks for a server that is away
 TRAINING: TypeAdapter[TrainingReport | FailedTraining] = TypeAdapter(TrainingReport | FailedTraining)
@@ -48,6 +49,7 @@ class WatchSettings:
         least: the number of new rollouts that a training is worth.
         interval: seconds between two looks into the store.
         rounds: the watch stops after so many; None is never.
+        trust: whose rollouts and rewards are learned from.
     """
 
     recipe: CriticRecipe
@@ -55,10 +57,12 @@ class WatchSettings:
     least: int = 500
     interval: float = 60.0
     rounds: int | None = None
+    trust: Trust = EVERYBODY
 
     def identity(self) -> dict[str, Any]:
         """What tells this watch from others, as JSON's data."""
-        return {"format": 1, "command": "watch", "query": dict(self.query), **self.recipe.identity()}
+        common = {"format": 1, "command": "watch", "query": dict(self.query)}
+        return {**common, **self.recipe.identity(), **self.trust.identity()}
 
 
 async def watch(
@@ -125,7 +129,7 @@ class _Watcher:
         before = self._folder / f"round-{number - 1}" / ROLLOUTS
         known = trainable(before) if number else set[str]()
         path, least = self._folder / f"round-{number}" / ROLLOUTS, self._settings.least
-        query = {**dict(self._settings.query), "has_reward": "true"}
+        query = {**dict(self._settings.query), **self._settings.trust.rewards, "has_reward": "true"}
         with tqdm(total=least, unit="rollout", desc="new") as bar:
             while True:
                 count = await count_trainable(self._client, query)

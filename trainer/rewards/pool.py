@@ -7,12 +7,10 @@ A process runs one call at a time, and imports what it calls by name. It dies wi
 """
 
 import asyncio
-import ctypes
 import inspect
 import multiprocessing
 import resource
 import signal
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,10 +18,10 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
+from qsharp_core.lifetime import die_with_parent
 from trainer.rewards.base import VerifierError
 
 START_TIMEOUT = 300.0  # seconds until a new process has imported what it needs
-_PR_SET_PDEATHSIG = 1
 _READY = "ready"
 
 
@@ -142,8 +140,7 @@ class WorkerPool:
 
 def _serve(pipe: Connection, load: Callable[[str], Callable[[Any], Any]], memory: int | None) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
     if memory is not None:
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
     callables: dict[str, Callable[[Any], Any]] = {}

@@ -48,6 +48,7 @@ class ServerClient:
         connections: the most connections, and so the most requests at once.
         timeout: seconds after which an unanswered request counts as failed, and is tried again.
         patience: seconds after which a request that keeps failing is given up.
+        scope: filters that every look into the store has, beside its own.
 
     Attributes:
         retries: how many attempts were made beyond the first ones.
@@ -61,10 +62,12 @@ class ServerClient:
         connections: int = 16,
         timeout: float = 900.0,
         patience: float = 600.0,
+        scope: Mapping[str, str] | None = None,
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.key = key
         self.patience = patience
+        self.scope = dict(scope or {})
         self.retries = 0
         try:
             parts = httpx.URL(self.url)
@@ -152,7 +155,7 @@ class ServerClient:
         Raises:
             RequestError
         """
-        query = {**filters, "limit": size}
+        query = {**filters, **self.scope, "limit": size}
         while True:
             page = await self.get("/v1/rollouts", query)
             if page["data"]:
@@ -167,7 +170,7 @@ class ServerClient:
         Raises:
             RequestError
         """
-        return int((await self.get("/v1/rollouts/count", filters))["count"])
+        return int((await self.get("/v1/rollouts/count", {**filters, **self.scope}))["count"])
 
     async def model(self) -> str:
         """The name of the model that is served.
@@ -199,7 +202,7 @@ class ServerClient:
         raise RequestError(f"critic {name!r} is not loaded; loaded are {', '.join(c['id'] for c in loaded) or 'none'}")
 
     async def _find(self, item: str) -> str | None:
-        page = await self._send("GET", "/v1/rollouts", params={f"metadata.{ITEM}": item, "limit": 1})
+        page = await self._send("GET", "/v1/rollouts", params={f"metadata.{ITEM}": item, **self.scope, "limit": 1})
         rollout: str | None = page["first_id"]
         return rollout
 

@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from qsharp_core.returns import Bernoulli, ReturnDistribution
-from qsharp_core.wire.columns import DESCRIBED, LABELLED
+from qsharp_core.wire.columns import DESCRIBED, LABELLED, OWNER, REWARDS
 from trainer.training.prefix_tree import PrefixTree, TokenIds, merge
 from trainer.training.settings import TrainingError
+from trainer.trust import EVERYBODY, Trust, trusted_reward
 
 Row = dict[str, Any]
 """A row of a Parquet file, by column."""
@@ -118,7 +119,7 @@ class DataSet:
         return sha.hexdigest()
 
 
-def read(paths: Sequence[Path], group_by: str | None = None) -> DataSet:
+def read(paths: Sequence[Path], group_by: str | None = None, trust: Trust = EVERYBODY) -> DataSet:
     """The rollouts of all files together.
 
     Of a rollout that is in several files, the last row with a reward is taken.
@@ -126,14 +127,20 @@ def read(paths: Sequence[Path], group_by: str | None = None) -> DataSet:
     Args:
         paths: Parquet files, or folders of them.
         group_by: entry of the metadata that the split goes by; None for the prompt's token ids.
+        trust: whose rollouts are taken, and whose rewards count.
 
     Raises:
         TrainingError: a file cannot be read, or lacks a column or the metadata's entry.
     """
     counts: Counter[str] = Counter()
     by_id: dict[str, Row] = {}
-    for row in _rows(paths):
+    for row in _rows(paths, trust):
         counts["read"] += 1
+        if trust.owners and row[OWNER] not in trust.owners:
+            counts["of_others"] += 1
+            continue
+        if trust.rewards_by:
+            row["reward"] = trusted_reward(row[REWARDS], trust.rewards_by)
         known = by_id.get(row["id"])
         if known is not None:
             counts["duplicates"] += 1
@@ -153,7 +160,8 @@ def read(paths: Sequence[Path], group_by: str | None = None) -> DataSet:
     return DataSet(rollouts, counts)
 
 
-def _rows(paths: Sequence[Path]) -> Iterator[Row]:
+def _rows(paths: Sequence[Path], trust: Trust) -> Iterator[Row]:
+    asked = ([OWNER] if trust.owners else []) + ([REWARDS] if trust.rewards_by else [])
     for path in paths:
         files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
         if not files:
@@ -164,7 +172,9 @@ def _rows(paths: Sequence[Path]) -> Iterator[Row]:
                     names = set(parquet.schema_arrow.names)
                     if missing := [name for name in LABELLED if name not in names]:
                         raise TrainingError(f"{file} has no column {', '.join(missing)}: not an export of rollouts")
-                    columns = [name for name in (*LABELLED, *DESCRIBED) if name in names]
+                    if missing := [name for name in asked if name not in names]:
+                        raise TrainingError(f"{file} has no column {', '.join(missing)}: it is older than owners are")
+                    columns = [name for name in (*LABELLED, *DESCRIBED, *asked) if name in names]
                     for batch in parquet.iter_batches(columns=columns):
                         yield from _batch_rows(batch)
             except (OSError, pa.ArrowInvalid) as error:

@@ -10,6 +10,7 @@ from trainer.training import data
 from trainer.training.data import DataSet, LabelledRollout, SamplingPolicy
 from trainer.training.settings import TrainingError, TrainSettings
 from trainer.training.siblings import weighed
+from trainer.trust import Trust
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,9 @@ def prepare(paths: list[Path], settings: TrainSettings, requirements: DataRequir
     Raises:
         TrainingError: with what to change.
     """
-    everything = data.refuse_longer(data.read(paths, settings.group_by), requirements.max_length)
+    everything = data.refuse_longer(
+        data.read(paths, settings.group_by, Trust(settings.owner, settings.rewards_by)), requirements.max_length
+    )
     policies = data.check(everything, requirements.returns, requirements.vocab, settings.mixed_policies)
     known = getattr(requirements.continues, "sampling_policy", None)
     if known and not settings.mixed_policies and SamplingPolicy.of(known) != policies[0]:
@@ -72,7 +75,7 @@ def prepare(paths: list[Path], settings: TrainSettings, requirements: DataRequir
             raise TrainingError("every prompt's rollouts all earned the same: nothing is left to train on")
     if settings.weigh == "nodes":
         train_on = weighed(train_on)
-    reasons = ("read", "duplicates", "unrewarded", "no_valid_position", "too_long", "uniform_prompts")
+    reasons = ("read", "of_others", "duplicates", "unrewarded", "no_valid_position", "too_long", "uniform_prompts")
     return Prepared(
         everything,
         train_on,

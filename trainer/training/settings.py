@@ -49,6 +49,8 @@ class TrainSettings(BaseModel):
         borrow_embeddings: whether the token embeddings are the reference's, and neither trained nor stored.
         tokenizer: folder or hub id of the tokenizer whose ids the rollouts have; None is the base's. It must be named
             if the base's vocabulary differs from the reference's in tokens that do not matter.
+        owner: whose rollouts are learned from; none is everybody's.
+        rewards_by: whose rewards count: a rollout's reward is the last one that one of these gave; none is everybody's.
         held_out: fraction of the prompts that only measure.
         group_by: the entry of the metadata that the split goes by; None is the prompt's token ids.
         drop_uniform_prompts: whether training prompts whose rollouts all have one reward are left out.
@@ -88,6 +90,8 @@ class TrainSettings(BaseModel):
     borrow_embeddings: bool = False
     tokenizer: str | None = None
 
+    owner: tuple[str, ...] = ()
+    rewards_by: tuple[str, ...] = ()
     held_out: float = Field(default=0.1, ge=0, lt=1)
     group_by: str | None = None
     drop_uniform_prompts: bool = False

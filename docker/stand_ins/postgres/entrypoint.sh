@@ -2,9 +2,7 @@
 # As the official image: makes the database at the first start, then serves it.
 set -eu
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
-    echo "$POSTGRES_PASSWORD" > /tmp/password
-    initdb --username="$POSTGRES_USER" --pwfile=/tmp/password --auth-host=scram-sha-256 --auth-local=trust
-    rm /tmp/password
+    initdb --username="$POSTGRES_USER" --pwfile="$POSTGRES_PASSWORD_FILE" --auth-host=scram-sha-256 --auth-local=trust
     echo "host all all all scram-sha-256" >> "$PGDATA/pg_hba.conf"
     pg_ctl -w -o "-c listen_addresses=" start
     createdb --username="$POSTGRES_USER" "$POSTGRES_DB"

@@ -8,16 +8,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from qsharp_core.errors import RolloutError
 from qsharp_core.rollouts import parquet
-from qsharp_core.rollouts.records import Reward, Rollout, Sampling
+from qsharp_core.rollouts.records import LARGEST, LATEST, Reward, Rollout, Sampling
 from tests.server.test_store import made, unguided
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 NUMBER = st.floats(allow_nan=False, allow_infinity=False)
+BOUNDED = st.floats(-LARGEST, LARGEST)
+TIME = st.floats(0, LATEST)
+NAME = st.text("abc-", min_size=1)
 TOKENS = st.lists(st.integers(0, 2**31 - 1), max_size=20)
 JSON: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**60), 2**60) | NUMBER | TEXT,
@@ -43,13 +46,14 @@ def rollouts(draw: st.DrawFn) -> Rollout:
     guided = draw(st.booleans())
     cut = draw(st.none() | st.integers(1, length)) if length and not guided else None
     valid = None if guided or not length else draw(st.none() | st.integers(cut - 1 if cut else 0, length - 1))
-    history = draw(st.lists(st.builds(Reward, NUMBER, st.none() | TEXT, NUMBER), max_size=3))
+    history = draw(st.lists(st.builds(Reward, BOUNDED, st.none() | TEXT, TIME, st.none() | NAME), max_size=3))
     return Rollout(
         id="rol_" + draw(st.text("0123456789abcdef", min_size=1)),
+        owner=draw(NAME),
         request_id=draw(TEXT),
         choice=draw(st.integers(0, 2**31 - 1)),
         route=draw(st.sampled_from(["completion", "chat"])),
-        created=draw(NUMBER),
+        created=draw(TIME),
         model=draw(TEXT),
         prompt_token_ids=draw(TOKENS),
         completion_token_ids=completion,
@@ -58,15 +62,15 @@ def rollouts(draw: st.DrawFn) -> Rollout:
         messages=draw(st.none() | st.lists(OBJECT, max_size=3)),
         response=draw(st.none() | OBJECT),
         sampling=draw(SAMPLING),
-        eta=draw(NUMBER) if guided else None,
+        eta=draw(st.floats(1e-6, 1e6)) if guided else None,
         method=draw(st.none() | TEXT),
         critic=draw(st.none() | TEXT),
         guidance=draw(st.none() | OBJECT),
         first_valid_position=valid,
         parent_id=draw(TEXT) if cut else None,
         cut=cut,
-        kl=draw(NUMBER),
-        value=draw(st.none() | NUMBER),
+        kl=draw(BOUNDED),
+        value=draw(st.none() | BOUNDED),
         finish_reason=draw(st.none() | TEXT),
         metadata=draw(st.dictionaries(TEXT, TEXT, max_size=3)),
         reward=history[-1].reward if history else None,
@@ -82,7 +86,7 @@ def back(source: Any) -> list[Rollout]:
     return [rollout for batch in parquet.read(source) for rollout in batch]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, phases=set(Phase) - {Phase.shrink})
 @given(st.lists(st.lists(rollouts(), min_size=1, max_size=4), max_size=4))
 def test_what_is_written_is_read(batches: list[list[Rollout]]) -> None:
     assert back(written(*batches)) == [rollout for batch in batches for rollout in batch]
@@ -112,7 +116,7 @@ def test_datasets_loads_it(tmp_path: Path) -> None:
     (tmp_path / "r.parquet").write_bytes(written(several).getvalue())
     loaded = Dataset.from_parquet(str(tmp_path / "r.parquet"), cache_dir=str(tmp_path / "cache"))
     assert loaded["completion_token_ids"][:] == [list(r.completion_token_ids) for r in several]
-    assert loaded[1]["rewards"] == [{"reward": 1.0, "source": None, "created": 2.0}]
+    assert loaded[1]["rewards"] == [{"reward": 1.0, "source": None, "created": 2.0, "given_by": None}]
     assert loaded[1]["first_valid_position"] is None
     loaded.to_parquet(str(tmp_path / "again.parquet"))
     assert back(tmp_path / "again.parquet") == several
