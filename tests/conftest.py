@@ -83,10 +83,10 @@ def write_critics(root: Path, reference: Path) -> dict[str, Path]:
 
 
 def flags(reference: Path, critics: dict[str, Path], rows: int, blocks: int, longest: int = 512) -> list[str]:
-    """What both servers are started with."""
+    """What both servers are started with. Critics may be loaded from all temporary folders of this run of the tests."""
     named = [flag for path in critics.values() for flag in ("--critic", str(path))]
     return [
-        str(reference), *named, "--critic-root", str(reference.parent), "--admin-key", ADMIN_KEY,
+        str(reference), *named, "--critic-root", str(reference.parents[1]), "--admin-key", ADMIN_KEY,
         "--served-model-name", "tiny", "--dtype", "float32",
         "--enforce-eager", "--max-model-len", str(longest), "--max-num-seqs", str(rows), "--max-num-batched-tokens",
         str(BUDGET), "--block-size", str(BLOCK), "--num-gpu-blocks-override", str(blocks), "--enable-prefix-caching",

@@ -1,6 +1,7 @@
 """Critics that a running server is asked to load, and texts that it is asked to score, by somebody who means it ill."""
 
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -87,8 +88,14 @@ def test_a_load_that_waits_for_a_file_holds_up_no_other(http: httpx.Client, serv
 # -- where from, and under which name
 
 
-def test_only_folders_under_the_roots_are_loaded(http: httpx.Client, server: Server, tmp_path: Path) -> None:
-    elsewhere = models.write_critic(tmp_path / "elsewhere", name="elsewhere")
+@pytest.fixture
+def elsewhere() -> Iterator[Path]:
+    """A good critic that no root of the server has."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield models.write_critic(Path(folder) / "elsewhere", name="elsewhere")
+
+
+def test_only_folders_under_the_roots_are_loaded(http: httpx.Client, server: Server, elsewhere: Path) -> None:
     link = server.root / "link"
     link.symlink_to(elsewhere)
     for path in (elsewhere, link, server.root / ".." / "..", "/", "/proc/self", "/dev/zero", "relative"):
