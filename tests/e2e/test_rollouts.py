@@ -604,7 +604,7 @@ def test_a_failing_store_is_500_and_an_error_in_a_stream(http: httpx.Client, sto
 
 @pytest.mark.v2  # the V1 server has one
 def test_a_server_without_a_store_says_how_to_have_one(server_v2: Server) -> None:
-    with httpx.Client(base_url=server_v2.url, timeout=60) as http:
+    with httpx.Client(base_url=server_v2.url, timeout=60, headers={"Authorization": f"Bearer {ADMIN_KEY}"}) as http:
         for method, path in [
             ("GET", "/v1/rollouts"), ("GET", "/v1/rollouts/rol_0"), ("GET", "/v1/rollouts/export"),
             ("POST", "/v1/rollouts/import"), ("POST", "/v1/rollouts/rewards"), ("POST", "/v1/rollouts/rol_0/reward"),
