@@ -87,12 +87,12 @@ def test_told_to_end_it_takes_nothing_more_and_ends_what_it_has(limited: str) ->
     async def main() -> tuple[httpx.Response, list[int]]:
         async with httpx.AsyncClient(base_url=limited, timeout=120) as http:
             long = asyncio.create_task(
-                http.post("/v1/completions", json={**BODY, "max_tokens": 400, "eta": 0.1}, timeout=120)
+                http.post("/v1/completions", json={**BODY, "n": LIMIT, "max_tokens": 400, "eta": 0.1}, timeout=120)
             )
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(0.5)
             assert not long.done()
             process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.3)
             late = [
                 (await http.post("/v1/completions", json={**BODY, "max_tokens": 1})).status_code,
                 (await http.get("/health")).status_code,
@@ -103,7 +103,7 @@ def test_told_to_end_it_takes_nothing_more_and_ends_what_it_has(limited: str) ->
 
     answer, late = asyncio.run(main())
     assert late == [503, 503, 200]
-    assert answer.json()["usage"]["completion_tokens"] == 400
+    assert answer.json()["usage"]["completion_tokens"] == 400 * LIMIT
     assert process.wait(60) in (0, None)
 
 
@@ -128,9 +128,9 @@ def test_a_killed_engine_is_told_to_clients_and_ends_the_server(server: Server, 
 
         async def main() -> list[Any]:
             async with httpx.AsyncClient(base_url=url, timeout=60) as http:
-                body = {**BODY, "max_tokens": 400, "eta": 0.1}
+                body = {**BODY, "n": 8, "max_tokens": 400, "eta": 0.1}  # takes seconds
                 clients = [asyncio.create_task(http.post("/v1/completions", json=body)) for _ in range(3)]
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(0.5)
                 tree.engine[which].kill()
                 answers = await asyncio.gather(*clients, return_exceptions=True)
                 with pytest.raises((AssertionError, httpx.TransportError)):
