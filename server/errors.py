@@ -32,9 +32,18 @@ from qsharp_core.rollouts.text import cleaned
 
 
 class HTTPError(QSharpError):
-    """An error that only the HTTP interface has."""
+    """An error that only the HTTP interface has.
+
+    Args:
+        message: for the client.
+        retry_after: seconds after which the client may try again; None where that is not known.
+    """
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
+
+    def __init__(self, message: str, retry_after: int | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class UnauthorizedError(HTTPError):
@@ -78,10 +87,6 @@ class TooManyRequestsError(HTTPError):
 
     status = HTTPStatus.TOO_MANY_REQUESTS
 
-    def __init__(self, message: str, retry_after: int) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after  # seconds
-
 
 class HeadTooLargeError(HTTPError):
     """The request line and headers are too large."""
@@ -97,10 +102,6 @@ class UnavailableError(HTTPError):
 
 class OverloadedError(UnavailableError):
     """More is on its way than the server takes."""
-
-    def __init__(self, message: str, retry_after: int) -> None:
-        super().__init__(message)
-        self.retry_after = retry_after  # seconds
 
 
 class EngineDiedError(QSharpError):
@@ -149,7 +150,7 @@ def response_of(error: QSharpError) -> JSONResponse:
     headers = {}
     if status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
-    if isinstance(error, TooManyRequestsError | OverloadedError):
+    if isinstance(error, HTTPError) and error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
     if status in UNREAD:
         headers["Connection"] = "close"  # what is left of the request is not read any more

@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from fastapi import FastAPI
 from starlette.datastructures import Headers
@@ -144,13 +144,13 @@ class Gate:
     def _check_page(self, headers: Headers) -> None:
         """Refuses what a web page of somebody else sends by its visitor's browser: no key would stop that."""
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self._policy.hosts is not None and urlsplit(f"//{host}").hostname not in self._policy.hosts:
+        if self._policy.hosts is not None and _split(f"//{host}").hostname not in self._policy.hosts:
             raise ForbiddenError(
                 f"a server without keys answers to {', '.join(sorted(self._policy.hosts))} only; got Host: {host[:80]}"
             )
         if origin is None or "*" in self._policy.origins or origin in self._policy.origins:
             return
-        if urlsplit(origin).netloc != host:
+        if _split(origin).netloc != host:
             raise ForbiddenError(
                 f"a server without keys takes nothing from web pages of {origin[:80]}: start it with "
                 "--allowed-origins, or with keys"
@@ -191,6 +191,14 @@ def held(scope: Scope) -> ExitStack:
     """What is given back when the response to this request has ended; routes may add to it."""
     stack: ExitStack = scope[HELD_KEY]
     return stack
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of a URL; none of one that is malformed."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
 
 
 async def _refuse(error: HTTPError, scope: Scope, receive: Receive, send: Send) -> None:

@@ -78,8 +78,7 @@ def settle_keys(args: Namespace) -> None:
     args.api_key = None
     os.environ.pop("VLLM_API_KEY", None)
     settings = Settings.of(args)
-    policy_of(args, settings)
-    if key_ring(args, settings).guards_users or not settings.auth or args.uds is not None:
+    if policy_of(args, settings).keys.guards_users or not settings.auth or args.uds is not None:
         return
     if args.host is None:
         args.host = "127.0.0.1"

@@ -13,12 +13,11 @@ from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qsharp_core.errors import GuidanceError, QSharpError
-from qsharp_core.wire.guidance import PREFIX
 from server.access.gate import held
 from server.api import completions
 from server.errors import response_of
 from server.request import schema
-from server.request.admission import admit
+from server.request.admission import admit, refuse_private
 from server.request.call import CALL, UNGUIDED, GuidedCall
 from server.request.schema import GuidedRequest
 
@@ -150,7 +149,10 @@ def _admit(body: bytes, path: str, scope: Scope) -> GuidedCall | None:
         return None  # the route says what is wrong with it
     if not isinstance(fields, dict):
         return None
-    _refuse_private(fields)
+    for holder in (fields, fields.get("sampling_params")):
+        if isinstance(holder, dict):
+            for name in ("vllm_xargs", "extra_args"):
+                refuse_private(holder.get(name), name)
     state = scope["app"].state.qsharp
     held(scope).enter_context(state.slots.take(_samples(fields)))
     ours = {name: fields[name] for name in ("eta", "guidance") if name in fields}
@@ -182,14 +184,6 @@ def _samples(fields: Mapping[str, Any]) -> int:
     n, messages = fields.get("n"), fields.get("messages")
     conversations = len(messages) if isinstance(messages, list) and messages and isinstance(messages[0], list) else 1
     return conversations * (n if isinstance(n, int) and n > 0 else 1)
-
-
-def _refuse_private(fields: Mapping[str, Any]) -> None:
-    for holder in (fields, fields.get("sampling_params")):
-        for name in ("vllm_xargs", "extra_args"):
-            extra = holder.get(name) if isinstance(holder, dict) else None
-            if isinstance(extra, dict) and any(key.startswith(PREFIX) for key in extra):
-                raise GuidanceError(f"{name} cannot carry {PREFIX}…: send eta and guidance", name)
 
 
 def _misplaced(param: str) -> GuidanceError:

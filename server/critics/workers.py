@@ -123,9 +123,9 @@ class Workers:
         """What a call returns, unless the server is stopped meanwhile: an engine may end without an answer."""
         task = asyncio.ensure_future(call)
         try:
-            while not upstream.is_stopping(self._client):
+            while not self.stopping:
                 done, _ = await asyncio.wait({task}, timeout=STOPPING_POLL_SECONDS)
-                if done and not upstream.is_stopping(self._client):  # a stopping engine's refusals have any form
+                if done and not self.stopping:  # a stopping engine's refusals have any form
                     return task.result()
         finally:
             task.cancel()

@@ -20,8 +20,7 @@ def admit(request: GuidedRequest, settings: Settings, catalog: CriticCatalog) ->
     if request.store and settings.rollouts is None:
         raise GuidanceError(f"store must be false, null or absent: {NOT_CONFIGURED}", "store")
     _check_seed(request)
-    if any(name.startswith(PREFIX) for name in getattr(request, "vllm_xargs", None) or {}):
-        raise GuidanceError(f"vllm_xargs cannot carry {PREFIX}…: send eta and guidance", "vllm_xargs")
+    refuse_private(getattr(request, "vllm_xargs", None), "vllm_xargs")
     nested = (request.model_extra or {}).get("extra_body")
     if isinstance(nested, dict) and (inside := {"eta", "guidance", "store", "metadata"} & nested.keys()):
         raise GuidanceError(
@@ -68,6 +67,16 @@ def _check_seed(request: GuidedRequest) -> None:
     seed, n = getattr(request, "seed", None), getattr(request, "n", None) or 1
     if seed is not None and seed + n - 1 >= 2**63:
         raise GuidanceError(f"seed must be at most {2**63 - n} with n = {n}: each choice has a seed of its own", "seed")
+
+
+def refuse_private(extra: object, param: str) -> None:
+    """Refuses the worker's own arguments in a field of a request that is handed on to the engine.
+
+    Raises:
+        GuidanceError: names the field, `param`.
+    """
+    if isinstance(extra, dict) and any(name.startswith(PREFIX) for name in extra):
+        raise GuidanceError(f"{param} cannot carry {PREFIX}…: send eta and guidance", param)
 
 
 def _eta(request: GuidedRequest, options: GuidanceOptions, settings: Settings) -> float | None:

@@ -171,6 +171,8 @@ def test_without_users_keys_anybody_on_this_host_is_a_user() -> None:
         ({"Host": "evil.example"}, 403),  # a name that its owner has pointed to this host
         ({"Host": "127.0.0.1:8000"}, 200),
         ({"Host": "[::1]:8000"}, 403),
+        ({"Host": "["}, 403),
+        ({"Origin": "http://["}, 403),
     ],
 )
 def test_pages_of_others_cannot_use_a_server_without_keys(headers: dict[str, str], status: int) -> None:
