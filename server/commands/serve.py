@@ -6,6 +6,7 @@ It takes all of vLLM's flags unchanged. Ours are turned into what a plain `vllm 
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from vllm.logger import configure_logging_from_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -105,156 +106,131 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
         "serve", description=DESCRIPTION, usage="qsharp serve [MODEL] [--critic [NAME=]PATH]... [vLLM's own flags]"
     )
     ours = serve.add_argument_group("qsharp", "Guidance, as above.")
-    ours.add_argument(
+
+    def add(flag: str, name: str = "", **how: Any) -> None:
+        """Adds a flag of ours, which stands in the namespace only if it is given; `name` is its setting's."""
+        setting = name or flag.removeprefix("--").replace("-", "_")
+        ours.add_argument(flag, dest=ARGUMENT + setting, default=argparse.SUPPRESS, **how)
+
+    add(
         "--critic",
+        "critics",
         action="append",
         metavar="[NAME=]PATH",
-        dest="qsharp_critics",
-        default=argparse.SUPPRESS,
         help="folder of a critic; may be repeated, the first is the default",
     )
-    ours.add_argument(
+    add(
         "--no-critic",
+        "critics",
         action="store_const",
         const=[],
-        dest="qsharp_critics",
-        default=argparse.SUPPRESS,
         help="without MODEL: leave out its critic; one that is learned can be loaded later",
     )
-    ours.add_argument(
+    add(
         "--default-eta",
         type=float,
         metavar="ETA",
-        dest=ARGUMENT + "default_eta",
-        default=argparse.SUPPRESS,
         help=f"guide requests that send no eta, {ETA_RANGE[0]:g} to {ETA_RANGE[1]:g}: smaller is stronger; without it "
         "they are not guided",
     )
-    ours.add_argument(
+    add(
         "--admin-key",
         metavar="KEY",
-        dest=ARGUMENT + "admin_key",
-        default=argparse.SUPPRESS,
         help="allow loading, activating and unloading critics to who has this key (or set QSHARP_ADMIN_KEY)",
     )
-    ours.add_argument(
+    add(
         "--keys",
         type=Path,
         metavar="FILE",
-        dest=ARGUMENT + "keys",
-        default=argparse.SUPPRESS,
         help="named keys of users and admins, made by `qsharp keys`; each owns what it stores (or set QSHARP_KEYS)",
     )
-    ours.add_argument(
+    add(
         "--no-auth",
+        "auth",
         action="store_const",
         const=False,
-        dest=ARGUMENT + "auth",
-        default=argparse.SUPPRESS,
         help="serve everybody who reaches this server; without it and without keys it serves this machine alone",
     )
-    ours.add_argument(
+    add(
         "--open",
         action="append",
         choices=["metrics", "docs"],
-        dest=ARGUMENT + "open",
-        default=argparse.SUPPRESS,
         help="/metrics or /docs need no key; may be repeated",
     )
-    ours.add_argument(
+    add(
         "--rate-limit",
         metavar="N/TIME",
-        dest=ARGUMENT + "rate_limit",
-        default=argparse.SUPPRESS,
         help="requests that one key may send, as 600/minute; no limit unless given",
     )
-    ours.add_argument(
+    add(
         "--max-concurrent",
         type=int,
         metavar="N",
-        dest=ARGUMENT + "max_concurrent",
-        default=argparse.SUPPRESS,
         help="requests that one key may have on their way; no limit unless given",
     )
-    ours.add_argument(
+    add(
         "--max-queued",
         type=int,
         metavar="N",
-        dest=ARGUMENT + "max_queued",
-        default=argparse.SUPPRESS,
         help="samples that run or wait; what is more is a 503 (four for each of --max-num-seqs unless given)",
     )
-    ours.add_argument(
+    add(
         "--max-body-mib",
         type=float,
         metavar="MIB",
-        dest=ARGUMENT + "max_body_mib",
-        default=argparse.SUPPRESS,
         help=f"the largest body of a request ({Settings.model_fields['max_body_mib'].default} unless given)",
     )
-    ours.add_argument(
+    add(
         "--rollouts",
         metavar="URL",
-        dest=ARGUMENT + "rollouts",
-        default=argparse.SUPPRESS,
         help=f"keep what requests with `store: true` sample: {ACCEPTED} (or set QSHARP_ROLLOUTS)",
     )
-    ours.add_argument(
+    add(
         "--max-candidates",
         type=int,
         metavar="N",
-        dest=ARGUMENT + "max_candidates",
-        default=argparse.SUPPRESS,
         help=f"most candidates a request may ask for ({Settings.model_fields['max_candidates'].default} unless given)",
     )
-    ours.add_argument(
+    add(
         "--critic-root",
         action="append",
         type=Path,
         metavar="FOLDER",
-        dest=ARGUMENT + "critic_root",
-        default=argparse.SUPPRESS,
         help="where critics may be loaded from over HTTP; may be repeated (or set QSHARP_CRITIC_ROOT); unless given, "
         "the current folder and the critics that are named here",
     )
-    ours.add_argument(
+    add(
         "--critic-max-gib",
+        "max_gib",
         type=float,
         metavar="GIB",
-        dest="qsharp_max_gib",
-        default=argparse.SUPPRESS,
         help=f"the largest critic ({EngineSettings.model_fields['max_gib'].default:g} unless given)",
     )
-    ours.add_argument(
+    add(
         "--critic-load-seconds",
+        "load_seconds",
         type=float,
         metavar="SECONDS",
-        dest="qsharp_load_seconds",
-        default=argparse.SUPPRESS,
         help="a load over HTTP that takes longer is given up "
         f"({EngineSettings.model_fields['load_seconds'].default:g} unless given)",
     )
-    ours.add_argument(
+    add(
         "--critic-cache-gib",
+        "cache_gib",
         type=float,
         metavar="GIB",
-        dest="qsharp_cache_gib",
-        default=argparse.SUPPRESS,
         help="key-value cache of each critic; unless given, room for max_num_seqs of the longest sequences, 2 at most",
     )
-    ours.add_argument(
+    add(
         "--critic-dtype",
+        "dtype",
         choices=["auto", "float32", "bfloat16"],
-        dest="qsharp_dtype",
-        default=argparse.SUPPRESS,
         help="of critics' weights; auto is float32 beside a reference in float32, else bfloat16",
     )
-    ours.add_argument(
+    add(
         "--audit-rate",
         type=float,
         metavar="SHARE",
-        dest="qsharp_audit_rate",
-        default=argparse.SUPPRESS,
         help=f"share of guided rows whose scores are checked by a plain forward pass ({DEFAULT_AUDIT_RATE:g} unless "
         "given); 0 turns it off",
     )
