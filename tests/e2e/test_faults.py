@@ -1,11 +1,7 @@
 """Too many requests, SIGTERM, and SIGKILL of each process: what clients see, and what is left."""
 
 import asyncio
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,9 +117,7 @@ def test_a_killed_api_process_leaves_nothing_behind(server: Server, tmp_path: Pa
 
 @pytest.mark.parametrize("which", [0, -1], ids=["engine", "worker"])
 def test_a_killed_engine_is_told_to_clients_and_ends_the_server(server: Server, tmp_path: Path, which: int) -> None:
-    command = [str(Path(sys.executable).parent / "qsharp"), "serve"]
-    critics = {"fast": server.critics["fast"]}
-    with (tmp_path / "log").open("wb") as log, serving(command, server, critics, log) as (process, url):
+    with started(server, tmp_path) as url:
         tree = Tree.of(url)
 
         async def main() -> list[Any]:
@@ -140,31 +134,5 @@ def test_a_killed_engine_is_told_to_clients_and_ends_the_server(server: Server, 
         answers = asyncio.run(main())
         for answer in answers:
             assert isinstance(answer, httpx.TransportError) or answer.status_code >= 500
-        assert process.wait(30) != 0
+        assert tree.api.wait(30) not in (0, None)
         assert gone(tree.engine, 5.0)
-
-
-@contextmanager
-def serving(command: list[str], server: Server, critics: dict[str, Path], log: Any) -> Iterator[Any]:
-    """A server whose exit status can be seen, and its URL."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = [*flags(server.reference, critics, rows=4, blocks=40), "--port", str(port)]
-    process = subprocess.Popen([*command, *arguments], stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        deadline = time.monotonic() + 300
-        while time.monotonic() < deadline:
-            try:
-                if httpx.get(f"{url}/health", timeout=2).status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.25)
-        yield process, url
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
