@@ -82,7 +82,7 @@ def main(argv: list[str]) -> None:
             load = LoadRequest(path=path, name=args.name, activate=args.activate)
             _print(console, "loaded", client.call(CriticVersion, "POST", body=load))
         case "activate":
-            activate = ActivateRequest(version=args.version)
+            activate = ActivateRequest(version=args.version, default=args.default)
             _print(console, "activated", client.call(CriticVersion, "POST", f"/{args.name}/activate", activate))
         case "rollback":
             _print(console, "activated", client.call(CriticVersion, "POST", f"/{args.name}/rollback"))
@@ -116,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text)
         command.add_argument("name", type=_name)
         command.add_argument("version", type=_name)
+        if name == "activate":
+            command.add_argument("--default", action="store_true", help="also for requests that name no critic")
     commands.add_parser("rollback", help="activate the version active before").add_argument("name", type=_name)
     score = commands.add_parser("score", help="expected reward after each token of a completion")
     score.add_argument("name", help="NAME or NAME@VERSION")
