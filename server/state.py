@@ -12,6 +12,7 @@ from server.critics.workers import Workers
 from server.errors import ConflictError
 from server.request.slots import Slots
 from server.request.telemetry import TelemetryReceiver
+from server.request.virtual_models import VirtualModels
 from server.settings import NOT_CONFIGURED, Settings
 from server.store.rollouts import RolloutStore
 
@@ -27,6 +28,7 @@ class QSharpState:
         roots: where critics may be loaded from over HTTP.
         rollouts: the rollout store; None where the server was started without one.
         slots: bounds how many samples are on their way.
+        models: reads the names of virtual models.
     """
 
     settings: Settings
@@ -38,6 +40,7 @@ class QSharpState:
     catalog: CriticCatalog = field(default_factory=CriticCatalog)
     rollouts: RolloutStore | None = None
     slots: Slots = field(default_factory=lambda: Slots(1))
+    models: VirtualModels = field(default_factory=lambda: VirtualModels((), CriticCatalog()))
 
     @property
     def store(self) -> RolloutStore:
