@@ -4,6 +4,9 @@
 #   make demo          the whole loop from nothing, report in runs/demo
 #   make star-graph    the paper's Star-Graph from nothing, report in runs/star-graph
 #   make test          the tests            make lint    ruff and mypy
+#   make docs          the documentation site, into build/site: warnings are errors
+#   make package       a wheel and a source distribution, into build/dist
+#   make package-check installs the wheel into an empty environment, where it serves, guides and trains: minutes
 #   make compose-check the deployment in docker/, built, started and used as its users would: needs Docker and Compose 2
 #   make secrets       keys and passwords of the deployment, into docker/secrets
 #   make renew-digests pins the deployment's images by digest: needs their registries; ARGS=--check: says what is old
@@ -36,7 +39,7 @@ LOCKS := docker/requirements
 AUDITED := $(filter-out $(LOCKS)/torch.txt,$(wildcard $(LOCKS)/*.txt))
 
 .PHONY: install serve demo star-graph test lint format bench soak sums-accuracy compose-check secrets renew-digests lock \
-	audit clean
+	audit docs package package-check clean
 
 install: $(STAMP)
 
@@ -82,6 +85,16 @@ soak: install
 
 sums-accuracy: install
 	$(BIN)/python -m benchmarks.sums_accuracy $(ARGS)
+
+docs: install
+	$(BIN)/python package/site_pages.py build/site
+
+package: install
+	rm -rf build/dist
+	$(BIN)/python -m build --outdir build/dist $(ARGS)
+
+package-check: install
+	$(BIN)/python -m pytest tests/package -m package -rP $(ARGS)
 
 compose-check:
 	$(PYTHON) docker/compose_check.py $(ARGS)

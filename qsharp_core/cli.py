@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.metadata import version
 
 from qsharp_core.errors import QSharpError
 
@@ -21,6 +22,7 @@ COMMANDS = {
     "loop": ("trainer.commands.loop", "round after round: rollouts become the next critic of a running server"),
     "run": ("trainer.commands.run", "run an experiment that a recipe describes, and report on it"),
     "export": ("trainer.commands.export", "write stored rollouts to a Parquet file"),
+    "completion": ("qsharp_core.completion", "print what makes a shell complete these commands and their flags"),
 }
 
 
@@ -30,7 +32,7 @@ def usage() -> str:
     lines = [f"  qsharp {name:{width}}  {text}" for name, (_, text) in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: qsharp COMMAND …",
+            "usage: qsharp COMMAND …, or qsharp --version",
             "",
             "Value-guided decoding (Q-sharp) on vLLM.",
             "",
@@ -47,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = given[0] if given else "--help"
     if name in ("-h", "--help"):
         print(usage())
+        return 0
+    if name == "--version":
+        print(f"qsharp-serve {version('qsharp-serve')}")
         return 0
     if name not in COMMANDS:
         print(f"qsharp: no command {name!r}\n\n{usage()}", file=sys.stderr)

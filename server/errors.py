@@ -7,6 +7,7 @@ Beside the errors of `qsharp_core.errors` there are some that only the HTTP inte
         ├── UnauthorizedError     401: the request carries no admin key
         ├── ForbiddenError        403: it carries a wrong one, or the server has none
         ├── NotFoundError         404: what the path names does not exist
+        │   └── UnknownModelError     nor does what a model's name says
         ├── SlowRequestError      408: the body did not arrive in time
         ├── ConflictError         409: the request does not fit the present state
         ├── TooLargeError         413: the body is larger than this route takes
@@ -71,6 +72,12 @@ class NotFoundError(HTTPError):
     """What the path names does not exist."""
 
     status = HTTPStatus.NOT_FOUND
+
+
+class UnknownModelError(NotFoundError):
+    """A virtual model whose critic is not loaded."""
+
+    param = "model"
 
 
 class SlowRequestError(HTTPError):

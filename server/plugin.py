@@ -19,7 +19,7 @@ from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.settings import EngineSettings, parse_critic
 from server import errors, metrics
 from server.access.install import install_gate
-from server.api import completions, critics, health, rewards, rollouts, stored_chat
+from server.api import completions, critics, docs, health, rewards, rollouts, stored_chat
 from server.api.elsewhere import GuideElsewhere
 from server.api.encodable import RefuseHalfCharacters
 from server.critics.roots import CriticRoots
@@ -28,6 +28,7 @@ from server.request import responses
 from server.request.proxy import GuidedEngineClient
 from server.request.slots import PER_SEQUENCE, Slots
 from server.request.telemetry import TelemetryReceiver
+from server.request.virtual_models import VirtualModels
 from server.settings import ARGUMENT, Settings
 from server.state import QSharpState
 from server.store.rollouts import RolloutStore
@@ -51,6 +52,7 @@ class QSharpEndpoints:
         rollouts.attach(app)
         stored_chat.attach(app)
         health.attach(app)
+        docs.attach(app)
         app.add_middleware(GuideElsewhere)
         app.add_middleware(RefuseHalfCharacters)
         app.add_exception_handler(QSharpError, errors.handle)
@@ -97,6 +99,10 @@ class QSharpEndpoints:
         )
         engine.stand_before(state[name] for name in state)
         state.engine_client = type(self).engine = engine
+        served = state.openai_serving_models
+        names = [path.name for path in served.base_model_paths]
+        qsharp.models = VirtualModels(names, qsharp.catalog, settings.model_etas)
+        qsharp.models.install(served)
         responses.install(state.openai_serving_completion, "create_completion")
         responses.install(state.openai_serving_chat, "create_chat_completion")
         state.qsharp = qsharp

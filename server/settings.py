@@ -14,6 +14,7 @@ from qsharp_core.wire.guidance import ETA_RANGE, MAX_CANDIDATES
 
 # Flags of `qsharp serve` arrive in vLLM's own namespace under this prefix.
 ARGUMENT = "qsharp_"
+Eta = Annotated[float, Field(ge=ETA_RANGE[0], le=ETA_RANGE[1], allow_inf_nan=False)]
 SECRETS = ("admin_key", "rollouts")  # may be files, too
 NOT_CONFIGURED = "this server has no rollout store: start it with --rollouts URL or QSHARP_ROLLOUTS"
 
@@ -37,12 +38,12 @@ class Settings(BaseSettings):
     )
     max_body_mib: float = Field(default=2, gt=0, description="the largest body of a request, in MiB")
     max_import_mib: float = Field(default=1024, gt=0, description="the largest file of rollouts to import, in MiB")
-    default_eta: float | None = Field(
+    default_eta: Eta | None = Field(
+        default=None, description="eta of requests that send none; without it they are not guided"
+    )
+    model_etas: Annotated[tuple[Eta, ...] | None, NoDecode] = Field(
         default=None,
-        ge=ETA_RANGE[0],
-        le=ETA_RANGE[1],
-        allow_inf_nan=False,
-        description="eta of requests that send none; without it they are not guided",
+        description="etas under which the model is listed; default: around the one that a critic recommends",
     )
     max_candidates: int = Field(
         default=64, ge=1, le=MAX_CANDIDATES, description="the largest guidance.candidates a request may ask for"
@@ -63,6 +64,11 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
+
+    @field_validator("model_etas", mode="before")
+    @classmethod
+    def _listed(cls, value: object) -> object:
+        return () if value == "none" else value.split(",") if isinstance(value, str) else value
 
     @classmethod
     def of(cls, args: Namespace) -> Self:

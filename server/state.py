@@ -13,6 +13,7 @@ from server.critics.workers import Workers
 from server.errors import ConflictError
 from server.request.slots import Slots
 from server.request.telemetry import TelemetryReceiver
+from server.request.virtual_models import VirtualModels
 from server.settings import NOT_CONFIGURED, Settings
 from server.store.rollouts import RolloutStore
 
@@ -29,6 +30,7 @@ class QSharpState:
         rollouts: the rollout store; None where the server was started without one.
         slots: bounds how many samples are on their way.
         changing: held while a version is activated or unloaded: what was checked must still hold then.
+        models: reads the names of virtual models.
     """
 
     settings: Settings
@@ -41,6 +43,7 @@ class QSharpState:
     rollouts: RolloutStore | None = None
     slots: Slots = field(default_factory=lambda: Slots(1))
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    models: VirtualModels = field(default_factory=lambda: VirtualModels((), CriticCatalog()))
 
     @property
     def store(self) -> RolloutStore:

@@ -51,7 +51,6 @@ RULES: Mapping[str, Rule | Mapping[str, Rule]] = {
     "/metrics": _METRICS,
     "/docs": _DOCS,
     "/docs/oauth2-redirect": _DOCS,
-    "/redoc": _DOCS,
     "/openapi.json": _DOCS,
     "/static": _DOCS,
     "/load": _USER,

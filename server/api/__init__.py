@@ -8,6 +8,7 @@
 | `rewards` | `POST /v1/rollouts/{id}/reward`, `POST /v1/rollouts/rewards` |
 | `stored_chat` | `GET`, `POST` and `DELETE` of stored chat completions, as OpenAI has them |
 | `health` | `/liveness`, `/version` |
+| `docs` | `/docs` |
 
 `queries` reads the query strings of lists, `bodies` the JSON bodies of the store's routes, `uploads` takes in
 files, `scoring` reads the texts that a critic is asked to score.

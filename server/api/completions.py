@@ -24,6 +24,7 @@ from server.request.admission import admit
 from server.request.call import CALL, UNGUIDED
 from server.request.schema import GuidedChatCompletionRequest, GuidedCompletionRequest, GuidedRequest
 from server.request.slots import samples_of
+from server.request.virtual_models import answering_as
 from server.state import state_of
 
 PATHS = ("/v1/completions", "/v1/chat/completions")
@@ -64,7 +65,8 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
     request.request_id = random_uuid()  # type: ignore[attr-defined]
     until_its_end = held(raw_request.scope)
     until_its_end.enter_context(state.slots.take(samples_of(request)))
-    call = admit(request, state.settings, state.catalog)
+    model = state.models.find(request.model)  # type: ignore[attr-defined]
+    call = admit(request, state.settings, state.catalog, model)
     if call is not None:
         until_its_end.callback(call.release)
     token, unguided = CALL.set(call), UNGUIDED.set(call is None)
@@ -74,7 +76,9 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
             body = await raw_request.json()
             sender = principal_of(raw_request)
             call.recording = await recording.begin(request, body, state.store, state.tokenizer, call.params, sender)
-        return await create(request, raw_request)
+            call.recording.model = model.served if model is not None else None
+        with answering_as(model):
+            return await create(request, raw_request)
     finally:
         CALL.reset(token)
         UNGUIDED.reset(unguided)

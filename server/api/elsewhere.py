@@ -20,6 +20,7 @@ from server.request import schema
 from server.request.admission import admit, refuse_private
 from server.request.call import CALL, UNGUIDED, GuidedCall
 from server.request.schema import GuidedRequest
+from server.request.virtual_models import VirtualModel, answering_as
 
 # Routes that sample, and the field that holds their prompt.
 GUIDED = {
@@ -50,7 +51,7 @@ class GuideElsewhere:
             return
         waiting = [await receive()]
         try:
-            call = _admit(waiting[0].get("body", b""), path, scope)
+            call, model = _admit(waiting[0].get("body", b""), path, scope)
             if call is not None:
                 held(scope).callback(call.release)
         except QSharpError as error:
@@ -62,7 +63,8 @@ class GuideElsewhere:
 
         token, unguided = CALL.set(call), UNGUIDED.set(call is None)
         try:
-            await self.app(scope, replay, send if call is None else _Reporting(send, call).send)
+            with answering_as(model):
+                await self.app(scope, replay, send if call is None else _Reporting(send, call).send)
         finally:
             CALL.reset(token)
             UNGUIDED.reset(unguided)
@@ -137,8 +139,8 @@ class _Reporting:
         return [result.dump() for _, result in sorted(self._call.results.items())]
 
 
-def _admit(body: bytes, path: str, scope: Scope) -> GuidedCall | None:
-    """The state that the request is served with; None if it is not guided, and need not be.
+def _admit(body: bytes, path: str, scope: Scope) -> tuple[GuidedCall | None, VirtualModel | None]:
+    """The state that the request is served with, None if it is not guided, and need not be; and the virtual model.
 
     Raises:
         GuidanceError: names the field that is wrong.
@@ -146,15 +148,16 @@ def _admit(body: bytes, path: str, scope: Scope) -> GuidedCall | None:
     try:
         fields: Any = json.loads(body)
     except (ValueError, RecursionError):
-        return None  # the route says what is wrong with it
+        return None, None  # the route says what is wrong with it
     if not isinstance(fields, dict):
-        return None
+        return None, None
     for holder in (fields, fields.get("sampling_params")):
         if isinstance(holder, dict):
             for name in ("vllm_xargs", "extra_args"):
                 refuse_private(holder.get(name), name)
     state = scope["app"].state.qsharp
     held(scope).enter_context(state.slots.take(_samples(fields)))
+    model = state.models.find(fields.get("model"))
     ours = {name: fields[name] for name in ("eta", "guidance") if name in fields}
     if fields.get("store") is True and path != STORES_ITSELF:
         raise _misplaced("store")
@@ -162,21 +165,21 @@ def _admit(body: bytes, path: str, scope: Scope) -> GuidedCall | None:
         asked = next((name for name, value in ours.items() if value is not None), None)
         if asked is not None:
             raise _misplaced(asked)
-        return None
+        return None, model
     try:
         request = GuidedRequest.model_validate(ours)
     except ValidationError as error:
         errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
         explained = schema.explain(errors, state.settings.max_candidates)
         raise explained or GuidanceError(str(error), "guidance") from error
-    if not ours and state.settings.default_eta is None:
-        return None
-    call = admit(request, state.settings, state.catalog)
+    if not ours and model is None and state.settings.default_eta is None:
+        return None, None
+    call = admit(request, state.settings, state.catalog, model)
     if call is not None:
         call.prompt_field = GUIDED[path]
         holders = (fields, fields.get("sampling_params"))
         call.limit_given = any(isinstance(h, dict) and h.get(name) is not None for h in holders for name in LIMITS)
-    return call
+    return call, model
 
 
 def _samples(fields: Mapping[str, Any]) -> int:

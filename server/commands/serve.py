@@ -134,6 +134,12 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
         "they are not guided",
     )
     add(
+        "--model-etas",
+        metavar="ETA,…",
+        help="list the model as MODEL@eta=ETA for these, besides its own name, for clients that cannot send eta; none: "
+        "list none. Unless given, the eta that a critic recommends and two around it",
+    )
+    add(
         "--admin-key",
         metavar="KEY",
         help="allow loading, activating and unloading critics to who has this key (or set QSHARP_ADMIN_KEY)",

@@ -1,21 +1,32 @@
 """Admission: checks what a request asks for, and settles its guidance before anything is sampled."""
 
-from qsharp_core.errors import GuidanceError
+from qsharp_core.errors import GuidanceError, NoCriticError, UnknownCriticError
 from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.wire.guidance import DEFAULT_CANDIDATES, DEFAULT_METHOD, DEFAULT_MIN_PROB, DEFAULT_TAIL, PREFIX
-from server.critics.catalog import CriticCatalog
+from server.critics.catalog import CriticCatalog, CriticInfo
+from server.errors import UnknownModelError
 from server.request.call import GuidedCall
 from server.request.schema import GuidanceOptions, GuidedRequest, accepts, wrong
+from server.request.virtual_models import VirtualModel
 from server.settings import NOT_CONFIGURED, Settings
 
 
-def admit(request: GuidedRequest, settings: Settings, catalog: CriticCatalog) -> GuidedCall | None:
+def admit(
+    request: GuidedRequest, settings: Settings, catalog: CriticCatalog, model: VirtualModel | None = None
+) -> GuidedCall | None:
     """The state that the request is served with; None if nothing of ours is to be done for it.
 
     A guided request uses its critic's version until `release` is called.
 
+    Args:
+        request: its fields.
+        settings: the server's.
+        catalog: the critics that are loaded.
+        model: what the name of its model says; None if that is no virtual model's.
+
     Raises:
         GuidanceError: names the field that is wrong.
+        UnknownModelError: the model's name has a critic that is not loaded.
     """
     if request.store and settings.rollouts is None:
         raise GuidanceError(f"store must be false, null or absent: {NOT_CONFIGURED}", "store")
@@ -29,15 +40,22 @@ def admit(request: GuidedRequest, settings: Settings, catalog: CriticCatalog) ->
             f"extra_body.{min(inside)}",
         )
     options = request.guidance or GuidanceOptions()
-    eta = _eta(request, options, settings)
+    if model is not None:
+        _check_agreement(request, options, model)
+    eta = _eta(request, options, model, settings)
     limit = settings.max_candidates
     if options.candidates is not None and options.candidates > limit:
         raise wrong("guidance.candidates", options.candidates, accepts(limit)["guidance.candidates"])
     detail = options.detail or "summary"
-    asked = "eta" in request.model_fields_set and eta is not None
-    if _samples_nothing_for_us(request, needed=asked or detail == "tokens" or bool(request.store)):
+    needed = request.eta is not None or detail == "tokens" or bool(request.store)
+    if _only_scores(request, needed):
         return None
-    critic = catalog.resolve(options.critic) if eta is not None or options.critic is not None else None
+    if model is not None:
+        _check_has_eta(request, model, settings)
+    if _searches_beams(request, needed or (model is not None and eta is not None)):
+        return None
+    wanted = options.critic or (model.critic if model is not None else None)
+    critic = _critic(wanted, model, catalog) if eta is not None or wanted is not None else None
     params = None
     if eta is not None:
         assert critic is not None
@@ -79,7 +97,49 @@ def refuse_private(extra: object, param: str) -> None:
         raise GuidanceError(f"{param} cannot carry {PREFIX}…: send eta and guidance", param)
 
 
-def _eta(request: GuidedRequest, options: GuidanceOptions, settings: Settings) -> float | None:
+def _check_agreement(request: GuidedRequest, options: GuidanceOptions, model: VirtualModel) -> None:
+    """Refuses fields that say something else than the model's name does."""
+    if model.says_eta and "eta" in request.model_fields_set and request.eta != model.eta:
+        raise GuidanceError(
+            f"eta is {_json(request.eta)} and model says {_json(model.eta)}: leave one of them out", "eta"
+        )
+    if None not in (options.critic, model.critic) and options.critic != model.critic:
+        raise GuidanceError(
+            f"guidance.critic is {options.critic!r:.200} and model says {model.critic!r:.200}: leave one of them out",
+            "guidance.critic",
+        )
+
+
+def _check_has_eta(request: GuidedRequest, model: VirtualModel, settings: Settings) -> None:
+    """Refuses a model's name that has a critic, where nobody says how strongly it guides."""
+    said = model.says_eta or "eta" in request.model_fields_set or settings.default_eta is not None
+    if model.critic is not None and not said:
+        raise GuidanceError(
+            f"model names the critic {model.critic!r:.200}, which has no effect without eta: send "
+            f"{accepts(settings.max_candidates)['eta']}, or say {model.served}@eta=0.1@critic={model.critic:.200}",
+            "model",
+        )
+
+
+def _critic(wanted: str | None, model: VirtualModel | None, catalog: CriticCatalog) -> CriticInfo:
+    """The version that guides; errors name the model where its name is why it is wanted."""
+    try:
+        return catalog.resolve(wanted)
+    except UnknownCriticError as error:
+        if model is not None and model.critic == wanted:
+            raise UnknownModelError(f"model: {error}") from error
+        raise
+    except NoCriticError as error:
+        if model is not None and (model.eta is not None or model.critic is not None):
+            raise NoCriticError(f"model: {error}", "model") from error
+        raise
+
+
+def _eta(
+    request: GuidedRequest, options: GuidanceOptions, model: VirtualModel | None, settings: Settings
+) -> float | None:
+    if model is not None and model.says_eta:
+        return model.eta
     if "eta" in request.model_fields_set:
         return request.eta
     if settings.default_eta is None and (options_set := options.names_set()):
@@ -90,20 +150,35 @@ def _eta(request: GuidedRequest, options: GuidanceOptions, settings: Settings) -
     return settings.default_eta
 
 
-def _samples_nothing_for_us(request: GuidedRequest, needed: bool) -> bool:
-    """Whether the request uses beam search, or only scores its prompt.
+def _only_scores(request: GuidedRequest, needed: bool) -> bool:
+    """Whether the request asks for its prompt's log-probabilities, which are the reference's.
+
+    So do requests that sample nothing, and those that evaluations send, which sample a token that they throw away.
 
     Raises:
-        GuidanceError: it does, although something is `needed` (guidance, reports or storing) that this cannot have.
+        GuidanceError: it samples nothing, although something is `needed` (guidance, reports or storing) that this
+            cannot have.
     """
-    if getattr(request, "use_beam_search", False):
-        if needed:
-            raise GuidanceError("use_beam_search cannot be combined with guidance or store", "use_beam_search")
-        return True
-    if getattr(request, "echo", False) and getattr(request, "max_tokens", None) == 0:
-        if needed:
-            raise GuidanceError(
-                "max_tokens must be at least 1 with guidance or store: nothing is sampled", "max_tokens"
-            )
-        return True
-    return False
+    if not getattr(request, "echo", False) or hasattr(request, "messages"):
+        return False
+    most, logprobs = getattr(request, "max_tokens", None), getattr(request, "logprobs", None)
+    if most == 0 and needed:
+        raise GuidanceError("max_tokens must be at least 1 with guidance or store: nothing is sampled", "max_tokens")
+    return most == 0 or (most == 1 and logprobs is not None and not needed)
+
+
+def _searches_beams(request: GuidedRequest, needed: bool) -> bool:
+    """Whether the request uses beam search.
+
+    Raises:
+        GuidanceError: it does, although something is `needed`.
+    """
+    if not getattr(request, "use_beam_search", False):
+        return False
+    if needed:
+        raise GuidanceError("use_beam_search cannot be combined with guidance or store", "use_beam_search")
+    return True
+
+
+def _json(eta: float | None) -> str:
+    return "null" if eta is None else f"{eta:g}"

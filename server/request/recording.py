@@ -38,6 +38,7 @@ class Recording:
         body: the request as the client sent it.
         metadata: what the client wants to be kept with the rollouts.
         owner: whom the rollouts belong to.
+        model: the name of their model; None if it is the response's.
         parent, cut: the stored rollout that the request continues, and after how many tokens; None for most requests.
         beginning: these `cut` tokens. The last of them differs from the parent's where the request forces another one.
         created: when the request came, in seconds since the epoch.
@@ -51,6 +52,7 @@ class Recording:
     body: Mapping[str, Any]
     metadata: Mapping[str, str]
     owner: str = UNNAMED
+    model: str | None = None
     parent: Rollout | None = None
     cut: int | None = None
     beginning: Sequence[int] = ()
@@ -151,7 +153,7 @@ class Recording:
             choice=index,
             route=self.route,
             created=self.created,
-            model=response["model"],
+            model=self.model or response["model"],
             prompt_token_ids=prompt,
             completion_token_ids=tokens,
             prompt_text=text,

@@ -49,7 +49,7 @@ def test_scores_that_break_on_the_way(http: httpx.Client, server: Server) -> Non
     (poison, *_) = [
         token
         for i, token in enumerate(first["token_ids"])
-        if i > 5 and token > 3 and not any(first["logprobs"]["tokens"][i] in tops for tops in likely[:i])
+        if i > 5 and token > 40 and not any(first["logprobs"]["tokens"][i] in tops for tops in likely[:i])
     ]
     folder = models.write_critic(server.root / "poison", kind="gpt2", name="poison", seed=31)
     (weights,) = (folder / "backbone").glob("*.safetensors")

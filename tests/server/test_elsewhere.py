@@ -12,7 +12,9 @@ from server.access.gate import Gate, Policy
 from server.access.keys import KeyRing
 from server.access.quotas import Quotas
 from server.api.elsewhere import GuideElsewhere
+from server.critics.catalog import CriticCatalog
 from server.request.slots import Slots
+from server.request.virtual_models import VirtualModels
 from server.settings import Settings
 
 
@@ -20,7 +22,8 @@ def app() -> Gate:
     made = FastAPI()
     made.add_middleware(GuideElsewhere)
     workers = SimpleNamespace(stopping=False)
-    made.state.qsharp = SimpleNamespace(settings=Settings(), slots=Slots(10), workers=workers)
+    models = VirtualModels((), CriticCatalog())
+    made.state.qsharp = SimpleNamespace(settings=Settings(), slots=Slots(10), workers=workers, models=models)
 
     @made.post("/{path:path}")
     async def echo(path: str, request: Request) -> Any:

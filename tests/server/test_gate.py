@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -62,8 +63,7 @@ def test_every_route_is_known(vllm_app: FastAPI) -> None:
 
 
 def test_rules_are_of_routes_that_are_there(vllm_app: FastAPI) -> None:
-    # Static files are there with --enable-offline-docs alone.
-    assert RULES.keys() - {path for _, path in operations(vllm_app)} == {"/static"}
+    assert RULES.keys() - {path for _, path in operations(vllm_app)} == set()
 
 
 def test_every_route_for_nobody_a_user_and_the_admin(vllm_app: FastAPI) -> None:
@@ -244,3 +244,19 @@ def test_requests_at_once_are_counted_for_each_holder() -> None:
             return [second.status_code, *(response.status_code for response in third)]
 
     assert asyncio.run(main()) == [429, 200, 200, 200]
+
+
+def test_the_docs_need_nothing_from_elsewhere(vllm_app: FastAPI) -> None:
+    page = send(vllm_app, "GET", "/docs", headers=USER).text
+    assert "<title>qsharp-serve" in page
+    assert "://" not in re.sub(r"window\.location\.origin \+", "", page)
+    needed = re.findall(r'(?:src|href)="(/[^"]+)"', page)
+    assert len(needed) == 2
+    for path in needed:
+        answer = send(vllm_app, "GET", path, headers=USER)
+        assert answer.status_code == 200
+        assert len(answer.content) > 10_000
+    about = send(vllm_app, "GET", "/openapi.json", headers=USER).json()
+    assert about["info"]["title"] == "qsharp-serve"
+    assert "eta" in str(about["components"]["schemas"]["GuidedCompletionRequest"])
+    assert send(vllm_app, "GET", "/redoc", headers=ADMIN).status_code == 404

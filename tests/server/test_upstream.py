@@ -12,6 +12,10 @@ from vllm.entrypoints.openai.chat_completion import api_router as chat_router
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.entrypoints.openai.completion import api_router as completion_router
 from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+from vllm.entrypoints.scale_out.token_in_token_out.serving import ServingTokens
+from vllm.entrypoints.serve.engine.serving import BaseServing
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.core_client import AsyncMPClient, DPLBAsyncMPClient, MPClient
@@ -41,6 +45,14 @@ def test_routes_call_the_handlers_kept_in_the_apps_state() -> None:
     assert "handler.create_chat_completion(request, raw_request)" in inspect.getsource(
         chat_router.create_chat_completion
     )
+
+
+def test_all_handlers_ask_one_object_about_a_models_name() -> None:
+    """`server.request.virtual_models` puts its own answers there."""
+    assert "self.registry.is_base_model(model_name)" in inspect.getsource(OpenAIServingModels.is_base_model)
+    assert "self.models.is_base_model(model_name)" in inspect.getsource(BaseServing._is_model_supported)
+    for handler in (OpenAIServingCompletion, OpenAIServingChat, OpenAIServingResponses, ServingTokens):
+        assert "self.models.model_name(lora_request)" in inspect.getsource(handler)
 
 
 def test_collective_rpc_answers_for_the_first_engine_alone() -> None:
