@@ -100,12 +100,7 @@ def main(argv: list[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qsharp critics", description="The critics of a running server.")
-    parser.add_argument("--url", default=DEFAULT_URL, help="of the server (default: %(default)s)")
-    parser.add_argument(
-        "--admin-key",
-        default=secret("QSHARP_ADMIN_KEY"),
-        help="needed to load, activate and unload (default: QSHARP_ADMIN_KEY)",
-    )
+    _add_server(parser, secret("QSHARP_URL") or DEFAULT_URL, secret("QSHARP_ADMIN_KEY") or secret("QSHARP_API_KEY"))
     commands = parser.add_subparsers(dest="command", metavar="list|load|activate|rollback|unload|score")
     commands.add_parser("list", help="show what is loaded (the default)")
     load = commands.add_parser("load", help="load a critic's folder")
@@ -121,7 +116,20 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("name", help="NAME or NAME@VERSION")
     score.add_argument("prompt")
     score.add_argument("completion")
+    for command in commands.choices.values():  # the same flags, after the sub-command
+        _add_server(command, argparse.SUPPRESS, argparse.SUPPRESS)
     return parser
+
+
+def _add_server(parser: argparse.ArgumentParser, url: str, key: str | None) -> None:
+    """Adds the flags that say which server, with these defaults."""
+    parser.add_argument("--url", default=url, help="of the server (default: QSHARP_URL, or a server on this machine)")
+    parser.add_argument(
+        "--admin-key",
+        "--api-key",
+        default=key,
+        help="needed to load, activate and unload (default: QSHARP_ADMIN_KEY, or QSHARP_API_KEY)",
+    )
 
 
 def _name(text: str) -> str:

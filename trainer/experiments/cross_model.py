@@ -16,7 +16,7 @@ from qsharp_core.critic.checkpoint import read_card
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.plot import draw
 from trainer.evaluation.report import EvaluationReport, SettingReport
-from trainer.evaluation.table import table
+from trainer.evaluation.table import tables
 from trainer.experiments.fields import EvaluationFields, RecipeFields, SampledFields
 from trainer.experiments.files import RecipeError
 from trainer.experiments.quantise import Quantise, with_own_embeddings, write_quantised
@@ -123,9 +123,9 @@ async def run(recipe: CrossModel, folder: Path, console: Console) -> CrossModelO
                 )
             )  # fmt: skip
     for reference, report in zip(recipe.references, reports, strict=True):
-        rows = table(report.samples, report.results)
+        rows, *more = tables(report.samples, report.results, graded=report.graded)
         rows.title = reference.name
-        console.print(rows)
+        console.print(rows, *more)
     _plot(folder / "report.png", recipe, reports)
     return CrossModelOutcome(references=outcomes, failures=[one for report in reports for one in report.failures])
 

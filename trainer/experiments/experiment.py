@@ -14,15 +14,15 @@ from rich.console import Console
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.plot import plot
 from trainer.evaluation.report import SettingReport
-from trainer.evaluation.table import table
+from trainer.evaluation.table import tables
 from trainer.experiments.fields import (
-    SERVED,
     EvaluationFields,
     Published,
     RolloutFields,
     SampledFields,
     loop_settings,
     with_base,
+    with_kind,
 )
 from trainer.experiments.report import Outcome
 from trainer.experiments.served import opened
@@ -56,7 +56,7 @@ class Experiment(SampledFields):
 
     kind: Literal["experiment"]
     model: str | None = None
-    critic: TrainSettings = TrainSettings(base=SERVED)
+    critic: TrainSettings = TrainSettings(**with_kind({}))
     rollouts: RolloutFields = RolloutFields()
     evaluate: EvaluationFields = EvaluationFields()
     published: Published | None = None
@@ -64,7 +64,7 @@ class Experiment(SampledFields):
     @field_validator("critic", mode="before")
     @classmethod
     def _start(cls, value: Any) -> Any:
-        return {"base": SERVED, **value} if isinstance(value, dict) else value
+        return with_kind(value) if isinstance(value, dict) else value
 
 
 class RoundOutcome(ReportPart):
@@ -132,7 +132,8 @@ async def run(recipe: Experiment, folder: Path, console: Console) -> ExperimentO
         report = await evaluate(
             served.client, judge, task, evaluation, folder / "evaluation", concurrency=settings.concurrency
         )
-    console.print(table(report.samples, report.results, recipe.published.rows() if recipe.published else None))
+    others = recipe.published.rows() if recipe.published else None
+    console.print(*tables(report.samples, report.results, others, report.graded))
     if recipe.published:
         console.print(f"published: {recipe.published.others()}", highlight=False)
     plot(folder / "report.png", report, levels=True)

@@ -1,5 +1,6 @@
 """Tables of a recipe that several kinds share, and what they become."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from trainer.loop.settings import CriticRecipe, LoopSettings
 from trainer.rewards.verifiers import Judge, TaskRef, Weighted
 from trainer.rollouts.parameters import SamplingParameters
 from trainer.tasks.base import Task
-from trainer.training.settings import TrainSettings
+from trainer.training.settings import TrainSettings, kind_meant
 
 SERVED = "served"
 """The value of `critic.base` that means the model that is served."""
@@ -221,6 +222,17 @@ def loop_settings(
         seed=recipe.seed,
         concurrency=recipe.server.concurrency,
     )
+
+
+def with_kind(critic: Mapping[str, Any]) -> dict[str, Any]:
+    """The table `critic` with base and kind filled in: a native critic of the served model, unless it says otherwise.
+
+    Another base than the served model is one of a critic with a backbone of its own.
+    """
+    table = {"base": SERVED, **critic}
+    if table["base"] == SERVED:
+        table.setdefault("backbone", kind_meant(table))
+    return table
 
 
 def with_base(critic: TrainSettings, root: str, name: str | None = None) -> TrainSettings:
