@@ -31,7 +31,7 @@ REWARD = [0.5]
 
 async def mended(case: Case) -> float:
     """In this process, because it is async."""
-    return float("The answer is" in case.completion) * REWARD[0] if len(case.completion) % 2 else 0.0
+    return REWARD[0] if case.completion[-2:-1] in tuple("13579") else 0.0
 
 
 @pytest.fixture(scope="module")

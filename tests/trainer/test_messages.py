@@ -17,32 +17,11 @@ from qsharp_core import cli
 from tests.support import fake_server, models
 from tests.support import trainer_data as world
 from tests.support.fake_server import FakeServer
-from trainer.rewards.base import Case
 from trainer.rollouts import retrying
 from trainer.rollouts.retrying import FIRST_PATIENCE, PATIENCE, Patience
 
 ROOT = Path(__file__).parents[2]
-HERE = "tests.trainer.test_messages"
-
-
-def mentions(case: Case) -> float:
-    """Needs the problem."""
-    assert case.problem is not None
-    return float(case.problem.data["letter"] in case.completion)
-
-
-def of_two(prompt: str, completion: str) -> float:
-    return 1.0
-
-
-def broken(case: Case) -> float:
-    raise ValueError("no such column")
-
-
-def as_trl(prompts: list[str], completions: list[str], letter: list[str], **columns: object) -> list[float]:
-    assert len(prompts) == len(completions) == len(letter) == 1
-    assert columns == {"answer": [7]}
-    return [float(letter[0] in completions[0])]
+HERE = "tests.support.verifiers"
 
 
 @pytest.fixture
@@ -150,7 +129,7 @@ def test_ctrl_c_in_train_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path
 
 def test_renamed_prompts_are_found_by_what_they_ask(fake: FakeServer, tmp_path: Path) -> None:
     renamed = collected(fake, tmp_path).rename(tmp_path / "theirs.jsonl")
-    reward = ["reward", "--url", fake.url, "--verifier", f"{HERE}:mentions"]
+    reward = ["reward", "--workers", "1", "--url", fake.url, "--verifier", f"{HERE}:mentions"]
     assert cli.main([*reward, "--prompts", str(renamed)]) == 0
     stored = fake.stored()
     assert len(stored) == 30
@@ -162,7 +141,7 @@ def test_prompts_without_their_file_or_with_other_lines_are_told(
     fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     collected(fake, tmp_path)
-    reward = ["reward", "--url", fake.url, "--verifier", f"{HERE}:mentions"]
+    reward = ["reward", "--workers", "1", "--url", fake.url, "--verifier", f"{HERE}:mentions"]
     changed = prompts(tmp_path / "mine.jsonl", words="Say ")  # the same ids
     for flags in ([], ["--prompts", str(changed)]):
         assert cli.main([*reward, *flags]) == 1
@@ -176,7 +155,7 @@ def test_a_verifier_of_the_wrong_signature_is_refused_before_anything(
     fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     collected(fake, tmp_path)
-    assert cli.main(["reward", "--url", fake.url, "--verifier", f"{HERE}:of_two"]) == 1
+    assert cli.main(["reward", "--workers", "1", "--url", fake.url, "--verifier", f"{HERE}:of_two"]) == 1
     said = capsys.readouterr().err
     assert "has the signature (prompt: str, completion: str) -> float" in said
     assert "must take one argument, the case" in said
@@ -186,7 +165,7 @@ def test_a_verifier_that_always_fails_is_given_up_and_its_first_failure_shown(
     fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = collected(fake, tmp_path)
-    assert cli.main(["reward", "--url", fake.url, "--verifier", f"{HERE}:broken"]) == 1
+    assert cli.main(["reward", "--workers", "1", "--url", fake.url, "--verifier", f"{HERE}:broken"]) == 1
     said = capsys.readouterr().err
     assert f"a completion could not be judged ({HERE}:broken: ValueError: no such column" in said
     assert "the first 20 completions could all not be judged" in said
@@ -199,7 +178,12 @@ def test_a_verifier_that_always_fails_is_given_up_and_its_first_failure_shown(
 
 def test_reward_functions_of_trl_are_verifiers(fake: FakeServer, tmp_path: Path) -> None:
     file = collected(fake, tmp_path)
-    assert cli.main(["reward", "--url", fake.url, "--verifier", f"{HERE}:as_trl", "--prompts", str(file)]) == 0
+    assert (
+        cli.main(
+            ["reward", "--workers", "1", "--url", fake.url, "--verifier", f"{HERE}:as_trl", "--prompts", str(file)]
+        )
+        == 0
+    )
     assert all(one.reward == float("a" in one.completion_text) for one in fake.stored())
 
 
@@ -215,7 +199,7 @@ def test_what_is_nothing_is_an_error(fake: FakeServer, tmp_path: Path, capsys: p
         assert message in capsys.readouterr().err
     assert not out.exists()
     # All of them judged already is no mistake.
-    reward = ["reward", "--url", fake.url, "--verifier", f"{HERE}:mentions", "--prompts", str(file)]
+    reward = ["reward", "--workers", "1", "--url", fake.url, "--verifier", f"{HERE}:mentions", "--prompts", str(file)]
     assert cli.main(reward) == 0
     assert cli.main(reward) == 0
 

@@ -12,12 +12,18 @@ Result = TypeVar("Result")
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
     """Runs a coroutine to its end, and returns its result."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _loop_runs():
         return asyncio.run(work)
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(asyncio.run, work).result()
+
+
+def _loop_runs() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def by_flags(function: Callable[..., Result], *given: Any, args: Namespace, **more: Any) -> Result:

@@ -71,7 +71,7 @@ def table(results: Sequence[SettingReport], published: PublishedRows | None = No
 
 
 def _empty(*titles: str) -> Table:
-    rows = Table(*titles, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    rows = Table(*titles, box=SIMPLE_HEAD, padding=0)
     for column in rows.columns[1:]:
         column.justify = "right"
     return rows

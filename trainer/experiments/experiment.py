@@ -32,8 +32,6 @@ from trainer.loop.rounds import run_loop
 from trainer.loop.settings import Budget
 from trainer.loop.versions import Version
 from trainer.reports import ReportPart
-from trainer.rewards.verifiers import TaskRef
-from trainer.tasks.registry import find_task
 from trainer.training.report import Comparison, Measures
 from trainer.training.settings import TrainSettings
 
@@ -115,7 +113,7 @@ class ExperimentOutcome(Outcome):
 
 async def run(recipe: Experiment, folder: Path, console: Console) -> ExperimentOutcome:
     """Runs the experiment, or goes on with it where it was stopped."""
-    task = TaskRef(find_task(recipe.task), recipe.task)
+    task = recipe.problems()
     out = folder / "critics"
     async with opened(recipe.model, recipe.server, folder, console) as served, recipe.judge() as judge:
         critic = with_base(recipe.critic, served.root)
