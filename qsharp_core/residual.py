@@ -33,11 +33,13 @@ class Step(NamedTuple):
     Attributes:
         value: `V` of the prefix before it, in units of reward; NaN where the critic was not asked.
         ref_logprob, logprob: `ln ref` and `ln pi` of the token.
+        clipped: whether a budget of KL divergence held the step back, so that `ln pi` is not what the critic predicted.
     """
 
     value: float
     ref_logprob: float
     logprob: float
+    clipped: bool = False
 
 
 def bellman_residuals(
@@ -45,7 +47,8 @@ def bellman_residuals(
 ) -> list[float]:
     """`delta` between each step at which the critic was asked and the next such step, in units of reward.
 
-    Tokens of the tail are left out, because their `A` is not a prediction of the critic. We recognise them by that `A`:
+    Tokens of steps that were clipped are left out, and tokens of the tail, because their `A` is not a prediction of the
+    critic. We recognise the latter by that `A`:
     `eta · A` is `reward_min` with `FLOOR`, and `V(x)` with `KEEP`; a candidate has that value only by chance.
 
     Args:
@@ -61,7 +64,7 @@ def bellman_residuals(
     # `eta · A` of the token drawn at the last step at which the critic was asked; NaN if it cannot be compared.
     predicted = float("nan")
     between = 0.0  # ln ref of the tokens drawn since then
-    for value, ref_logprob, logprob in steps:
+    for value, ref_logprob, logprob, clipped in steps:
         if isnan(value):
             between += ref_logprob
             continue
@@ -70,6 +73,6 @@ def bellman_residuals(
         gain = eta * (logprob - ref_logprob)
         predicted, between = value + gain, 0.0
         from_tail = abs(gain) if tail == Tail.KEEP else predicted - reward_min
-        if from_tail <= rounding:
+        if clipped or from_tail <= rounding:
             predicted = float("nan")
     return residuals

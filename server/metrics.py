@@ -36,6 +36,12 @@ CRITIC_STEP = Histogram(
 REFUSED = Counter("qsharp_requests_refused", "Requests that were refused before a route saw them", ["reason"])
 GUIDED_TOKENS = Counter("qsharp_guided_tokens", "Tokens of completed choices whose step was guided")
 SCORED_CANDIDATES = Counter("qsharp_scored_candidates", "Candidate tokens scored by critics")
+STEPS_CLIPPED = Counter("qsharp_steps_clipped", "Tokens of completed choices at which a KL budget held guidance back")
+BUDGET_SPENT = Histogram(
+    "qsharp_kl_budget_spent_ratio",
+    "Share of guidance.kl_total that a completed choice has spent",
+    buckets=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1.0],
+)
 COMPLETIONS = Counter("qsharp_completions", "Completed choices", ["guided", "finish_reason"])
 KV_BLOCKS = Gauge(
     "qsharp_critic_kv_blocks_used",
@@ -161,6 +167,8 @@ def observe_choice(
     value: float | None = None,
     residuals: Iterable[float] = (),
     critic: str | None = None,
+    clipped: int = 0,
+    budget: float | None = None,
 ) -> None:
     """Counts a completed choice.
 
@@ -171,6 +179,8 @@ def observe_choice(
         value: `V` at the first step at which the critic was asked, in units of reward; None if it never was.
         residuals: the critic's Bellman residuals over the choice (`qsharp_core.residual`), in units of reward.
         critic: `name@version` of its critic.
+        clipped: number of tokens at which its budget held guidance back.
+        budget: nats that all its tokens might spend; None if that was not limited.
     """
     COMPLETIONS.labels(str(guided).lower(), finish_reason).inc()
     if guided:
@@ -180,6 +190,9 @@ def observe_choice(
             GUIDED_TOKENS.inc()
             total += kl
         COMPLETION_KL.observe(total)
+        STEPS_CLIPPED.inc(clipped)
+        if budget is not None:
+            BUDGET_SPENT.observe(total / budget)
         if value is not None:
             COMPLETION_VALUE.observe(value)
         if critic is not None:

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from qsharp_core.errors import ConfigError
 from qsharp_core.secret_files import secret
-from qsharp_core.wire.guidance import ETA_RANGE, MAX_CANDIDATES
+from qsharp_core.wire.guidance import BUDGET_RANGE, ETA_RANGE, MAX_CANDIDATES
 
 # Flags of `qsharp serve` arrive in vLLM's own namespace under this prefix.
 ARGUMENT = "qsharp_"
@@ -47,6 +47,18 @@ class Settings(BaseSettings):
     )
     max_candidates: int = Field(
         default=64, ge=1, le=MAX_CANDIDATES, description="the largest guidance.candidates a request may ask for"
+    )
+    max_kl_total: float | None = Field(
+        default=None,
+        ge=BUDGET_RANGE[0],
+        le=BUDGET_RANGE[1],
+        description="the largest guidance.kl_total, and that of requests that send none",
+    )
+    max_kl_token: float | None = Field(
+        default=None,
+        ge=BUDGET_RANGE[0],
+        le=BUDGET_RANGE[1],
+        description="the largest guidance.kl_token, and that of requests that send none",
     )
     rollouts: SecretStr | None = Field(
         default=None, min_length=1, description="URL of the rollout store; without it `store: true` is refused"

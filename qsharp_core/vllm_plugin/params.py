@@ -21,6 +21,7 @@ from typing import Any
 
 from qsharp_core.errors import GuidanceError
 from qsharp_core.wire.guidance import (
+    BUDGET_RANGE,
     DEFAULT_CANDIDATES,
     DEFAULT_METHOD,
     DEFAULT_MIN_PROB,
@@ -47,6 +48,8 @@ class GuidanceParams:
         tail: what happens to the tokens that are no candidates; see `Tail`.
         method: which tilt is applied; see `Method`.
         id: the steps of the request are reported under it; None if they are not.
+        kl_total: most nats that all tokens may spend together; None if there is no such budget. It needs an `id`.
+        kl_token: most nats that a token may spend; None if there is no such budget.
 
     Raises:
         GuidanceError: a field is wrong; the message names it and what it accepts.
@@ -59,6 +62,8 @@ class GuidanceParams:
     tail: TailName = DEFAULT_TAIL
     method: MethodName = DEFAULT_METHOD
     id: int | None = None
+    kl_total: float | None = None
+    kl_token: float | None = None
 
     def __post_init__(self) -> None:
         low, high = ETA_RANGE
@@ -72,6 +77,9 @@ class GuidanceParams:
             raise GuidanceError(f"critic must be a string, got {self.critic!r}", "critic")
         if self.id is not None:
             _number(self.id, "id", 0, 2**63 - 1, whole=True)
+        for name in ("kl_total", "kl_token"):
+            if (budget := getattr(self, name)) is not None:
+                _number(budget, name, *BUDGET_RANGE)
 
     @classmethod
     def from_extra_args(cls, extra_args: Mapping[str, Any] | None) -> "GuidanceParams | None":
@@ -89,6 +97,11 @@ class GuidanceParams:
             raise GuidanceError(f"{PREFIX}{min(unknown)} is not known; known are {known}", PREFIX + min(unknown))
         if "eta" not in ours and "id" not in ours:
             raise GuidanceError(f"{PREFIX}{min(ours)} without {PREFIX}eta guides nothing", PREFIX + "eta")
+        if "kl_total" in ours and "id" not in ours:
+            raise GuidanceError(
+                f"{PREFIX}kl_total needs {PREFIX}id, by which a request that was preempted is known again",
+                PREFIX + "id",
+            )
         return cls(**ours)
 
     def to_extra_args(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Shapes: R rows, K most candidates of any row.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,32 @@ from qsharp_core.transfer import column, to_device
 from qsharp_core.vllm_plugin.registry import LoadedCritic
 from qsharp_core.vllm_plugin.rows import LogitsRow, TrackedRequest
 from qsharp_core.wire.guidance import Method, Tail
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """What limits the KL divergence of a batch's rows.
+
+    Attributes:
+        total_R, token_R: nats that all tokens and one token may spend, float64; infinite without such a budget.
+        account_R: what all tokens have spent is kept there (`spending`), int64; 0 in rows without such a budget.
+    """
+
+    total_R: Tensor
+    token_R: Tensor
+    account_R: Tensor
+
+    @classmethod
+    def of(cls, requests: list[TrackedRequest], device: torch.device) -> "Budgets | None":
+        """The budgets of these requests; None if none has any."""
+        params = [request.params for request in requests]
+        if all(p.kl_total is None and p.kl_token is None for p in params):
+            return None
+        return cls(
+            total_R=column([p.kl_total or math.inf for p in params], device),
+            token_R=column([p.kl_token or math.inf for p in params], device),
+            account_R=column([request.account for request in requests], device, torch.int64),
+        )
 
 
 @dataclass(frozen=True)
@@ -33,6 +60,7 @@ class BatchPlan:
         cd_R: rows that tilt as Controlled Decoding does, bool; None where no row does.
         bounds_R2: the relative tilt of each row's tail (ignored in rows of `keep_R`), and the greatest reward; float64.
         members: each critic, and the indices of the rows that it guides.
+        budget: what limits the rows' KL divergence; None where no row has a budget.
     """
 
     requests: list[TrackedRequest]
@@ -48,6 +76,7 @@ class BatchPlan:
     cd_R: Tensor | None
     bounds_R2: Tensor
     members: list[tuple[LoadedCritic, list[int]]]
+    budget: "Budgets | None"
 
     @classmethod
     def of(cls, rows: list[LogitsRow], device: torch.device) -> "BatchPlan":
@@ -85,6 +114,7 @@ class BatchPlan:
             cd_R=column(is_cd, device, torch.bool) if any(is_cd) else None,
             bounds_R2=column(bounds, device),
             members=[*members.values()],
+            budget=Budgets.of(requests, device),
         )
 
     def fits(self, rows: list[LogitsRow]) -> bool:

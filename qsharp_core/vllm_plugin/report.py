@@ -25,6 +25,7 @@ class StepOutcome:
         rows: the rows of the step.
         index_R: the place of each row among all logits, int64, on the device.
         candidates, guided: the guided policy.
+        strength_R: which share of the tilt is within each row's budget, float64; None where no row has a budget.
         broken_R: rows whose critic's outputs were not finite, bool.
         failures: why requests had failed before this step, by `qsharp_id`.
         seconds: how long the critics were asked.
@@ -35,6 +36,7 @@ class StepOutcome:
     index_R: Tensor
     candidates: Candidates
     guided: GuidedStep
+    strength_R: Tensor | None
     broken_R: Tensor
     failures: dict[int, str]
     seconds: float
@@ -70,7 +72,8 @@ class Reporter:
         has_failed = [row.request.failure is not None for row in rows]
         status_R = outcome.candidates.mask_RK.any(-1).long() * Status.GUIDED
         status_R.masked_fill_(outcome.broken_R | column(has_failed, self._device, torch.bool), Status.FAILED)
-        columns = Columns(tokens_R, status_R, guided.kl_R, log_ref_R, log_pi_R, guided.value_R)
+        strength_R = torch.ones_like(guided.kl_R) if outcome.strength_R is None else outcome.strength_R
+        columns = Columns(tokens_R, status_R, guided.kl_R, log_ref_R, log_pi_R, guided.value_R, strength_R)
         observed = [i for i, row in enumerate(rows) if row.request.params.id is not None]
         if len(observed) < len(rows):
             at = column(observed, self._device, torch.int64)
@@ -81,7 +84,7 @@ class Reporter:
         """Reports what audits have found, although there is no step to report."""
         if self.sender.connected and (audits := self._auditor.take_results()):
             none = torch.empty(0, device=self._device)
-            columns = Columns(none, none, none, none, none, none)
+            columns = Columns(none, none, none, none, none, none, none)
             self.sender.send(StepFacts(audits=audits, engine=self._engine), columns)
 
     def _facts(self, rows: list[LogitsRow], outcome: StepOutcome) -> StepFacts:

@@ -19,6 +19,7 @@ class TrackedRequest:
         temperature: the temperature in its sampling parameters.
         critic: the version that the request began with; None if it is not guided.
         sequence: the request's sequence in the cache of that critic; None if there is none.
+        account: of what it spends of its budget (`spending`); 0 if it has no budget for all its tokens.
         failure: why the request can no longer be guided. It goes on unguided and is reported as failed; the reader of
             the reports ends it.
     """
@@ -27,6 +28,7 @@ class TrackedRequest:
     temperature: float
     critic: LoadedCritic | None = None
     sequence: CachedSequence | None = None
+    account: int = 0
     failure: str | None = None
 
     @property

@@ -16,19 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qsharp_core import policy
+from qsharp_core import budget, policy
 from qsharp_core.critic.scoring.cache import CachedSequence
 from qsharp_core.critic.scoring.cached import CachedScorer
 from qsharp_core.errors import GuidanceError
+from qsharp_core.policy import Candidates, GuidedStep
 from qsharp_core.vllm_plugin import cores, loading
 from qsharp_core.vllm_plugin.audit import Auditor
 from qsharp_core.vllm_plugin.memory import keep_freed_memory
 from qsharp_core.vllm_plugin.params import GuidanceParams
-from qsharp_core.vllm_plugin.plan import BatchPlan
+from qsharp_core.vllm_plugin.plan import BatchPlan, Budgets
 from qsharp_core.vllm_plugin.ranks import Ranks
 from qsharp_core.vllm_plugin.report import Reporter, StepOutcome
 from qsharp_core.vllm_plugin.rows import LogitsRow, TrackedRequest
 from qsharp_core.vllm_plugin.settings import EngineSettings, refuse_unsupported
+from qsharp_core.vllm_plugin.spending import Spending
 from qsharp_core.vllm_plugin.tilts import CriticTilts
 
 logger = logging.getLogger("vllm.qsharp")  # below vLLM's own logger, whose handler formats it
@@ -59,13 +61,14 @@ class StepGuide:
         self.auditor = Auditor(rate, device, cores.audit_executor(vllm_config, device))
         engine: int = vllm_config.parallel_config.data_parallel_index
         self.reporter = Reporter(device, self.registry, self.auditor, engine)
+        self._spending = Spending(vllm_config.scheduler_config.max_num_seqs, device)
         self._tilts = CriticTilts(device, self.auditor, self.fail)
         self._plan: BatchPlan | None = None
         self._outcome: StepOutcome | None = None
 
     # -- requests
 
-    def open(self, sampling_params: Any) -> TrackedRequest | None:
+    def open(self, sampling_params: Any, *, resumed: bool = False) -> TrackedRequest | None:
         """A request enters the batch; None if it is neither guided nor observed.
 
         Values were checked at admission. The critic's name was not, unless a front end of ours resolved it: a request
@@ -74,6 +77,7 @@ class StepGuide:
 
         Args:
             sampling_params: `vllm.SamplingParams`.
+            resumed: whether it has sampled before, and was preempted.
         """
         params = GuidanceParams.from_extra_args(sampling_params.extra_args)
         if params is None:
@@ -82,6 +86,9 @@ class StepGuide:
             logger.error("a request's guidance did not come from the server's front end, and is ignored")
             return None
         request = TrackedRequest(params, sampling_params.temperature)
+        if params.kl_total is not None:
+            assert params.id is not None
+            request.account = self._spending.open(params.id, resumed=resumed)
         if params.eta is not None and self.ranks.leads:
             try:
                 request.critic = self.registry.resolve(params.critic)
@@ -93,6 +100,9 @@ class StepGuide:
     def close(self, request: TrackedRequest) -> None:
         """A request leaves the batch: it has finished, or was aborted or preempted."""
         self._plan = None  # it holds the critic
+        if request.account:
+            assert request.params.id is not None
+            self._spending.close(request.params.id)
         critic, sequence = request.critic, request.sequence
         request.critic = request.sequence = None
         if critic is not None:
@@ -155,19 +165,34 @@ class StepGuide:
         if plan.most_candidates:
             candidates, tilt_RK, bounds_R2 = self.ranks.agree(candidates, tilt_RK, bounds_R2)
         guided = policy.guide(candidates, tilt_RK, plan.eta_R, plan.keep_R, *bounds_R2.unbind(1))
+        strength_R = None
+        if plan.budget is not None:
+            guided, strength_R = self._limit(plan.budget, [row.length for row in rows], candidates, guided)
         if plan.most_candidates:
             policy.guide_logits_(logits_RV, plan.temperature_R, candidates, guided)
             if logits_RV is not logits:
                 logits.index_copy_(0, plan.index_R, logits_RV)
         # On an accelerator the number of scored candidates is on the device; there it is that of the asked ones.
         scored = int(candidates.mask_RK.sum()) if self.device.type == "cpu" else plan.candidates_asked
-        self._outcome = StepOutcome(rows, plan.index_R, candidates, guided, broken_R, plan.failures, seconds, scored)
+        self._outcome = StepOutcome(
+            rows, plan.index_R, candidates, guided, strength_R, broken_R, plan.failures, seconds, scored
+        )
 
     def report(self, sampled: Tensor) -> None:
         """Reports the step of the last `apply`, now that the tokens of all logits are sampled: `[B]` or `[B, 1]`."""
         outcome, self._outcome = self._outcome, None
         if outcome is not None:
             self.reporter.report(outcome, sampled)
+
+    def _limit(
+        self, budgets: Budgets, lengths: list[int], candidates: Candidates, guided: GuidedStep
+    ) -> tuple[GuidedStep, Tensor]:
+        """Keeps the step within what its rows have left, and notes what it spends; returns the strengths, too."""
+        spent_R = self._spending.spent(budgets.account_R, lengths)
+        left_R = (budgets.total_R - spent_R).clamp(min=0.0)
+        guided, strength_R = budget.clip(candidates, guided, torch.minimum(budgets.token_R, left_R))
+        self._spending.note(budgets.account_R, lengths, spent_R + guided.kl_R)
+        return guided, strength_R
 
     def _plan_of(self, rows: list[LogitsRow]) -> BatchPlan:
         """The plan of the last step, if the requests are the same and none has failed since; else a new one."""

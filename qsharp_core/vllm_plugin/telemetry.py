@@ -77,6 +77,7 @@ class Columns(NamedTuple):
         kl: `KL(pi || ref)` in nats.
         ref_logprob, logprob: log-probabilities of the sampled token under the reference and under the guided policy.
         value: `V(x)` in units of reward; NaN in rows that were not guided.
+        strength: the share of the tilt that was within the budget, from 0 to 1; 1 where nothing was clipped.
     """
 
     tokens: Tensor
@@ -85,6 +86,7 @@ class Columns(NamedTuple):
     ref_logprob: Tensor
     logprob: Tensor
     value: Tensor
+    strength: Tensor
 
     def packed(self) -> Tensor:
         """All columns as one tensor `[columns, rows]`, for one copy to the host; token ids are exact in float64."""
@@ -100,6 +102,7 @@ class StepReport(StepFacts, array_like=True, kw_only=True):
     ref_logprob: list[float]
     logprob: list[float]
     value: list[float]
+    strength: list[float]
 
     @classmethod
     def of(cls, facts: StepFacts, packed: Tensor) -> "StepReport":

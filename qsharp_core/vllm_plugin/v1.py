@@ -53,7 +53,7 @@ class QSharpLogitsProcessor(LogitsProcessor):
             self._rows.pop(index, None)
         for index, params, prompt, output in batch_update.added:
             self._rows.pop(index, None)  # `added` may replace a row that is in use
-            request = self.guide.open(params)
+            request = self.guide.open(params, resumed=bool(output))
             if request is not None:
                 if prompt is None:
                     self.guide.fail(request, "prompt_embeds", "the critic reads token ids, and the prompt has none")

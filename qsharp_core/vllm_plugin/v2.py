@@ -62,7 +62,8 @@ class QSharpLogitsProcessor(LogitsProcessor):
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
         self._close(req_idx)
-        request = self.guide.open(sampling_params)
+        resumed = self._states.prefill_len.np[req_idx] > self._states.prompt_len.np[req_idx]
+        request = self.guide.open(sampling_params, resumed=bool(resumed))
         if request is not None:
             self._slots[req_idx] = request
         return request is not None

@@ -198,6 +198,13 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
         help=f"most candidates a request may ask for ({Settings.model_fields['max_candidates'].default} unless given)",
     )
     add(
+        "--max-kl-total",
+        type=float,
+        metavar="NATS",
+        help="most KL divergence from the model that a guided choice may spend, whatever its request says",
+    )
+    add("--max-kl-token", type=float, metavar="NATS", help="the same of each token")
+    add(
         "--critic-root",
         action="append",
         type=Path,

@@ -2,7 +2,14 @@
 
 from qsharp_core.errors import GuidanceError, NoCriticError, UnknownCriticError
 from qsharp_core.vllm_plugin.params import GuidanceParams
-from qsharp_core.wire.guidance import DEFAULT_CANDIDATES, DEFAULT_METHOD, DEFAULT_MIN_PROB, DEFAULT_TAIL, PREFIX
+from qsharp_core.wire.guidance import (
+    BUDGET_RANGE,
+    DEFAULT_CANDIDATES,
+    DEFAULT_METHOD,
+    DEFAULT_MIN_PROB,
+    DEFAULT_TAIL,
+    PREFIX,
+)
 from server.critics.catalog import CriticCatalog, CriticInfo
 from server.errors import UnknownModelError
 from server.request.call import GuidedCall
@@ -55,7 +62,11 @@ def admit(
     if _searches_beams(request, needed or (model is not None and eta is not None)):
         return None
     wanted = options.critic or (model.critic if model is not None else None)
-    critic = _critic(wanted, model, catalog) if eta is not None or wanted is not None else None
+    follows_critic = eta is None and _leaves_eta_to_critic(request, options, model)
+    critic = _critic(wanted, model, catalog) if eta is not None or follows_critic or wanted is not None else None
+    if follows_critic:
+        assert critic is not None
+        eta = _recommended_eta(critic)
     params = None
     if eta is not None:
         assert critic is not None
@@ -66,6 +77,8 @@ def admit(
             min_prob=DEFAULT_MIN_PROB if options.min_prob is None else options.min_prob,
             tail=options.tail or DEFAULT_TAIL,
             method=options.method or DEFAULT_METHOD,
+            kl_total=_budget("kl_total", options.kl_total, settings.max_kl_total),
+            kl_token=_budget("kl_token", options.kl_token, settings.max_kl_token),
         )
     limits = {"max_tokens", "max_completion_tokens"} & request.model_fields_set
     call = GuidedCall(
@@ -142,12 +155,40 @@ def _eta(
         return model.eta
     if "eta" in request.model_fields_set:
         return request.eta
-    if settings.default_eta is None and (options_set := options.names_set()):
+    if settings.default_eta is None and not options.has_budget and (options_set := options.names_set()):
         raise GuidanceError(
             f"guidance.{min(options_set)} has no effect without eta: send {accepts(settings.max_candidates)['eta']}",
             "eta",
         )
     return settings.default_eta
+
+
+def _leaves_eta_to_critic(request: GuidedRequest, options: GuidanceOptions, model: VirtualModel | None) -> bool:
+    """Whether the request has a budget, and nobody says how strongly it is to be guided within it."""
+    said = "eta" in request.model_fields_set or (model is not None and model.says_eta)
+    return options.has_budget and not said
+
+
+def _recommended_eta(critic: CriticInfo) -> float:
+    recommended = critic.status.card.get("recommended_eta")
+    if not isinstance(recommended, int | float):
+        raise GuidanceError(f"eta must be given with a budget: critic {critic.key} recommends none", "eta")
+    return float(recommended)
+
+
+def _budget(name: str, asked: float | None, most: float | None) -> float | None:
+    """The nats that a request may spend.
+
+    Args:
+        name: of the option.
+        asked: by the request.
+        most: that the server allows.
+    """
+    if asked is None:
+        return most
+    if most is not None and asked > most:
+        raise wrong(f"guidance.{name}", asked, f"a number from {BUDGET_RANGE[0]:g} to {most:g}, in nats")
+    return asked
 
 
 def _only_scores(request: GuidedRequest, needed: bool) -> bool:

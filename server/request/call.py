@@ -13,7 +13,7 @@ from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.wire.guidance import Detail
 from server.critics.catalog import CriticInfo
 from server.request.recording import Recording
-from server.request.schema import ChoiceGuidance
+from server.request.schema import ChoiceGuidance, KLBudget
 
 
 @dataclass(eq=False)
@@ -41,6 +41,13 @@ class GuidedCall:
     prompts: int = 0
     recording: Recording | None = None
     release: Callable[[], Any] = lambda: None
+
+    @property
+    def budget(self) -> KLBudget | None:
+        """What limits the KL divergence of each choice."""
+        if self.params is None or (self.params.kl_total is None and self.params.kl_token is None):
+            return None
+        return KLBudget(total=self.params.kl_total, token=self.params.kl_token)
 
     @property
     def observed(self) -> bool:

@@ -193,6 +193,8 @@ class GuidedEngineClient:
                             value=result.value,
                             residuals=residuals(call, reports),
                             critic=result.critic,
+                            clipped=result.steps_clipped,
+                            budget=call.params.kl_total if call.params is not None else None,
                         )
                     else:
                         sample.check(prompt_length + len(tokens))

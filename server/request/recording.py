@@ -164,9 +164,7 @@ class Recording:
             eta=guidance.eta if guidance else None,
             method=guidance.method if guidance else None,
             critic=guidance.critic if guidance else None,
-            guidance={name: getattr(guidance, name) for name in ("candidates", "min_prob", "tail")}
-            if guidance
-            else None,
+            guidance=_options(guidance) if guidance else None,
             first_valid_position=first_valid_position(
                 guided=guidance is not None, length=len(tokens), cut=self.cut, finish_reason=draft.finish_reason
             ),
@@ -236,6 +234,12 @@ async def begin(
         beginning[-1] = forced
     recording.parent, recording.cut, recording.beginning = parent, cut, beginning
     return recording
+
+
+def _options(guidance: GuidanceParams) -> Mapping[str, Any]:
+    """What a rollout keeps of its guidance beside what has a column of its own."""
+    options = {name: getattr(guidance, name) for name in ("candidates", "min_prob", "tail", "kl_total", "kl_token")}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _number(digits: str) -> int | None:

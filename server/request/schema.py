@@ -10,6 +10,7 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 from qsharp_core.errors import GuidanceError
 from qsharp_core.wire.guidance import (
+    BUDGET_RANGE,
     DEFAULT_CANDIDATES,
     DEFAULT_MIN_PROB,
     DETAILS,
@@ -25,6 +26,8 @@ from qsharp_core.wire.metadata import LONGEST_KEY, LONGEST_VALUE, MOST_ENTRIES
 
 # A JSON number: no string, no bool, no NaN.
 Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+
+Budget = Annotated[Number, Field(ge=BUDGET_RANGE[0], le=BUDGET_RANGE[1])]
 
 # OpenAI's limits.
 Metadata = Annotated[
@@ -58,6 +61,13 @@ class GuidanceOptions(BaseModel):
     tail: TailName | None = Field(default=None, description="what happens to other tokens, default floor")
     method: MethodName | None = Field(default=None, description="which tilt, default qsharp")
     detail: Detail | None = Field(default=None, description="what the response reports, default summary")
+    kl_total: Budget | None = Field(default=None, description="most nats of KL that a whole choice may spend")
+    kl_token: Budget | None = Field(default=None, description="most nats of KL that each token may spend")
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether the request limits its KL divergence."""
+        return self.kl_total is not None or self.kl_token is not None
 
     def names_set(self) -> set[str]:
         """Names of the options that the request sets, except `detail`, which changes nothing but the report."""
@@ -92,6 +102,7 @@ class TokenGuidance(BaseModel):
         kl: KL divergence of its step's guided distribution from the reference's, in nats.
         ref_logprob, logprob: the token's log-probability under the reference and under the guided policy.
         value: `V` of the prefix before the token, in units of reward; None where the critic was not asked.
+        strength: the share of the tilt that was within the budget, from 0 to 1; 1 where nothing was clipped.
     """
 
     token_id: int
@@ -99,6 +110,14 @@ class TokenGuidance(BaseModel):
     ref_logprob: float
     logprob: float
     value: float | None
+    strength: float = 1.0
+
+
+class KLBudget(BaseModel):
+    """What limited the KL divergence of a choice, in nats; None where there is no such limit."""
+
+    total: float | None
+    token: float | None
 
 
 class ChoiceGuidance(BaseModel):
@@ -110,6 +129,8 @@ class ChoiceGuidance(BaseModel):
         value: `V` at the first step at which the critic was asked, in units of reward; None if it never was. The critic
             is asked at a step where at least two tokens are as likely as `min_prob`.
         tokens_guided, tokens_total: how many of its tokens were sampled under guidance, and how many there are.
+        kl_budget: what limited `kl`; None if nothing did.
+        steps_clipped: at how many tokens the budget held the guidance back.
         tokens: an entry for each token; None unless the request asked for them.
     """
 
@@ -119,6 +140,8 @@ class ChoiceGuidance(BaseModel):
     value: float | None = None
     tokens_guided: int = 0
     tokens_total: int
+    kl_budget: KLBudget | None = None
+    steps_clipped: int = 0
     tokens: list[TokenGuidance] | None = None
 
     def dump(self) -> Mapping[str, Any]:
@@ -138,6 +161,8 @@ def accepts(max_candidates: int) -> dict[str, str]:
         "guidance.tail": f"one of {', '.join(TAILS)}",
         "guidance.method": f"one of {', '.join(METHODS)}",
         "guidance.detail": f"one of {', '.join(DETAILS)}",
+        "guidance.kl_total": f"a number from {BUDGET_RANGE[0]:g} to {BUDGET_RANGE[1]:g}, in nats, or null",
+        "guidance.kl_token": f"a number from {BUDGET_RANGE[0]:g} to {BUDGET_RANGE[1]:g}, in nats, or null",
         "store": "true, false or null",
         "metadata": METADATA_ACCEPTS,
     }

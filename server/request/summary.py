@@ -24,6 +24,8 @@ def choice_guidance(call: GuidedCall, reports: list[TokenReport]) -> ChoiceGuida
         value=next((report.value for report in reports if not isnan(report.value)), None),
         tokens_guided=sum(report.status == Status.GUIDED for report in reports),
         tokens_total=len(reports),
+        kl_budget=call.budget,
+        steps_clipped=sum(report.clipped for report in reports),
         tokens=[
             TokenGuidance(
                 token_id=report.token,
@@ -31,6 +33,7 @@ def choice_guidance(call: GuidedCall, reports: list[TokenReport]) -> ChoiceGuida
                 ref_logprob=report.ref_logprob,
                 logprob=report.logprob,
                 value=None if isnan(report.value) else report.value,
+                strength=report.strength,
             )
             for report in reports
         ]
@@ -46,5 +49,5 @@ def residuals(call: GuidedCall, reports: list[TokenReport]) -> list[float]:
     """
     if call.params is None or call.params.eta is None or call.critic is None or call.params.method != "qsharp":
         return []
-    steps = [Step(report.value, report.ref_logprob, report.logprob) for report in reports]
+    steps = [Step(report.value, report.ref_logprob, report.logprob, report.clipped) for report in reports]
     return bellman_residuals(steps, call.params.eta, Tail(call.params.tail), call.critic.status.reward_range[0])

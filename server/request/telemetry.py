@@ -32,6 +32,7 @@ class TokenReport(NamedTuple):
         kl: KL divergence of the guided distribution from the reference's, in nats.
         ref_logprob, logprob: the token's log-probability under the reference and under the guided policy.
         value: `V` of the prefix before the token, in units of reward; NaN where the step was not guided.
+        strength: the share of the tilt that was within the budget; 1 where nothing was clipped.
     """
 
     token: int
@@ -40,6 +41,12 @@ class TokenReport(NamedTuple):
     ref_logprob: float
     logprob: float
     value: float
+    strength: float = 1.0
+
+    @property
+    def clipped(self) -> bool:
+        """Whether the budget held the step back."""
+        return self.strength < 1.0
 
 
 class ReportedSample:
@@ -185,6 +192,7 @@ class TelemetryReceiver:
                     report.ref_logprob[row],
                     report.logprob[row],
                     report.value[row],
+                    report.strength[row],
                 )
                 sample.take(report.positions[row], token_report, report.failures.get(sample_id))
 

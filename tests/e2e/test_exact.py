@@ -21,6 +21,7 @@ from tests.support import models, oracle
 
 TOLERANCE = 5e-3
 ETAS = [0.02, 0.1, 0.3, 1.0, 10.0]
+BUDGETS = [1e-3, 0.03, 0.3, 2.0, 10.0]
 METHODS = ["qsharp", "cd"]
 TAILS = ["floor", "keep", "drop"]
 # Each run draws requests of its own: `QSHARP_EXACT_RUNS=20 pytest tests/e2e/test_exact.py -k load` makes twenty.
@@ -60,6 +61,9 @@ def requests(
                 body["guidance"]["candidates"] = rng.choice([1, 2, 5, 33, 64])
             if rng.random() < 0.7:
                 body["guidance"]["min_prob"] = rng.choice([0, 0, 0.01, 0.05, 0.2])
+        for budget in ("kl_total", "kl_token"):
+            if rng.random() < 0.3:
+                body["guidance"][budget] = rng.choice(BUDGETS)
         if rng.random() < 0.2:
             body |= {"top_p": 0.8, "top_k": 10}
         if rng.random() < 0.2:
@@ -142,6 +146,7 @@ def unambiguous(
         tail=options.get("tail", "floor"),
         method=options.get("method", "qsharp"),
         bias={int(k): v for k, v in body.get("logit_bias", {}).items()},
+        **{name: options[name] for name in ("kl_total", "kl_token") if name in options},
     )
     return [(entry, want) for entry, want in zip(got["tokens"], wanted, strict=True) if not want.ambiguous]
 
@@ -160,12 +165,25 @@ def check(server: Server, body: dict[str, Any], got: dict[str, Any]) -> int:
             assert entry["value"] == pytest.approx(want.value, abs=TOLERANCE), where
         if body["temperature"] == 0 and want.pi.topk(2).values.diff().abs().item() > 1e-5:
             assert want.token_id == int(want.pi.argmax()), where
+        assert (entry["strength"] < 1) == (want.strength < 1) or abs(want.strength - 1) < 1e-2, where
     assert got["kl"] == pytest.approx(sum(entry["kl"] for entry in got["tokens"]), abs=1e-6)
+    check_budget(options, got)
     assert got["value"] == next((entry["value"] for entry in got["tokens"] if entry["value"] is not None), None)
     assert got["tokens_guided"] == sum(entry["value"] is not None for entry in got["tokens"])
     assert got["eta"] == body["eta"]
     assert got["critic"] == (f"{options['critic']}@1" if body["eta"] is not None else None)
     return len(clear)
+
+
+def check_budget(options: dict[str, Any], got: dict[str, Any]) -> None:
+    """A choice has spent no more than it might, and says so."""
+    total, token = options.get("kl_total"), options.get("kl_token")
+    assert got["kl_budget"] == (None if total is None and token is None else {"total": total, "token": token})
+    assert got["steps_clipped"] == sum(entry["strength"] < 1 for entry in got["tokens"])
+    if total is not None:
+        assert got["kl"] <= total * (1 + 1e-12)
+    if token is not None:
+        assert max(entry["kl"] for entry in got["tokens"]) <= token
 
 
 async def run_all(server: Server, bodies: list[dict[str, Any]], at_once: int) -> list[list[dict[str, Any]]]:
@@ -187,7 +205,7 @@ def residuals(server: Server, body: dict[str, Any], got: dict[str, Any]) -> list
         gain = body["eta"] * (token["logprob"] - token["ref_logprob"])
         of_tail = {"floor": token["value"] + gain - least, "keep": gain}.get(options["tail"])
         between = math.exp(sum(token["ref_logprob"] for token in got["tokens"][here + 1 : there]))
-        if between >= 0.9 and (of_tail is None or abs(of_tail) > 1e-9):
+        if token["strength"] == 1 and between >= 0.9 and (of_tail is None or abs(of_tail) > 1e-9):
             found.append(abs(got["tokens"][there]["value"] - token["value"] - gain))
     return found
 

@@ -5,6 +5,7 @@ Everything the server reports of a completion is computed here again from the mo
 
 import copy
 import json
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,6 +30,7 @@ class Expected:
     value: float | None
     ambiguous: bool  # the candidate set hangs on a difference below what float32 resolves
     pi: Tensor  # [V]
+    strength: float = 1.0
 
 
 @lru_cache(maxsize=8)
@@ -183,6 +185,27 @@ def guided_policy(
     return log_ref, log_pi, kl, (eta * log_norm).item(), ambiguous
 
 
+def limited(log_ref: Tensor, log_pi: Tensor, kl: float, budget: float) -> tuple[Tensor, float, float]:
+    """`ln pi_a`, its KL and `a`, the largest in [0, 1] with which `pi_a ∝ ref · (pi/ref)^a` is within the budget."""
+    if kl <= budget:
+        return log_pi, kl, 1.0
+    live = log_ref > -math.inf
+    tilt = torch.where(live, log_pi - log_ref, 0.0)
+
+    def at(a: float) -> tuple[Tensor, float]:
+        if a == 0:
+            return log_ref, 0.0
+        scaled = torch.where(live, log_ref + a * tilt, -math.inf).log_softmax(-1)
+        some = scaled > -700
+        return scaled, (scaled[some].exp() * (scaled[some] - log_ref[some])).sum().item()
+
+    low, high = 0.0, 1.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if at(middle)[1] <= budget else (low, middle)
+    return *at(low), low
+
+
 @torch.inference_mode()
 def completion(
     reference_folder: Path,
@@ -197,6 +220,8 @@ def completion(
     tail: str = "floor",
     method: str = "qsharp",
     bias: dict[int, float] | None = None,
+    kl_total: float = math.inf,
+    kl_token: float = math.inf,
 ) -> list[Expected]:
     """Every generated token's entry."""
     logits, hidden = (t[len(prompt) - 1 : -1] for t in reference_pass(reference_folder, prompt + tokens))
@@ -206,6 +231,7 @@ def completion(
     entries = []
     native = critic_folder is not None and _critic(critic_folder)[1] is None
     walk = Walk(critic_folder) if critic_folder and not native else None
+    spent, doubtful = 0.0, False  # whether what was spent is known
     for t, token in enumerate(tokens):
         history = prompt + tokens[:t]
 
@@ -221,5 +247,18 @@ def completion(
         log_ref, log_pi, kl, value, ambiguous = guided_policy(
             logits[t], temperature, tilt_of, r_min, eta, candidates, min_prob, tail
         )
-        entries.append(Expected(token, kl, log_ref[token].item(), log_pi[token].item(), value, ambiguous, log_pi.exp()))
+        log_pi, kl, strength = limited(log_ref, log_pi, kl, min(kl_token, max(kl_total - spent, 0.0)))
+        spent, doubtful = spent + kl, doubtful or (ambiguous and kl_total < math.inf)
+        entries.append(
+            Expected(
+                token,
+                kl,
+                log_ref[token].item(),
+                log_pi[token].item(),
+                value,
+                ambiguous or doubtful,
+                log_pi.exp(),
+                strength,
+            )
+        )
     return entries

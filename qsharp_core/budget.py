@@ -1,0 +1,92 @@
+"""Keeps a guided step within a budget of KL divergence from the reference. Pure functions on tensors.
+
+    pi_a(y|x) ∝ ref(y|x) · exp(a · A(x, y)),   0 ≤ a ≤ 1
+
+`a = 1` is the guided policy of `qsharp_core.policy`, and `a = 0` is the reference. Along this line
+`d KL(pi_a || ref) / da = a · Var_{pi_a}(A) ≥ 0`, whatever the critic answered, so the largest `a` within a budget can
+be bracketed. Along `eta` it cannot: of categorical critics KL is not monotone in it. docs/method.md ("Budgets") has the
+derivation.
+
+Shapes: R rows, K most candidates of any row, P points that are looked at together.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from qsharp_core.policy import Candidates, GuidedStep
+
+POINTS = 32  # of the bracket that are looked at together
+ROUNDS = 7  # the bracket ends 32^-7 = 3e-11 wide
+
+
+def clip(candidates: Candidates, step: GuidedStep, budget_R: Tensor) -> tuple[GuidedStep, Tensor]:
+    """The guided policy of the largest `a` whose KL divergence is within the budget.
+
+    Args:
+        candidates: see `policy.select_candidates`.
+        step: of `policy.guide`, which is the policy of `a = 1`.
+        budget_R: nats, float64, at least 0; infinite in rows without a budget.
+
+    Returns:
+        The step and `a`, float64, `[R]`. Rows within their budget stay as they are. The value stays the critic's.
+    """
+    over_R = step.kl_R > budget_R
+    if budget_R.device.type == "cpu" and not over_R.any():  # elsewhere looking would mean to wait
+        return step, torch.ones_like(budget_R)
+    mask_RK = candidates.mask_RK
+    log_ref_RK = candidates.log_ref_RK.masked_fill(~mask_RK, -math.inf)
+    log_tail_R = torch.log1p(-log_ref_RK.logsumexp(-1).exp().clamp(max=1.0))
+    log_ref_RC = torch.cat([log_ref_RK, log_tail_R[:, None]], dim=1)
+    # `A` up to a constant, which changes no policy. What cannot be drawn under `a = 1` cannot under any `a > 0`.
+    tilt_RC = torch.cat([step.log_ratio_RK.masked_fill(~mask_RK, 0.0), step.tail_log_ratio_R[:, None]], dim=1)
+
+    low_R, width_R = torch.zeros_like(budget_R), torch.ones_like(budget_R)
+    points_P = torch.linspace(0, 1, POINTS + 1, dtype=budget_R.dtype, device=budget_R.device)[1:-1]
+    for _ in range(ROUNDS):
+        at_RP = low_R[:, None] + width_R[:, None] * points_P
+        within_RP = divergence(log_ref_RC, tilt_RC, at_RP) <= budget_R[:, None]
+        width_R = width_R / POINTS
+        low_R = low_R + width_R * within_RP.sum(-1)  # KL grows with `a`: those within are the first ones
+    low_R = torch.where(budget_R > 0, low_R, 0.0)
+    strength_R = torch.where(over_R, low_R, 1.0)
+
+    kl_R = divergence(log_ref_RC, tilt_RC, low_R[:, None])[:, 0].minimum(budget_R)  # to within rounding it is
+    scaled_RC = _scaled(tilt_RC, low_R[:, None])[:, 0]
+    log_norm_R = torch.where(low_R == 0, 0.0, (log_ref_RC + scaled_RC).logsumexp(-1))
+    scaled_RC = scaled_RC - log_norm_R[:, None]
+    tail_R = torch.where(over_R, scaled_RC[:, -1], step.tail_log_ratio_R)
+    log_ratio_RK = torch.where(mask_RK, scaled_RC[:, :-1], tail_R[:, None])
+    return (
+        GuidedStep(
+            log_ratio_RK=torch.where(over_R[:, None], log_ratio_RK, step.log_ratio_RK),
+            tail_log_ratio_R=tail_R,
+            kl_R=torch.where(over_R, kl_R, step.kl_R),
+            value_R=step.value_R,
+        ),
+        strength_R,
+    )
+
+
+def divergence(log_ref_RC: Tensor, tilt_RC: Tensor, strength_RP: Tensor) -> Tensor:
+    """`KL(pi_a || ref)` in nats, float64, `[R, P]`.
+
+    Args:
+        log_ref_RC: `ln ref` of the candidates and of the whole tail, `[R, K + 1]`, float64; `-inf` is no candidate.
+        tilt_RC: `A` of these, up to a constant, float64; `-inf` for a tail that is dropped.
+        strength_RP: `a`, at least 0.
+    """
+    scaled_RPC = _scaled(tilt_RC, strength_RP)
+    log_norm_RP = (log_ref_RC[:, None] + scaled_RPC).logsumexp(-1)
+    log_ratio_RPC = scaled_RPC - log_norm_RP[..., None]
+    probability_RPC = (log_ref_RC[:, None] + log_ratio_RPC).exp()
+    lowest = torch.finfo(tilt_RC.dtype).min
+    kl_RP = (probability_RPC * log_ratio_RPC.clamp(min=lowest)).sum(-1).clamp(min=0.0)
+    return torch.where(strength_RP == 0, 0.0, kl_RP)  # exactly: a budget may be used up
+
+
+def _scaled(tilt_RC: Tensor, strength_RP: Tensor) -> Tensor:
+    """`a · A`, and 0 where `a` is 0, of a dropped tail, too."""
+    scaled_RPC = strength_RP[..., None] * tilt_RC[:, None]
+    return torch.where(strength_RP[..., None] == 0, 0.0, scaled_RPC)
