@@ -14,8 +14,8 @@
 #   make audit         known vulnerabilities of these versions: needs the network
 #   make bench         what guidance costs, into docs/benchmarks.md: half an hour on two cores; ARGS=--quick: minutes
 #                      (on a GPU another pair of models, into docs/benchmarks-gpu.md)
-#   make soak          half an hour of mixed load on a server, which must end with nothing left behind, and as long of
-#                      requests made at random
+#   make soak          half an hour of mixed load, ten minutes of three times the load that can be served, and half an
+#                      hour of requests made at random
 #   make sums-accuracy measures the default model with and without its critic
 #
 # EXTRA=cpu|cuda       which vLLM; default: cuda where there is an NVIDIA driver
@@ -80,6 +80,7 @@ bench: install
 
 soak: install
 	$(BIN)/python -m benchmarks.soak $(ARGS)
+	$(BIN)/python -m benchmarks.overload
 	QSHARP_FUZZ_SECONDS=1800 $(BIN)/python -m pytest tests/e2e/test_fuzz.py -rP
 
 sums-accuracy: install

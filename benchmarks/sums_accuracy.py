@@ -14,7 +14,7 @@ import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
-from trainer import evaluate_command
+from trainer.commands import evaluate as evaluate_command
 from trainer.serving import serve
 
 OUT = Path("runs/sums-accuracy")

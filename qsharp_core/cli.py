@@ -6,6 +6,7 @@ from importlib import import_module
 from importlib.metadata import version
 
 from qsharp_core.errors import QSharpError
+from qsharp_core.suggestions import did_you_mean
 
 # Command -> (module with `main(argv)`, one line of help).
 COMMANDS = {
@@ -24,6 +25,12 @@ COMMANDS = {
     "export": ("trainer.commands.export", "write stored rollouts to a Parquet file"),
     "completion": ("qsharp_core.completion", "print what makes a shell complete these commands and their flags"),
 }
+RESUMABLE = ("collect", "reward", "evaluate")
+"""Commands that go on where they were stopped, without a flag."""
+ANYWHERE = ("--url", "--api-key")
+"""Flags with a value that may stand before the command, too."""
+INTERRUPTED = 128 + 2
+"""The exit status of a command that Ctrl-C stopped, as shells have it."""
 
 
 def usage() -> str:
@@ -44,8 +51,8 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; 0 if it went well, 1 if not, 2 if there is no such command."""
-    given = list(sys.argv[1:] if argv is None else argv)
+    """Runs a command; 0 if it went well, 1 if not, 2 if there is no such command, 130 if Ctrl-C stopped it."""
+    given = _command_first(list(sys.argv[1:] if argv is None else argv))
     name = given[0] if given else "--help"
     if name in ("-h", "--help"):
         print(usage())
@@ -54,11 +61,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"qsharp-serve {version('qsharp-serve')}")
         return 0
     if name not in COMMANDS:
-        print(f"qsharp: no command {name!r}\n\n{usage()}", file=sys.stderr)
+        print(f"qsharp: no command {name!r}{did_you_mean(name, COMMANDS)}\n\n{usage()}", file=sys.stderr)
         return 2
     try:
         import_module(COMMANDS[name][0]).main(given[1:])
     except QSharpError as error:
         print(f"qsharp {name}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as stopped:
+        how = str(stopped) or ("stopped; the same command goes on from here" if name in RESUMABLE else "stopped")
+        print(f"\nqsharp {name}: {how}", file=sys.stderr)
+        return INTERRUPTED
     return 0
+
+
+def _command_first(given: list[str]) -> list[str]:
+    """Moves flags that stand before the command (`qsharp --url URL collect …`) behind it."""
+    flags: list[str] = []
+    while given and given[0].partition("=")[0] in ANYWHERE:
+        taken = 1 if "=" in given[0] else 2
+        flags, given = flags + given[:taken], given[taken:]
+    return [*given[:1], *flags, *given[1:]]

@@ -8,7 +8,7 @@
     │   └── NoCriticError          it asks for guidance and none is loaded (HTTP 409)
     ├── CriticFailure          the critic failed while it scored this request (HTTP 500)
     ├── RolloutError           a rollout or a reward that the store cannot take (HTTP 400); names the field
-    └── StoreError             the rollout store failed (HTTP 500)
+    └── StoreError             the rollout store failed (HTTP 503)
 
 `server.errors` alone maps them to HTTP. `GuidanceError` is a `ValueError`, because vLLM turns that into a 400 when a
 request is admitted.
@@ -75,4 +75,7 @@ class RolloutError(QSharpError, ValueError):
 
 
 class StoreError(QSharpError):
-    """The rollout store failed. Nothing of what was to be written is in it."""
+    """The rollout store failed. Nothing of what was to be written is in it.
+
+    The message is for clients: it says why, and has no SQL, address or path in it.
+    """

@@ -26,9 +26,18 @@ from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
 from vllm.exceptions import GenerationError
 
-from qsharp_core.errors import CriticError, CriticFailure, GuidanceError, NoCriticError, QSharpError, RolloutError
+from qsharp_core.errors import (
+    CriticError,
+    CriticFailure,
+    GuidanceError,
+    NoCriticError,
+    QSharpError,
+    RolloutError,
+    StoreError,
+)
 from qsharp_core.rollouts.text import cleaned
 
 
@@ -148,6 +157,8 @@ def status_of(error: QSharpError) -> HTTPStatus:
         return HTTPStatus.CONFLICT
     if isinstance(error, GuidanceError | CriticError | RolloutError):
         return HTTPStatus.BAD_REQUEST
+    if isinstance(error, StoreError):
+        return HTTPStatus.SERVICE_UNAVAILABLE
     return HTTPStatus.INTERNAL_SERVER_ERROR
 
 
@@ -183,6 +194,15 @@ async def handle(_: Request, error: Exception) -> JSONResponse:
     """Handles a `QSharpError` that a route raises, for FastAPI."""
     assert isinstance(error, QSharpError)
     return response_of(error)
+
+
+async def handle_no_route(_: Request, error: Exception) -> JSONResponse:
+    """Handles what Starlette's router raises where no route takes a request (404, 405), for FastAPI."""
+    assert isinstance(error, HTTPException)
+    body = {"message": error.detail, "type": TYPES.get(error.status_code, "BadRequestError")}  # type: ignore[call-overload]
+    return JSONResponse(
+        {"error": {**body, "param": None, "code": error.status_code}}, error.status_code, headers=error.headers
+    )
 
 
 async def handle_depth(_: Request, error: Exception) -> JSONResponse:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from fastapi import FastAPI
 from starlette.datastructures import State
+from starlette.exceptions import HTTPException
 
 from qsharp_core.errors import ConfigError, CriticError, QSharpError
 from qsharp_core.vllm_plugin import processors
@@ -20,6 +21,7 @@ from server import errors, metrics
 from server.access.install import install_gate
 from server.api import completions, critics, docs, health, rewards, rollouts, stored_chat
 from server.api.elsewhere import GuideElsewhere
+from server.api.encodable import RefuseHalfCharacters
 from server.critics.roots import CriticRoots
 from server.critics.workers import Workers
 from server.request import responses
@@ -52,8 +54,10 @@ class QSharpEndpoints:
         health.attach(app)
         docs.attach(app)
         app.add_middleware(GuideElsewhere)
+        app.add_middleware(RefuseHalfCharacters)
         app.add_exception_handler(QSharpError, errors.handle)
         app.add_exception_handler(RecursionError, errors.handle_depth)
+        app.add_exception_handler(HTTPException, errors.handle_no_route)
         install_gate(app, app.state.args)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:

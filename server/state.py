@@ -1,5 +1,6 @@
 """What the routes share; it is kept as `app.state.qsharp`."""
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ class QSharpState:
         roots: where critics may be loaded from over HTTP.
         rollouts: the rollout store; None where the server was started without one.
         slots: bounds how many samples are on their way.
+        changing: held while a version is activated or unloaded: what was checked must still hold then.
         models: reads the names of virtual models.
     """
 
@@ -40,6 +42,7 @@ class QSharpState:
     catalog: CriticCatalog = field(default_factory=CriticCatalog)
     rollouts: RolloutStore | None = None
     slots: Slots = field(default_factory=lambda: Slots(1))
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     models: VirtualModels = field(default_factory=lambda: VirtualModels((), CriticCatalog()))
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("qsharp_core", "server", "trainer")
+PACKAGES = ("qsharp", "qsharp_core", "server", "trainer")
 MOST_LINES = 400
 MOST_UNTYPED = 59
 

@@ -5,10 +5,11 @@ from itertools import permutations
 import grimp
 import pytest
 
+import qsharp
 from qsharp_core import cli
 
-PACKAGES = ("qsharp_core", "server", "trainer")
-ALLOWED = {("server", "qsharp_core"), ("trainer", "qsharp_core")}
+PACKAGES = ("qsharp", "qsharp_core", "server", "trainer")
+ALLOWED = {("server", "qsharp_core"), ("trainer", "qsharp_core"), ("qsharp", "qsharp_core")}
 USE_VLLM = ("qsharp_core.vllm_plugin", "server")
 
 
@@ -53,3 +54,11 @@ def test_no_package_has_a_cycle_among_what_it_contains(graph: grimp.ImportGraph)
 
 def test_every_command_has_its_module(graph: grimp.ImportGraph) -> None:
     assert {module for module, _ in cli.COMMANDS.values()} <= graph.modules
+
+
+def test_the_public_package_takes_what_it_exports_from_the_trainer(graph: grimp.ImportGraph) -> None:
+    """It imports that when it is asked for, so that no import of it is in the graph."""
+    assert {*qsharp._HOMES} | {"QSharpError"} == {*qsharp.__all__}
+    assert {*qsharp._HOMES.values()} <= graph.modules
+    assert all(inside(module, "trainer") for module in qsharp._HOMES.values())
+    assert all(getattr(qsharp, name) is not None for name in qsharp.__all__)

@@ -90,9 +90,8 @@ def check_finite(tensors: Tensors, dtype: torch.dtype, path: Path, may_be_minus_
         if value.numel() == 0:
             continue
         low, high = (bound.item() for bound in value.aminmax())  # NaN if one value is; takes no memory
-        if name == may_be_minus_infinity and low == -torch.inf:
-            low = high
-        if not (-most <= low <= high <= most):
+        lowest = -torch.inf if name == may_be_minus_infinity else -most
+        if not (lowest <= low <= high <= most):
             raise CriticError(f"{path}: {name!r:.120} is not finite in {str(dtype).removeprefix('torch.')}")
 
 

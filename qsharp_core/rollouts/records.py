@@ -176,9 +176,18 @@ class Rollout:
         if not isinstance(self.response.get("created", 0), int):
             raise self._wrong("response", "an object with a whole number as created")
 
-    def judged_by(self, givers: Collection[str]) -> "Rollout":
-        """The rollout as if nobody but these had given it rewards: its reward is the last one that one of them gave."""
-        rewards = tuple(entry for entry in self.rewards if entry.given_by in givers)
+    def judged_by(self, givers: Collection[str] | None, source: str | None = None) -> "Rollout":
+        """The rollout as if it had no rewards but those of these givers, and of this source; its reward is the last.
+
+        Args:
+            givers: None is anybody.
+            source: None is any.
+        """
+        rewards = tuple(
+            entry
+            for entry in self.rewards
+            if (givers is None or entry.given_by in givers) and source in (None, entry.source)
+        )
         return replace(self, rewards=rewards, reward=rewards[-1].reward if rewards else None)
 
     def _check_numbers(self) -> None:

@@ -14,7 +14,7 @@ def to_json(value: Any) -> str:
         ValueError: the value has NaN or an infinity, which JSON does not have.
     """
     text = _dumps(value)
-    if "\\u0000" in text or not _encodable(text):
+    if "\\u0000" in text or not is_encodable(text):
         text = _dumps(cleaned(value))
     return text
 
@@ -23,7 +23,7 @@ def clean(text: str) -> str:
     """The text with U+FFFD in place of NUL and unpaired surrogates, which databases refuse."""
     if "\0" in text:
         text = text.replace("\0", "\ufffd")
-    return text if _encodable(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text if is_encodable(text) else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def cleaned(value: Any) -> Any:
@@ -52,7 +52,8 @@ def _dumps(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-def _encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
+    """Whether the text has no half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -69,7 +69,8 @@ class WorkerRegistry:
 
     Attributes:
         critics: loaded versions by key.
-        active: the key of each name's active version; the first name is the default.
+        active: the key of each name's active version.
+        default: the name that requests without one get: the first that was loaded.
     """
 
     def __init__(
@@ -82,6 +83,8 @@ class WorkerRegistry:
         self._building = threading.Lock()
         self.critics: dict[str, LoadedCritic] = {}
         self.active: dict[str, str] = {}
+        self.default: str | None = None
+        self._failed = False  # whether a load has failed, and may have left memory behind
 
     def load(self, path: Path, name: str | None) -> LoadedCritic:
         """Loads a critic, in any thread. Calls read files side by side, because a disk may hang, and build in turns.
@@ -104,6 +107,7 @@ class WorkerRegistry:
             raise
         except BaseException as error:  # panics of Rust are no `Exception`
             logger.exception("loading the critic in %s failed", path)
+            self._failed = True
             raise CriticError(f"{path} cannot be loaded: {type(error).__name__}: {str(error)[:500]}") from error
 
     def add(self, critic: LoadedCritic) -> str:
@@ -120,6 +124,7 @@ class WorkerRegistry:
             raise CriticError(f"{key} is being unloaded: it is still used by {present.users} requests")
         self.critics[key] = critic
         self.active.setdefault(critic.card.name, key)
+        self.default = self.default or critic.card.name
         return key
 
     def resolve(self, name: str | None) -> LoadedCritic:
@@ -129,12 +134,13 @@ class WorkerRegistry:
             name: `name` (its active version) or `name@version`; None is the default critic's active version.
 
         Raises:
-            NoCriticError: no critic is loaded.
+            NoCriticError: no critic is loaded, or the default is not.
             UnknownCriticError: this one is not.
         """
-        if not self.active:
-            raise NoCriticError("guidance was asked for and no critic is loaded", "critic")
-        key = next(iter(self.active.values())) if name is None else self.active.get(name, name)
+        wanted = self.default if name is None else name
+        if wanted is None or not self.active or (name is None and wanted not in self.active):
+            raise NoCriticError("guidance was asked for and no critic, or not the default one, is loaded", "critic")
+        key = self.active.get(wanted, wanted)
         critic = self.critics.get(key)
         if critic is None or critic.leaving:
             raise UnknownCriticError(f"critic {name!r} is not loaded", "critic")
@@ -166,11 +172,12 @@ class WorkerRegistry:
         self.collect()
 
     def collect(self) -> None:
-        """Frees the versions that were unloaded and that no request uses."""
+        """Frees the versions that were unloaded and that no request uses, and what a failed load has left."""
         unused = [key for key, critic in self.critics.items() if critic.leaving and critic.users == 0]
         for key in unused:
             del self.critics[key]
-        if unused:
+        failed, self._failed = self._failed, False
+        if unused or failed:
             gc.collect()  # modules and their hooks form cycles; their tensors are large
             # Not while another critic is being built: this would break the capture of its graphs.
             if torch.cuda.is_available() and self._building.acquire(blocking=False):

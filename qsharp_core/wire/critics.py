@@ -94,6 +94,9 @@ class ActivateRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     version: CriticName
+    default: Annotated[bool, Strict()] = Field(
+        default=False, description="also make the name the one that requests get which name no critic"
+    )
 
 
 Text = Annotated[str, Strict()]

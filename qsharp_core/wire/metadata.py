@@ -20,5 +20,6 @@ RUN = "qsharp_run"  # the collection that a rollout belongs to
 TASK = "qsharp_task"  # the task's name
 SPLIT = "qsharp_split"  # the part of the task's problems
 PROBLEM = "qsharp_problem"  # the problem's id
+CONTENT = "qsharp_content"  # a hash of what the problem asks: an id may mean another problem in another file
 SAMPLE = "qsharp_sample"  # which of the problem's samples
 ROUND = "qsharp_round"  # the round of rollouts

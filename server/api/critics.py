@@ -47,9 +47,12 @@ async def load_critic(body: LoadRequest, request: Request) -> CriticVersion:
     folder = await asyncio.to_thread(state.roots.admit, body.path)
     key = await state.workers.load(str(folder), body.name)
     await state.refresh()
-    info = state.catalog.critics[key]
+    info = state.catalog.critics.get(key)
+    if info is None:
+        raise ConflictError(f"{key} was loaded, and has been unloaded since")
     if body.activate:
-        await _activate(state, info)
+        async with state.changing:
+            await _activate(state, _version(state, info.name, info.version))
     return state.catalog.describe(info)
 
 
@@ -71,32 +74,37 @@ async def show_critic(name: CriticName, request: Request) -> CriticVersions:
 async def activate_critic(name: CriticName, body: ActivateRequest, request: Request) -> CriticVersion:
     """Makes this version the active one; requests that were admitted earlier keep the version they began with."""
     state = state_of(request)
-    info = _version(state, name, body.version)
-    await _activate(state, info)
-    return state.catalog.describe(info)
+    async with state.changing:
+        info = _version(state, name, body.version)
+        await _activate(state, info)
+        if body.default:
+            state.catalog.default = name
+        return state.catalog.describe(info)
 
 
 @router.post("/{name}/rollback")
 async def roll_back_critic(name: CriticName, request: Request) -> CriticVersion:
     """Activates the version that was active before the present one."""
     state = state_of(request)
-    _versions(state, name)
-    info = state.catalog.previous(name)
-    if info is None:
-        raise ConflictError(f"no version of {name} that was active before is still loaded: load and activate it")
-    await state.workers.activate(info.key)
-    await state.refresh()
-    return state.catalog.describe(info)
+    async with state.changing:
+        _versions(state, name)
+        info = state.catalog.previous(name)
+        if info is None:
+            raise ConflictError(f"no version of {name} that was active before is still loaded: load and activate it")
+        await state.workers.activate(info.key)
+        await state.refresh()
+        return state.catalog.describe(info)
 
 
 @router.delete("/{name}/{version}")
 async def unload_critic(name: CriticName, version: CriticName, request: Request, response: Response) -> CriticVersion:
     """Unloads a version: no new request gets it, and it is freed when its last request ends (202 until then)."""
     state = state_of(request)
-    info = _version(state, name, version)
-    if state.catalog.active.get(name) == info.key and len(_versions(state, name)) > 1:
-        raise ConflictError(f"{info.key} is active: activate another version of {name} first")
-    state.catalog.leave(info)
+    async with state.changing:
+        info = _version(state, name, version)
+        if state.catalog.active.get(name) == info.key and len(_versions(state, name)) > 1:
+            raise ConflictError(f"{info.key} is active: activate another version of {name} first")
+        state.catalog.leave(info)  # from now on nobody can activate it
     if info.in_flight:
         _start(_unload(state, info))
         response.status_code = HTTPStatus.ACCEPTED

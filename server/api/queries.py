@@ -31,6 +31,7 @@ class FilterQuery(BaseModel):
     model: Short | None = Field(default=None, description=f"a model's name, of at most {LONGEST} characters")
     owner: Short | None = Field(default=None, description=NAMES)
     rewarded_by: Short | None = Field(default=None, description=NAMES)
+    reward_source: Short | None = Field(default=None, description=f"what judged, of at most {LONGEST} characters")
     metadata: Metadata = Field(default={}, description=METADATA_ACCEPTS)
 
     def filters(self) -> Filters:
@@ -43,6 +44,7 @@ class FilterQuery(BaseModel):
             model=self.model,
             owners=_names(self.owner),
             rewarded_by=_names(self.rewarded_by),
+            reward_source=self.reward_source,
             metadata=self.metadata,
         )
 

@@ -40,8 +40,8 @@ router = APIRouter(prefix=PATH)
 async def list_rollouts(request: Request) -> Response:
     """Lists rollouts in the order in which they were stored.
 
-    The query's filters are `critic`, `guided`, `has_reward`, `has_valid_position`, `model`, `owner`, `rewarded_by` and
-    `metadata.KEY`; `after`, `limit` and `order` choose the page.
+    The query's filters are `critic`, `guided`, `has_reward`, `has_valid_position`, `model`, `owner`, `rewarded_by`,
+    `reward_source` and `metadata.KEY`; `after`, `limit` and `order` choose the page.
     """
     query = parse(request, PageQuery)
     return await asyncio.to_thread(_page, state_of(request).store, query, principal_of(request).sees)

@@ -1,8 +1,10 @@
 """`qsharp critics`: lists and changes the critics of a running server, through `/v1/critics`."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
+from types import TracebackType
+from typing import Self, TypeVar
 
 import httpx
 from pydantic import BaseModel
@@ -45,6 +47,29 @@ class CriticsClient:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=LOAD_TIMEOUT)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def texts(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each token, or its number where the server does not tell.
+
+        Raises:
+            CriticsError: the server cannot be reached.
+        """
+        return [self._text(token) for token in token_ids]
+
+    def _text(self, token: int) -> str:
+        try:
+            response = self._http.post("/detokenize", json={"tokens": [token]})
+        except httpx.HTTPError as error:
+            raise CriticsError(f"{self._http.base_url} cannot be reached: {error}") from error
+        return str(token) if response.is_error else str(response.json()["prompt"])
+
     def call(self, answer: type[Answer], method: str, path: str = "", body: BaseModel | None = None) -> Answer:
         """The server's answer to one request.
 
@@ -74,15 +99,18 @@ def main(argv: list[str]) -> None:
         CriticsError
     """
     args = _parser().parse_args(argv)
-    client = CriticsClient(args.url, args.admin_key)
-    console = Console()
+    with CriticsClient(args.url, args.admin_key) as client:
+        _run(args, client, Console())
+
+
+def _run(args: argparse.Namespace, client: CriticsClient, console: Console) -> None:
     match args.command:
         case "load":
             path = str(Path(args.path).absolute()) if Path(args.path).exists() else args.path
             load = LoadRequest(path=path, name=args.name, activate=args.activate)
             _print(console, "loaded", client.call(CriticVersion, "POST", body=load))
         case "activate":
-            activate = ActivateRequest(version=args.version)
+            activate = ActivateRequest(version=args.version, default=args.default)
             _print(console, "activated", client.call(CriticVersion, "POST", f"/{args.name}/activate", activate))
         case "rollback":
             _print(console, "activated", client.call(CriticVersion, "POST", f"/{args.name}/rollback"))
@@ -93,19 +121,15 @@ def main(argv: list[str]) -> None:
         case "score":
             texts = ScoreRequest(prompt=args.prompt, completion=args.completion)
             for score in client.call(CriticScores, "POST", f"/{args.name}/score", texts).data:
-                console.print(" ".join(f"{value:.4f}" for value in score.values), soft_wrap=True)
+                for token, value in zip(client.texts(score.token_ids), score.values, strict=True):
+                    console.print(f"{value:.4f}  {token!r}", markup=False, highlight=False)
         case _:
             console.print(_table(client.call(CriticList, "GET")))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qsharp critics", description="The critics of a running server.")
-    parser.add_argument("--url", default=DEFAULT_URL, help="of the server (default: %(default)s)")
-    parser.add_argument(
-        "--admin-key",
-        default=secret("QSHARP_ADMIN_KEY"),
-        help="needed to load, activate and unload (default: QSHARP_ADMIN_KEY)",
-    )
+    _add_server(parser, secret("QSHARP_URL") or DEFAULT_URL, secret("QSHARP_ADMIN_KEY") or secret("QSHARP_API_KEY"))
     commands = parser.add_subparsers(dest="command", metavar="list|load|activate|rollback|unload|score")
     commands.add_parser("list", help="show what is loaded (the default)")
     load = commands.add_parser("load", help="load a critic's folder")
@@ -116,12 +140,27 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text)
         command.add_argument("name", type=_name)
         command.add_argument("version", type=_name)
+        if name == "activate":
+            command.add_argument("--default", action="store_true", help="also for requests that name no critic")
     commands.add_parser("rollback", help="activate the version active before").add_argument("name", type=_name)
     score = commands.add_parser("score", help="expected reward after each token of a completion")
     score.add_argument("name", help="NAME or NAME@VERSION")
     score.add_argument("prompt")
     score.add_argument("completion")
+    for command in commands.choices.values():  # the same flags, after the sub-command
+        _add_server(command, argparse.SUPPRESS, argparse.SUPPRESS)
     return parser
+
+
+def _add_server(parser: argparse.ArgumentParser, url: str, key: str | None) -> None:
+    """Adds the flags that say which server, with these defaults."""
+    parser.add_argument("--url", default=url, help="of the server (default: QSHARP_URL, or a server on this machine)")
+    parser.add_argument(
+        "--admin-key",
+        "--api-key",
+        default=key,
+        help="needed to load, activate and unload (default: QSHARP_ADMIN_KEY, or QSHARP_API_KEY)",
+    )
 
 
 def _name(text: str) -> str:

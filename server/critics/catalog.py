@@ -74,12 +74,16 @@ class CriticCatalog:
 
     Attributes:
         critics: by `name@version`.
-        active: for each name, the `name@version` that the bare name means. The first name is the default.
+        active: for each name, the `name@version` that the bare name means.
+        default: the name that requests without a critic's name get: the first that was ever active, until the admin
+            chooses another. It stays when its versions are unloaded, so that nobody silently gets another critic. None
+            while no critic was ever active.
     """
 
     def __init__(self) -> None:
         self.critics: dict[str, CriticInfo] = {}
         self.active: dict[str, str] = {}
+        self.default: str | None = None
         self._history: dict[str, list[str]] = {}  # name -> versions that were active earlier, latest last
 
     def refresh(self, statuses: Sequence[CriticStatus]) -> list[str]:
@@ -92,15 +96,10 @@ class CriticCatalog:
             info = self.critics.setdefault(key, CriticInfo(status))
             info.status = status
             info.leaving = info.leaving or status.leaving
-        active = {s.name: key for key, s in loaded.items() if s.active and not self.critics[key].leaving}
-        kept = [name for name in self.active if name in active]
-        self.active = {name: active[name] for name in [*kept, *(n for n in active if n not in kept)]}
+        self.active = {s.name: key for key, s in loaded.items() if s.active and not self.critics[key].leaving}
+        if self.default is None:
+            self.default = next(iter(self.active), None)
         return gone
-
-    @property
-    def default(self) -> str | None:
-        """The name that requests without a critic's name get; None while no critic is active."""
-        return next(iter(self.active), None)
 
     def resolve(self, name: str | None) -> CriticInfo:
         """The version that a request means.
@@ -109,7 +108,7 @@ class CriticCatalog:
             name: `name@version`, a bare name for its active version, or None for the default's.
 
         Raises:
-            NoCriticError: no critic is loaded.
+            NoCriticError: no critic is loaded, or the default is not.
             UnknownCriticError: this critic is not loaded, or is being unloaded.
         """
         if not self.active:
@@ -118,6 +117,12 @@ class CriticCatalog:
             )
         wanted = self.default if name is None else name
         assert wanted is not None
+        if name is None and wanted not in self.active:
+            raise NoCriticError(
+                f"guidance.critic must be given: the default critic {wanted!r} is not loaded; loaded are "
+                f"{', '.join(self.active)}",
+                "guidance.critic",
+            )
         info = self.critics.get(self.active.get(wanted, wanted))
         if info is None or info.leaving:
             known = ", ".join(f"{n} (now {key})" for n, key in self.active.items())

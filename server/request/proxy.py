@@ -25,6 +25,7 @@ from qsharp_core.wire.guidance import PREFIX
 from server import metrics
 from server.errors import SampleFailure
 from server.request.call import CALL, UNGUIDED, GuidedCall
+from server.request.masks import check_masks
 from server.request.schema import ChoiceGuidance
 from server.request.summary import choice_guidance, residuals
 from server.request.telemetry import TelemetryReceiver
@@ -75,11 +76,13 @@ class GuidedEngineClient:
         iterate over the result elsewhere.
 
         Raises:
-            GuidanceError: guidance cannot be combined with something else in the request.
+            GuidanceError: guidance cannot be combined with something else in the request, or the request leaves no
+                token to sample.
         """
         call = CALL.get()
         generate: Generate = partial(self._engine.generate, **kwargs)
         sampling_params = without_ours(sampling_params)
+        check_masks(self._engine, sampling_params)
         if call is None:
             if self._guides_all and not UNGUIDED.get():
                 raise GuidanceError(
@@ -129,7 +132,10 @@ class GuidedEngineClient:
         params = copy(params)
         one = _one_of(params, 0)
         one.extra_args = _extra_args(call, one, sample_id=0)
-        self._processor.validate_params(one)
+        try:
+            self._processor.validate_params(one)
+        except GuidanceError as error:
+            raise self._with_source(error, params) from error
         if call.critic is not None:
             length, most = len(prompt["prompt_token_ids"]), call.critic.max_length
             room = most - length + 1  # the last token is drawn, and not scored any more
@@ -146,6 +152,18 @@ class GuidedEngineClient:
                 )
             params.max_tokens = min(params.max_tokens, room)
         return params
+
+    def _with_source(self, error: GuidanceError, params: SamplingParams) -> GuidanceError:
+        """The error, with what to do where it is about a value that the client has not sent."""
+        name = error.param
+        if name is None or self._engine.model_config.get_diff_sampling_param().get(name) != getattr(params, name, None):
+            return error
+        neutral = getattr(SamplingParams(), name)
+        return GuidanceError(
+            f"{error}. {name} is {getattr(params, name):g} by the model's generation config: send {name}: {neutral:g}, "
+            "or start the server with --generation-config vllm",
+            name,
+        )
 
     async def _sample(
         self, call: GuidedCall, index: int, prompt: Any, params: SamplingParams, request_id: str, generate: Generate

@@ -94,6 +94,8 @@ class Recording:
                     if index not in self.drafts:
                         seed = None if params.seed is None else params.seed + choice.index
                         text = output.prompt if output.prompt is not None else prompt.get("prompt")
+                        if self.body.get("truncate_prompt_tokens") is not None:
+                            text = None  # the client's whole text, of which the model has read only a part
                         self.drafts[index] = Draft(prompt["prompt_token_ids"], text, params, seed)
                     draft = self.drafts[index]
                     draft.token_ids.extend(choice.token_ids)

@@ -10,16 +10,19 @@ import logging
 import secrets
 import tempfile
 from collections.abc import Callable, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
 import zmq
 import zmq.asyncio
 
-from qsharp_core.errors import CriticFailure
+from qsharp_core.errors import CriticFailure, GuidanceError
 from qsharp_core.vllm_plugin.telemetry import Status, StepReport, decoder
 
 logger = logging.getLogger("vllm.qsharp")  # below vLLM's own logger, whose handler formats it
+
+NO_TOKEN = "no_token"  # a reason: what was sampled is a token that cannot be
 
 
 class TokenReport(NamedTuple):
@@ -64,17 +67,33 @@ class ReportedSample:
             reason: why the step failed, where it did.
         """
         self._reports[position] = report
-        if report.status == Status.FAILED and self.failure is None:
+        if not isfinite(report.ref_logprob):
+            reason = NO_TOKEN
+        if self.failure is None and (report.status == Status.FAILED or reason == NO_TOKEN):
             self.failure = (position, reason or "unknown")
             if self.on_failure is not None:
                 self.on_failure()
         self._news.set()
 
     def check(self, length: int | None = None) -> None:
-        """Raises `CriticFailure` if a step has failed. With `length` only the first `length` positions count."""
-        if self.failure is not None and (length is None or self.failure[0] < length):
-            reason = self.failure[1]
-            raise CriticFailure(f"the critic failed while it guided this request: {reason}", reason)
+        """Raises an error if a step has failed.
+
+        Args:
+            length: only failures at the first `length` positions count; None: all do.
+
+        Raises:
+            CriticFailure: the critic failed.
+            GuidanceError: the request left no token that can be sampled.
+        """
+        if self.failure is None or (length is not None and self.failure[0] >= length):
+            return
+        reason = self.failure[1]
+        if reason == NO_TOKEN:
+            raise GuidanceError(
+                "no token was left to sample: together allowed_token_ids, bad_words, min_tokens, logit_bias and "
+                "structured outputs exclude the whole vocabulary"
+            )
+        raise CriticFailure(f"the critic failed while it guided this request: {reason}", reason)
 
     async def wait(self, prompt_length: int, token_ids: Sequence[int], timeout: float) -> list[TokenReport]:
         """The reports of all tokens of the choice, in order, as soon as they have arrived.
@@ -85,7 +104,8 @@ class ReportedSample:
             timeout: seconds to wait.
 
         Raises:
-            CriticFailure: one of the steps failed, or reports are missing after `timeout` seconds.
+            CriticFailure: the critic failed, or reports are missing after `timeout` seconds.
+            GuidanceError: see `check`.
         """
         end = prompt_length + len(token_ids)
         arrived = 0

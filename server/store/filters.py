@@ -23,6 +23,7 @@ class Filters:
         metadata: it has all these entries.
         owners: it belongs to one of these.
         rewarded_by: only rewards given by one of these count. Without `has_reward` this means that it has one.
+        reward_source: only rewards of this source count, likewise.
         has_reward: it has a reward, or has none.
         has_valid_position: a reward labels a position of it, so that it can be trained on; or none.
         model: the name of the model that it was sampled from.
@@ -33,6 +34,7 @@ class Filters:
     metadata: Mapping[str, str] = field(default_factory=dict)
     owners: Sequence[str] = ()
     rewarded_by: Sequence[str] = ()
+    reward_source: str | None = None
     has_reward: bool | None = None
     has_valid_position: bool | None = None
     model: str | None = None
@@ -49,7 +51,7 @@ class Filters:
             query = query.where(table.eta.is_not(None) if self.guided else table.eta.is_(None))
         if self.owners:
             query = query.where(table.owner.in_([clean(name) for name in self.owners]))
-        if self.rewarded_by:
+        if self._choosy:
             query = query.where(self._judged() if self.has_reward is not False else ~self._judged())
         elif self.has_reward is not None:
             query = query.where(table.reward.is_not(None) if self.has_reward else table.reward.is_(None))
@@ -67,13 +69,25 @@ class Filters:
             query = query.where(exists().where(entry.c.key == clean(name), entry.c.value == clean(value)))
         return query
 
+    @property
+    def _choosy(self) -> bool:
+        """Whether some rewards do not count."""
+        return bool(self.rewarded_by) or self.reward_source is not None
+
     def _judged(self) -> ColumnElement[bool]:
-        givers = rewards.c.given_by.in_([clean(name) for name in self.rewarded_by])
-        return exists().where(rewards.c.rollout_id == rollouts.c.id, givers)
+        entry = exists().where(rewards.c.rollout_id == rollouts.c.id)
+        if self.rewarded_by:
+            entry = entry.where(rewards.c.given_by.in_([clean(name) for name in self.rewarded_by]))
+        if self.reward_source is not None:
+            entry = entry.where(rewards.c.source == clean(self.reward_source))
+        return entry
 
     def view(self, found: Sequence[Rollout]) -> list[Rollout]:
         """The rollouts with the rewards that count."""
-        return [one.judged_by(self.rewarded_by) for one in found] if self.rewarded_by else list(found)
+        if not self._choosy:
+            return list(found)
+        source = None if self.reward_source is None else clean(self.reward_source)
+        return [one.judged_by(self.rewarded_by or None, source) for one in found]
 
 
 def _sound_metadata(dialect: str) -> ColumnElement[Any]:

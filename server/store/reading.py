@@ -10,6 +10,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from qsharp_core.errors import StoreError
 from qsharp_core.rollouts.records import Rollout
+from server.store.failures import reason
 from server.store.rewards import histories
 from server.store.tables import from_row, rollouts
 
@@ -41,7 +42,7 @@ class Reader:
                 yield connection
         except SQLAlchemyError as error:
             logger.warning("the rollout store could not be read: %s", error)
-            raise StoreError("the rollout store failed: it could not be read, the server's log says why") from error
+            raise StoreError(f"the rollout store failed, it could not be read: {reason(error)}") from error
 
     def find(self, query: Select[Any]) -> Found:
         """The rollouts of a query over all columns of `rollouts`, with their rewards."""

@@ -77,12 +77,12 @@ class _Rewarded:
         self.prediction = prediction
         self.history: list[Reward] = []
 
-    def agreed(self, given_by: str) -> bool:
-        """Whether this giver has said already that the rollout's present reward is right."""
+    def agreed(self, given_by: str, source: str | None) -> bool:
+        """Whether this giver has said already, by this source, that the rollout's present reward is right."""
         for entry in reversed(self.history):
             if entry.reward != self.reward:
                 return False
-            if entry.given_by == given_by:
+            if entry.given_by == given_by and source in (None, entry.source):
                 return True
         return False
 
@@ -105,9 +105,10 @@ def give(connection: Connection, payloads: list[Giving]) -> list[list[RewardResu
                 answer.append(None if one is None else RewardResult(item.id, item.reward, False))
                 continue
             new = one.reward != item.reward
-            if new or not one.agreed(giving.given_by):
+            source = item.source and clean(item.source)
+            if new or not one.agreed(giving.given_by, source):
                 one.reward = item.reward
-                entry = Reward(item.reward, item.source and clean(item.source), giving.created, giving.given_by)
+                entry = Reward(item.reward, source, giving.created, giving.given_by)
                 one.history.append(entry)
                 entries.append(to_entry(item.id, entry))
             if new:

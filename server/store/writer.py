@@ -18,6 +18,7 @@ from sqlalchemy.exc import OperationalError
 
 from qsharp_core.errors import StoreError
 from server.store.database import WRITES
+from server.store.failures import reason
 
 logger = logging.getLogger("vllm.qsharp")
 GROUP = 1024  # most operations in one transaction: bounds how long the first of them waits
@@ -126,7 +127,7 @@ class Writer:
                 down = error if isinstance(error, OperationalError) else None
                 logger.warning("a write to the rollout store failed: %s", error)
                 # Clients are answered with this: a database's own words may have SQL in them.
-                failure = StoreError("the rollout store failed, nothing was written; the server's log says why")
+                failure = StoreError(f"the rollout store failed, nothing was written: {reason(error)}")
                 failure.__cause__ = error
                 operation.future.set_exception(failure)
             else:

@@ -581,7 +581,7 @@ def test_metrics(http: httpx.Client) -> None:
 # -- failures
 
 
-def test_a_failing_store_is_500_and_an_error_in_a_stream(http: httpx.Client, stored: Stored) -> None:
+def test_a_failing_store_is_503_and_an_error_in_a_stream(http: httpx.Client, stored: Stored) -> None:
     def rename(old: str, new: str) -> None:
         outside = sqlite3.connect(stored.database, timeout=30)
         outside.execute(f"ALTER TABLE {old} RENAME TO {new}")
@@ -591,10 +591,10 @@ def test_a_failing_store_is_500_and_an_error_in_a_stream(http: httpx.Client, sto
     rename("rollouts", "gone")
     try:
         for route in ("/v1/completions", "/v1/chat/completions"):
-            error = error_of(http.post(route, json=body), 500)
+            error = error_of(http.post(route, json=body), 503)
             assert "rollout store failed" in error["message"]
             last = events(http, route, body)[-1]
-            assert last["error"]["code"] == 500
+            assert last["error"]["code"] == 503
             assert "rollout store failed" in last["error"]["message"]
         assert http.post("/v1/completions", json={**body, "store": False}).status_code == 200
     finally:

@@ -12,6 +12,7 @@ from qsharp_core.errors import (
     GuidanceError,
     NoCriticError,
     QSharpError,
+    StoreError,
     UnknownCriticError,
 )
 from server.errors import (
@@ -35,6 +36,7 @@ from server.errors import (
         (CriticFailure("m", "not_finite"), 500, "InternalServerError"),
         (SampleFailure("m", "not_finite"), 500, "InternalServerError"),
         (ConfigError("m"), 500, "InternalServerError"),
+        (StoreError("m"), 503, "ServiceUnavailableError"),
         (UnauthorizedError("m"), 401, "AuthenticationError"),
         (ForbiddenError("m"), 403, "PermissionDeniedError"),
         (NotFoundError("m"), 404, "NotFoundError"),

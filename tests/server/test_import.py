@@ -54,7 +54,7 @@ def test_a_store_that_fails_in_the_middle_says_what_was_written(
 
     monkeypatch.setattr(store._writer, "_transact", fails)
     failing[0] = True
-    message = str(error_of(http.post(IMPORT, content=content), 500)["message"])
+    message = str(error_of(http.post(IMPORT, content=content), 503)["message"])
     assert "failed after 4 of the file's 9 rollouts: 3 were written and 1 were there before" in message
     assert "nothing was written" not in message
     assert "INSERT" not in message

@@ -174,7 +174,7 @@ def test_the_seeds_of_all_choices_have_64_bits(seed: int, n: int, right: bool) -
 # -- what fails is told as it is
 
 
-def test_a_store_that_is_down_is_a_500_without_sql(http: TestClient, url: str, one: str) -> None:
+def test_a_store_that_is_down_is_a_503_without_sql(http: TestClient, url: str, one: str) -> None:
     outside(url, "ALTER TABLE rollouts RENAME TO gone")
     asked = [
         http.get("/v1/rollouts"), http.get("/v1/rollouts/count"), http.get(f"/v1/rollouts/{one}"), http.get(CHAT),
@@ -182,7 +182,7 @@ def test_a_store_that_is_down_is_a_500_without_sql(http: TestClient, url: str, o
         http.delete(CHAT),
     ]  # fmt: skip
     for answer in asked:
-        message = str(error_of(answer, 500)["message"])
+        message = str(error_of(answer, 503)["message"])
         assert "rollout store failed" in message
         assert not any(word in message for word in SQL), message
     outside(url, "ALTER TABLE gone RENAME TO rollouts")

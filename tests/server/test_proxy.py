@@ -28,6 +28,7 @@ class FakeEngine:
     """Draws `TOKENS` for everybody and reports each as the worker would."""
 
     vllm_config = SimpleNamespace(use_v2_model_runner=False)
+    model_config = SimpleNamespace(get_diff_sampling_param=lambda: {"repetition_penalty": 1.1, "top_k": 5})
     marker = "delegated"
 
     def __init__(self, telemetry: TelemetryReceiver) -> None:
@@ -108,6 +109,21 @@ def start(engine: GuidedEngineClient, call: GuidedCall | None, prompt: Any = PRO
         return engine.generate(prompt, SamplingParams(max_tokens=2, **params), "r")
     finally:
         CALL.reset(token)
+
+
+@pytest.mark.parametrize(("penalty", "by_the_model"), [(1.1, True), (1.2, False)])
+def test_a_penalty_that_the_client_has_not_sent_is_told_from_one_that_it_has(
+    penalty: float, by_the_model: bool
+) -> None:
+    async def test(fake: FakeEngine, engine: GuidedEngineClient) -> None:
+        with pytest.raises(GuidanceError) as raised:
+            start(engine, a_call(), repetition_penalty=penalty)
+        assert raised.value.param == "repetition_penalty"
+        assert ("by the model's generation config" in str(raised.value)) is by_the_model
+        assert ("send repetition_penalty: 1," in str(raised.value)) is by_the_model
+        assert not fake.requests
+
+    with_engine(test)
 
 
 def test_without_a_call_requests_pass_straight_through() -> None:

@@ -53,7 +53,10 @@ class Loaded:
 
     def shown(self, default: bool) -> dict[str, Any]:
         card = {"reward_range": [0.0, 1.0], "recommended_eta": 0.1}
-        about = {"active": self.active, "default": default, "max_length": 4096, "path": self.path}
+        about = {
+            "active": self.active, "default": default, "max_length": 4096, "path": self.path, "leaving": False,
+            "loaded": True, "users": 0, "in_flight": 0, "kv_blocks": None, "kv_blocks_used": None, "metrics": None,
+        }  # fmt: skip
         return {"id": f"{self.name}@{self.version}", "name": self.name, "version": self.version, **about, "card": card}
 
 
@@ -116,8 +119,12 @@ def respond(fake: FakeServer, body: dict[str, Any], chat: bool, owner: str) -> t
         assert given == [*parent.prompt_token_ids, *beginning]
         assert eta is None
     made, choices = [], []
+    sampling = Sampling(
+        temperature=body["temperature"], top_p=body.get("top_p", 1.0), top_k=body.get("top_k", 0)
+    )  # fmt: skip
+    seed = body.get("seed", random.getrandbits(40))  # as an engine draws that is not told
     for index in range(body.get("n") or 1):
-        rng = random.Random(body["seed"] + index)
+        rng = random.Random(seed + index)
         text = continued(prompt, rng, chance(eta, method))
         if parent and not text:
             text = "."
@@ -128,12 +135,12 @@ def respond(fake: FakeServer, body: dict[str, Any], chat: bool, owner: str) -> t
         whole = [*beginning, *tokens]
         first = first_valid_position(guided=eta is not None, length=len(whole), cut=cut, finish_reason=finish)
         rollout = Rollout(
-            id=fake.ids(metadata), owner=owner, request_id=f"cmpl-{body['seed']}", choice=index,
+            id=fake.ids(metadata), owner=owner, request_id=f"cmpl-{seed}", choice=index,
             route="chat" if chat else "completion", created=time.time(), model=body["model"],
             prompt_token_ids=parent.prompt_token_ids if parent else [ord(c) for c in prompt],
             completion_token_ids=whole, prompt_text=parent.prompt_text if parent else prompt,
             completion_text="".join(map(chr, whole)), messages=body.get("messages"),
-            sampling=Sampling(temperature=body["temperature"], top_p=body["top_p"], top_k=body["top_k"]),
+            sampling=sampling,
             eta=eta, method=method if eta is not None else None,
             critic=guidance.get("critic", CRITIC) if eta is not None else None,
             first_valid_position=first, parent_id=parent.id if parent else None, cut=cut, kl=kl, finish_reason=finish,
@@ -149,7 +156,8 @@ def respond(fake: FakeServer, body: dict[str, Any], chat: bool, owner: str) -> t
             | ({"guidance": {"kl": kl, "tokens_total": len(tokens)}} if eta is not None else {})
         )
     tokens_made = sum(len(rollout.completion_token_ids) for rollout in made)
-    return made, {"id": made[0].request_id, "choices": choices, "usage": {"completion_tokens": tokens_made}}
+    about = {"id": made[0].request_id, "model": body["model"], "usage": {"completion_tokens": tokens_made}}
+    return made, about | {"choices": choices}
 
 
 def alternatives(prompt: str) -> list[dict[str, Any] | None]:
@@ -177,10 +185,14 @@ def as_drawn(text: str, chat: bool) -> dict[str, Any]:
     return {"content": [{"top_logprobs": one} for one in listed]}
 
 
-def scored(prompt: list[int], completion: list[int]) -> list[float]:
+def as_token(character: str | int) -> int:
+    return ord(character) if isinstance(character, str) else character
+
+
+def scored(prompt: list[int] | str, completion: list[int] | str) -> list[float]:
     """A critic that sees at the end whether a sum is right, most of the time."""
-    match = QUESTION.match("".join(map(chr, prompt)))
-    text = "".join(map(chr, completion))
+    question, text = (one if isinstance(one, str) else "".join(map(chr, one)) for one in (prompt, completion))
+    match = QUESTION.match(question)
     good = match is not None and text == right(*map(int, match.groups()[:3]))
     noise = random.Random(text).random() * 0.3
     return [0.5] * (len(completion) - 1) + [0.6 + noise if good else 0.4 - noise]
@@ -233,7 +245,11 @@ def application(fake: FakeServer) -> FastAPI:
     async def score(request: Request) -> Any:
         body = await request.json()
         fake.posts["score"] += 1
-        data = [{"values": scored(body["prompt"], completion)} for completion in body["completion"]]
+        given = [body["completion"]] if isinstance(body["completion"], str) else body["completion"]
+        data = [
+            {"index": i, "token_ids": [*map(as_token, one)], "values": scored(body["prompt"], one)}
+            for i, one in enumerate(given)
+        ]
         return {"critic": CRITIC, "data": data}
 
     def models() -> Any:
@@ -250,7 +266,7 @@ def application(fake: FakeServer) -> FastAPI:
         fake.posts["load"] += 1
         first = all(one.name != card["name"] for one in fake.critics.values())
         fake.critics[key] = Loaded(card["name"], card["version"], str(path), active=first)
-        return {"id": key}
+        return fake.critics[key].shown(default=False)
 
     async def activate(name: str, request: Request) -> Any:
         version = (await request.json())["version"]

@@ -9,17 +9,41 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 
+@dataclass(frozen=True)
+class Postgres:
+    """A running PostgreSQL.
+
+    Attributes:
+        url: of an empty database.
+        stop: ends it at once, as a crash would.
+        start: starts it again.
+    """
+
+    url: str
+    stop: Callable[[], None]
+    start: Callable[[], None]
+
+
 @contextmanager
 def postgres() -> Iterator[str]:
     """Yields the URL of an empty database; skips the test where PostgreSQL is not installed."""
+    with running_postgres() as running:
+        yield running.url
+
+
+@contextmanager
+def running_postgres() -> Iterator[Postgres]:
+    """The same for tests that stop it and start it again; at the end it must run."""
     binaries = _binaries()
     if binaries is None:
         pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
@@ -43,11 +67,13 @@ def postgres() -> Iterator[str]:
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
     try:
         run("initdb", "-D", data, "-U", "qsharp", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
-        run("pg_ctl", "-D", data, "-w", "-o", options, "start")
+        start = partial(run, "pg_ctl", "-D", data, "-w", "-o", options, "start")
+        stop = partial(run, "pg_ctl", "-D", data, "-m", "immediate", "stop")
+        start()
         try:
-            yield f"postgresql://qsharp@127.0.0.1:{port}/postgres"
+            yield Postgres(f"postgresql://qsharp@127.0.0.1:{port}/postgres", stop, start)
         finally:
-            run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+            stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

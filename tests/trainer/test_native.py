@@ -44,7 +44,7 @@ def arguments(place: Path, out: Path, *more: str) -> list[str]:
     return [
         "train", "--data", str(place / "data.parquet"), "--out", str(out), "--backbone", "reference",
         "--base", str(place / "base"), "--held-out", "0.25", "--steps", "300", "--batch-tokens", "128",
-        "--mlp", "64", "--weigh", "nodes", "--features", str(place / "features"), *more,
+        "--mlp", "64", "--weigh", "nodes", "--features", str(place / "features"), "--publish-anyway", *more,
     ]  # fmt: skip
 
 
@@ -124,6 +124,7 @@ def test_kinds_of_critics_are_compared_with_each_other(place: Path, tmp_path: Pa
     out = ["--out", str(tmp_path), "--features", str(place / "features"), "--data", str(place / "data.parquet")]
     law = ["--distribution", "categorical", "--atoms", "0", "0.5", "1"] if distribution == "categorical" else []
     separate = ["train", *out, "--base", str(place / "base"), "--layers", "1", "--epochs", "1", "--held-out", "0.25"]
+    separate += ["--publish-anyway"]
     assert main([*separate, *law]) == 0
     assert main(arguments(place, tmp_path, "--steps", "200", *law)) == 0
     mixed = report(tmp_path)

@@ -141,7 +141,9 @@ def test_an_export_has_what_is_trusted(fake: FakeServer, tmp_path: Path) -> None
     assert export("--rewards-by", "root") == {"a": 1.0, "c": 1.0}
     assert export("--rewards-by", "root", "--rewards-by", "ann", "--owner", "ann") == {"a": 0.0, "b": 1.0}
     assert export(key="ann-key") == {"a": 0.0, "b": 1.0}
-    assert export("--owner", "bob", key="ann-key") == {}
+    nothing = ["export", "--url", fake.url, "--api-key", "ann-key", "--out", str(tmp_path / "none.parquet")]
+    assert cli.main([*nothing, "--owner", "bob"]) == 1
+    assert not (tmp_path / "none.parquet").exists()
     with pytest.raises(SystemExit):
         cli.main(["export", "--out", str(tmp_path / "out.parquet"), "--owner", "a,,b"])
 

@@ -10,20 +10,17 @@ likeliest tokens, which its own samples may hardly ever take, and go on from the
 """
 
 import argparse
-import asyncio
 from pathlib import Path
 
 from rich.console import Console
 
 from qsharp_core.wire.guidance import METHODS
+from trainer.api.calling import by_flags
+from trainer.api.collect import collect
 from trainer.commands import options
-from trainer.commands.options import add_guidance_arguments, add_task_arguments, sampling_of
-from trainer.rollouts.client import ServerClient
-from trainer.rollouts.collect import Collected, CollectError, checked, collect
-from trainer.rollouts.collection import Collection
-from trainer.rollouts.parameters import GuidanceParameters
-from trainer.tasks.base import Task
-from trainer.tasks.registry import task_of
+from trainer.commands.options import add_guidance_arguments, add_task_arguments
+from trainer.rollouts.collect import Collected
+from trainer.tasks.sources import task_of
 
 
 def main(argv: list[str]) -> None:
@@ -33,48 +30,8 @@ def main(argv: list[str]) -> None:
         CollectError, RequestError, TaskError, JournalError
     """
     args = _parser().parse_args(argv)
-    if args.roll_in and args.eta is None:
-        raise CollectError("--roll-in needs --eta: what is rolled in is guided")
-    if args.branch and args.eta is not None:
-        raise CollectError("--branch leaves rollouts of the model itself: leave out --eta")
     task = task_of(args.task, args.prompts)
-    result = asyncio.run(_collect(args, task))
-    _say(result)
-    checked(result)
-
-
-async def _collect(args: argparse.Namespace, task: Task) -> Collected:
-    async with ServerClient(args.url, key=args.api_key, connections=args.concurrency, patience=args.patience) as server:
-        collection = Collection(
-            task=task.name,
-            split=args.split,
-            model=args.model or await server.model(),
-            samples=args.n,
-            branches=args.branch,
-            sampling=sampling_of(args, task),
-            guidance=await _guidance(args, server),
-            roll_in=args.roll_in,
-            round=args.round,
-            limit=args.limit,
-            seed=args.seed,
-        )
-        return await collect(server, task, collection, args.state, args.concurrency)
-
-
-async def _guidance(args: argparse.Namespace, server: ServerClient) -> GuidanceParameters | None:
-    if args.eta is None:
-        return None
-    critic = await server.critic(args.critic)
-    if critic is None:
-        raise CollectError("--eta needs a critic, and the server has none")
-    return GuidanceParameters(
-        eta=args.eta,
-        critic=critic["id"],
-        method=args.method,
-        candidates=args.candidates,
-        min_prob=args.min_prob,
-        tail=args.tail,
-    )
+    _say(by_flags(collect, task, args=args, tell=options.say))
 
 
 def _parser() -> argparse.ArgumentParser:

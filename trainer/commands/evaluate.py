@@ -6,31 +6,20 @@ Writes `report.json`, `report.png` and `samples.jsonl`; the same command goes on
 """
 
 import argparse
-import asyncio
 from pathlib import Path
 
 from rich.console import Console
 
 from qsharp_core.wire.guidance import METHODS
+from trainer.api.calling import by_flags
+from trainer.api.evaluate import evaluate
 from trainer.commands import options
-from trainer.commands.options import (
-    add_guidance_arguments,
-    add_task_arguments,
-    add_verifier_arguments,
-    guidance_options_of,
-    judge_of,
-    sampling_of,
-)
-from trainer.evaluation.evaluate import PLOT, REPORT, evaluate
-from trainer.evaluation.plot import plot
-from trainer.evaluation.report import EvaluationReport
-from trainer.evaluation.settings import EvaluateError, Evaluation, Setting
-from trainer.evaluation.table import table
-from trainer.rewards.verifiers import OWN, TaskRef
-from trainer.rollouts.client import ServerClient
-from trainer.tasks import registry
+from trainer.commands.options import add_guidance_arguments, add_task_arguments, add_verifier_arguments
+from trainer.evaluation.evaluate import PLOT, REPORT
+from trainer.evaluation.table import tables
+from trainer.rewards.verifiers import OWN
 from trainer.tasks.answers import VOTES
-from trainer.tasks.base import Vote
+from trainer.tasks.sources import task_of
 
 
 def main(argv: list[str]) -> None:
@@ -40,11 +29,9 @@ def main(argv: list[str]) -> None:
         EvaluateError, RequestError, TaskError, VerifierError, JournalError
     """
     args = _parser().parse_args(argv)
-    args.verifier = args.verifier or [OWN]
-    report = asyncio.run(_evaluate(args))
-    plot(args.out / PLOT, report)
+    report = by_flags(evaluate, task_of(args.task, args.prompts), args=args, tell=options.say)
     console = Console()
-    console.print(table(report.samples, report.results))
+    console.print(*tables(report.samples, report.results, graded=report.graded))
     unjudged = sum(result.unjudged for result in report.results)
     if unjudged:
         first = f", the first: {report.failures[0]}" if report.failures else ""
@@ -54,39 +41,6 @@ def main(argv: list[str]) -> None:
         f"{report.seconds:.0f} s; {args.out / REPORT}, {PLOT}",
         highlight=False,
     )
-
-
-async def _evaluate(args: argparse.Namespace) -> EvaluationReport:
-    task = TaskRef(registry.task_of(args.task, args.prompts), args.task)
-    async with (
-        judge_of(args) as judge,
-        ServerClient(args.url, key=args.api_key, connections=args.concurrency, patience=args.patience) as server,
-    ):
-        critic = await server.critic(args.critic)
-        etas = args.eta or ([eta] if critic and (eta := critic["card"].get("recommended_eta")) else [])
-        if args.eta and critic is None:
-            raise EvaluateError("--eta needs a critic, and the server has none")
-        methods = args.method or METHODS[:1]
-        evaluation = Evaluation(
-            split=args.split,
-            model=args.model or await server.model(),
-            samples=args.samples,
-            sampling=sampling_of(args, task.task),
-            settings=tuple(Setting(method, eta) for method in dict.fromkeys(methods) for eta in dict.fromkeys(etas)),
-            critic=critic["id"] if critic else None,
-            guidance=guidance_options_of(args),
-            scored=args.scores,
-            vote=args.vote,
-            limit=args.limit,
-            seed=args.seed,
-        )
-        vote = None if args.vote is None else _vote(args.vote)
-        return await evaluate(server, judge, task, evaluation, args.out, vote=vote, concurrency=args.concurrency)
-
-
-def _vote(name: str) -> Vote:
-    vote: Vote = VOTES.get(name) or registry.find(name, {}, "qsharp.votes", "vote")
-    return vote
 
 
 def _parser() -> argparse.ArgumentParser:

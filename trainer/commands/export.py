@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from trainer.api.calling import by_flags
+from trainer.api.export import export
 from trainer.commands import options
-from trainer.rollouts.export import export
 
 
 def main(argv: list[str]) -> None:
@@ -25,9 +26,5 @@ def main(argv: list[str]) -> None:
     options.add_trust_arguments(parser.add_argument_group("trust"))
     options.add_server_arguments(parser, concurrency=None)
     args = parser.parse_args(argv)
-    query = options.filters_of(args)
-    query |= {name: value for name in ("has_reward", "model") if (value := getattr(args, name)) is not None}
-    trust = options.trust_of(args)
-    query |= trust.rollouts | trust.rewards
-    rows = export(args.url, args.out, query, key=args.api_key, patience=args.patience)
+    rows = by_flags(export, args=args, tell=options.say)
     Console().print(f"{rows} rollouts in {args.out}", highlight=False)

@@ -1,11 +1,12 @@
 """`qsharp loop`: rounds of collect, reward, train, activate, evaluate, against a running server.
 
-    qsharp loop --task sums --rounds 3 --n 16 8 --eta 0.1 --run runs/sums -- --layers 3 --mlp 512 --borrow-embeddings
+    qsharp loop --task sums --rounds 3 --n 16 8 --eta 0.1 --run runs/sums
     qsharp loop --watch --min-new 500 --name sums --run runs/watch -- --layers 3 --mlp 512 --borrow-embeddings
 
-What follows `--` are flags of `qsharp train`; without --base it is the served model. The server needs a rollout store
-and an admin key, and must see the folder of --out. The same command goes on where it was stopped, killed or not.
-With --watch it samples nothing: it trains whenever enough of the rollouts that the server stored have got a reward.
+What follows `--` are flags of `qsharp train`; without any, critics are native ones of the served model. The server
+needs a rollout store and an admin key, and must see the folder of --out. The same command goes on where it was stopped,
+killed or not. With --watch it samples nothing: it trains whenever enough of the rollouts that the server stored have
+got a reward.
 """
 
 import argparse
@@ -17,6 +18,9 @@ from rich.console import Console
 
 from qsharp_core.secret_files import secret
 from qsharp_core.wire.guidance import METHODS
+from trainer.api.base_model import resolved_base
+from trainer.api.calling import by_flags
+from trainer.api.reward import judge_of
 from trainer.commands import options
 from trainer.commands.interruption import until_told
 from trainer.commands.training_options import add_settings_arguments, add_storage_arguments, settings_of
@@ -29,7 +33,8 @@ from trainer.loop.versions import LoopError
 from trainer.loop.watch import WatchSettings, watch
 from trainer.rewards.verifiers import OWN, TaskRef
 from trainer.rollouts.client import ServerClient
-from trainer.tasks.registry import task_of
+from trainer.rollouts.parameters import sampling_of
+from trainer.tasks.sources import task_of
 
 LOOPS_OWN = (
     "--data",
@@ -39,7 +44,9 @@ LOOPS_OWN = (
     "--resume",
     "--parent",
     "--tensorboard",
+    "--log-with",
     "--recommended-eta",
+    "--publish-anyway",
     "--owner",
     "--rewards-by",
 )
@@ -66,7 +73,7 @@ def main(argv: list[str]) -> None:
 async def _loop(args: argparse.Namespace, training: list[str], console: Console) -> None:
     task = TaskRef(task_of(args.task, args.prompts), args.task)
     async with AsyncExitStack() as stack:
-        judge = await stack.enter_async_context(options.judge_of(args))
+        judge = await stack.enter_async_context(by_flags(judge_of, args=args, tell=options.say))
         server, admin = await _clients(args, stack)
         model = args.model or await server.model()
         recipe = await _recipe(args, training, server, args.name or task.task.name)
@@ -76,7 +83,7 @@ async def _loop(args: argparse.Namespace, training: list[str], console: Console)
             model=model,
             samples=tuple(args.n),
             branches=args.branch,
-            sampling=options.sampling_of(args, task.task),
+            sampling=by_flags(sampling_of, task.task.sampling, args=args),
             eta=args.eta,
             recipe=recipe,
             guidance=options.guidance_options_of(args),
@@ -114,7 +121,9 @@ async def _clients(args: argparse.Namespace, stack: AsyncExitStack) -> tuple[Ser
     """Two clients: of the routes for everybody, and of those that need the admin key."""
     keys, scope = (args.api_key or args.admin_key, args.admin_key or args.api_key), options.trust_of(args).rollouts
     server, admin = (
-        ServerClient(args.url, key=key, connections=args.concurrency, patience=args.patience, scope=scope)
+        ServerClient(
+            args.url, key=key, connections=args.concurrency, patience=args.patience, scope=scope, tell=options.say
+        )
         for key in keys
     )
     return await stack.enter_async_context(server), await stack.enter_async_context(admin)
@@ -123,8 +132,7 @@ async def _clients(args: argparse.Namespace, stack: AsyncExitStack) -> tuple[Ser
 async def _recipe(args: argparse.Namespace, flags: list[str], server: ServerClient, name: str) -> CriticRecipe:
     """How versions of the critic of that name are made, by flags of `qsharp train`."""
     training = _training_parser(name).parse_args(flags)
-    if training.base is None:
-        training.base = await _served_model(server)
+    training.base = await resolved_base(server, training.base)
     return CriticRecipe(
         settings=settings_of(training),
         out=args.out,
@@ -153,14 +161,6 @@ def _training_parser(name: str) -> argparse.ArgumentParser:
     add_storage_arguments(parser.add_argument_group("results"))
     add_settings_arguments(parser)
     return parser
-
-
-async def _served_model(server: ServerClient) -> str:
-    """The served model, as the server names it: a folder, which must be here, too, or a hub id."""
-    root = (await server.get("/v1/models"))["data"][0].get("root")
-    if root is None or (Path(root).is_absolute() and not Path(root).is_dir()):
-        raise LoopError(f"the served model ({root}) is not here: say where critics start, -- --base MODEL")
-    return str(root)
 
 
 def _evaluation(args: argparse.Namespace) -> EvaluationPlan | None:

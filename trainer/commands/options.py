@@ -1,22 +1,37 @@
 """Flags that several commands share, and what they become."""
 
 import argparse
-from pathlib import Path
+import sys
+from typing import NoReturn
 
-from qsharp_core.secret_files import secret
+from tqdm import tqdm
+
+from qsharp_core.suggestions import did_you_mean
 from qsharp_core.wire.guidance import TAILS
-from trainer.rewards.verifiers import MEMORY, TIMEOUT, Judge, Weighted
-from trainer.rollouts.client import DEFAULT_URL
-from trainer.rollouts.parameters import SamplingParameters
-from trainer.tasks.base import Task
+from trainer.rewards.verifiers import MEMORY_GIB, TIMEOUT
+from trainer.rollouts.address import default_key, default_url
+from trainer.rollouts.retrying import FIRST_PATIENCE, PATIENCE
 from trainer.trust import Trust
 
-GIB = 2**30
+
+def say(text: str) -> None:
+    """Prints a line for people, above a progress bar if there is one."""
+    tqdm.write(text, file=sys.stderr)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that says which flag may have been meant by one that there is not."""
+
+    def error(self, message: str) -> NoReturn:
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        meant = did_you_mean(unknown[0].partition("=")[0], flags) if unknown else ""
+        super().error(message + meant)
 
 
 def parser(command: str, description: str | None, usage: str | None = None) -> argparse.ArgumentParser:
     """The parser of `qsharp COMMAND`; its description is the command's module docstring, printed as it stands."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"qsharp {command}",
         usage=usage,
         description=description,
@@ -48,16 +63,26 @@ def key_value(text: str) -> tuple[str, str]:
     return key, value
 
 
-def add_server_arguments(parser: argparse.ArgumentParser, concurrency: int | None = 16) -> None:
+def add_server_arguments(parser: argparse.ArgumentParser, concurrency: int | None = 16, patience: bool = True) -> None:
     """Adds the flags of every command that talks to a server.
 
     Args:
+        parser: of the command.
         concurrency: default of `--concurrency`; None leaves that flag out.
+        patience: whether there is a flag `--patience`.
     """
     group = parser.add_argument_group("server")
-    group.add_argument("--url", default=DEFAULT_URL, help="of the server (default: %(default)s)")
-    group.add_argument("--api-key", default=secret("VLLM_API_KEY"), help="if it wants one (default: VLLM_API_KEY)")
-    group.add_argument("--patience", type=float, default=600.0, help="seconds a request is tried for (%(default)s)")
+    group.add_argument("--url", default=default_url(), help="of the server (default: QSHARP_URL, or %(default)s)")
+    group.add_argument(
+        "--api-key", default=default_key(), help="if it wants one (default: QSHARP_API_KEY, or VLLM_API_KEY)"
+    )
+    if patience:
+        group.add_argument(
+            "--patience",
+            type=float,
+            help=f"seconds a request is tried for (default: {PATIENCE:g}, and {FIRST_PATIENCE:g} until the server has "
+            "answered once)",
+        )
     if concurrency is not None:
         group.add_argument("--concurrency", type=positive, default=concurrency, help="requests at once (%(default)s)")
 
@@ -85,12 +110,6 @@ def trust_of(args: argparse.Namespace) -> Trust:
     return Trust(tuple(args.owner), tuple(args.rewards_by))
 
 
-def filters_of(args: argparse.Namespace) -> dict[str, str]:
-    """The query of `GET /v1/rollouts` that the flags of `add_filter_arguments` make."""
-    query = {name: getattr(args, name) for name in ("critic", "guided") if getattr(args, name) is not None}
-    return query | {f"metadata.{key}": value for key, value in args.metadata}
-
-
 def add_task_arguments(parser: argparse.ArgumentParser, split: str) -> None:
     """Adds the flags of every command that samples: which problems, and how they are sampled.
 
@@ -99,7 +118,11 @@ def add_task_arguments(parser: argparse.ArgumentParser, split: str) -> None:
     """
     group = parser.add_argument_group("problems")
     group.add_argument("--task", help="a name, or module:object")
-    group.add_argument("--prompts", type=Path, metavar="FILE", help='JSON lines: {"id", "prompt" | "messages", …}')
+    group.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help='JSON lines, {"id", "prompt" | "messages", …}; or a data set for the package datasets, NAME[:CONFIG]',
+    )
     group.add_argument("--split", default=split, help="default: %(default)s")
     group.add_argument("--limit", type=positive, help="only the first so many problems")
     group = parser.add_argument_group("sampling")
@@ -110,17 +133,6 @@ def add_task_arguments(parser: argparse.ArgumentParser, split: str) -> None:
     group.add_argument("--max-tokens", type=positive, help="default: the task's")
     group.add_argument("--stop", action="append", help="may be repeated; default: the task's")
     group.add_argument("--seed", type=int, default=0, help="another one makes other samples (default: %(default)s)")
-
-
-def sampling_of(args: argparse.Namespace, task: Task) -> SamplingParameters:
-    """The sampling that the flags of `add_task_arguments` make; the task decides what they leave open."""
-    return SamplingParameters(
-        temperature=args.temperature,
-        top_p=args.top_p,
-        top_k=args.top_k,
-        max_tokens=args.max_tokens or task.sampling.max_tokens,
-        stop=tuple(args.stop) if args.stop is not None else task.sampling.stop,
-    )
 
 
 def add_guidance_arguments(parser: argparse.ArgumentParser, critic: bool = True) -> argparse._ArgumentGroup:
@@ -166,17 +178,6 @@ def add_verifier_arguments(parser: argparse.ArgumentParser, default: list[str] |
     group.add_argument(
         "--verifier-memory",
         type=float,
-        default=MEMORY / GIB,
+        default=MEMORY_GIB,
         help="GiB that a process may have, 0 is no limit (%(default)s)",
     )
-
-
-def judge_of(args: argparse.Namespace) -> Judge:
-    """The judge that the flags of `add_verifier_arguments` describe.
-
-    Raises:
-        VerifierError, TaskError
-    """
-    memory = int(args.verifier_memory * GIB) or None
-    verifiers = [Weighted.parse(text) for text in args.verifier]
-    return Judge(verifiers, workers=args.workers, timeout=args.timeout, memory=memory)

@@ -8,18 +8,19 @@ group `qsharp.verifiers`, or `module:function`; with `=WEIGHT` several make a we
 """
 
 import argparse
-import asyncio
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from trainer.api.calling import by_flags
+from trainer.api.reward import reward
 from trainer.commands import options
-from trainer.rewards.run import Problems, Rewarded, reward
+from trainer.rewards.base import VerifierError
+from trainer.rewards.run import Rewarded
 from trainer.rewards.verifiers import TaskRef
-from trainer.rollouts.client import ServerClient
-from trainer.tasks.files import file_task
 from trainer.tasks.registry import find_task
+from trainer.tasks.sources import prompts_task
 
 SHOWN = 5  # failures
 
@@ -31,25 +32,12 @@ def main(argv: list[str]) -> None:
         VerifierError, RequestError, TaskError
     """
     args = _parser().parse_args(argv)
-    _say(asyncio.run(_reward(args)), Console())
-
-
-async def _reward(args: argparse.Namespace) -> Rewarded:
-    judge = options.judge_of(args)
     tasks = [TaskRef(find_task(spec), spec) for spec in args.task]
-    tasks += [TaskRef(file_task(path)) for path in args.prompts]
-    async with judge, ServerClient(args.url, key=args.api_key, connections=4, patience=args.patience) as server:
-        return await reward(
-            server,
-            judge,
-            Problems(tasks),
-            source=args.source or ", ".join(args.verifier),
-            filters=options.filters_of(args),
-            again=args.again,
-            batch=args.batch,
-            concurrency=args.concurrency,
-            failures=args.failures,
-        )
+    tasks += [TaskRef(prompts_task(path)) for path in args.prompts]
+    result = by_flags(reward, args=args, prompts=None, tasks=tasks, tell=options.say)
+    _say(result, Console())
+    if result.tally.failed and not result.tally.judged:
+        raise VerifierError("no completion could be judged; the first failures stand above")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
         "--task", action="append", default=[], help="a task given as module:object; registered tasks need no flag"
     )
     parser.add_argument(
-        "--prompts", action="append", default=[], type=Path, metavar="FILE", help="the same, JSON lines"
+        "--prompts", action="append", default=[], metavar="FILE", help="the same: JSON lines, or a data set's name"
     )
     parser.add_argument("--again", action="store_true", help="also those that have a reward")
     parser.add_argument("--failures", type=Path, metavar="FILE", help="append failures to this file, as JSON lines")
@@ -78,6 +66,12 @@ def _say(result: Rewarded, console: Console) -> None:
     table.add_row("together", str(tally.judged), str(tally.not_applicable), str(tally.failed), style="bold")
     console.print(table)
     mean = "" if tally.mean is None else f", mean {tally.mean:.4f}"
+    if result.unknown:
+        console.print(
+            f"{result.unknown} rollouts answer problems that are in none of the tasks: name their file with --prompts, "
+            "or their module with --task",
+            style="yellow",
+        )
     gone = f"; {result.gone} rollouts were deleted meanwhile" if result.gone else ""
     console.print(f"{result.given} rewards given, {result.changed} of them new{mean}{gone}; {result.seconds:.0f} s")
     for failure in result.failures[:SHOWN]:

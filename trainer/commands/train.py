@@ -1,17 +1,23 @@
 """`qsharp train`: a new version of a critic from rollouts in Parquet files.
 
+    qsharp train --data round-0.parquet --out critics --name sums
+    qsharp train --data round-0.parquet --base REFERENCE --weigh nodes --out critics --name sums
     qsharp train --data round-0.parquet --base MODEL --layers 3 --mlp 512 --out critics --name sums
-    qsharp train --data round-0.parquet --backbone reference --base REFERENCE --weigh nodes --out critics --name sums
     qsharp train --data round-0.parquet round-1.parquet --continue critics/sums/1 --out critics
 
-With --backbone reference the critic is a head on the hidden states of the reference, which is run once over what is
-new in the rollouts; what it said is kept in OUT/.features.
+Unless flags ask for a decoder (--backbone own, --layers, --head V, …), the critic is a native one: a head on the hidden
+states of the reference, --base, which is run once over what is new in the rollouts; what it said is kept in
+OUT/.features. Without --base the reference is the model that the server at --url serves.
+
+Steps and learning rate follow from the amount of data, and training ends when held-out rollouts gain nothing more. A
+critic that is no better there than a constant is not published, unless --publish-anyway is given.
 
 Several devices: `accelerate launch -m trainer.training …` with the same arguments. A killed run goes on with
 `--resume` and ends with the weights of an unbroken one. A head alone is trained in a minute or so, and begins again
 there; what the reference said so far is kept.
 """
 
+from trainer.api.base_model import base_of
 from trainer.commands import options
 from trainer.commands.training_options import add_arguments, outputs_of, settings_of
 from trainer.training.train import train
@@ -25,5 +31,8 @@ def main(argv: list[str]) -> None:
     """
     parser = options.parser("train", __doc__)
     add_arguments(parser)
+    options.add_server_arguments(parser, concurrency=None, patience=False)
     args = parser.parse_args(argv)
+    if args.base is not None or args.continue_from is None:
+        args.base = base_of(args.base, args.url, args.api_key)
     train(args.data, settings_of(args), outputs_of(args))

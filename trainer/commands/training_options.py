@@ -5,15 +5,14 @@ import textwrap
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 
 from qsharp_core.critic.checkpoint import read_card
 from trainer.commands import options
 from trainer.training.outputs import Outputs
-from trainer.training.settings import HEAD_ALONE, TrainingError, TrainSettings
+from trainer.training.settings import HEAD_ALONE, TrainingError, TrainSettings, settings_from
 
 HEADS_DEFAULTS = textwrap.fill(
-    "Defaults with --backbone reference: "
+    "Defaults of a native critic: "
     + ", ".join(
         f"--{'lr' if name == 'learning_rate' else name.replace('_', '-')} {value}" for name, value in HEAD_ALONE.items()
     )
@@ -44,16 +43,7 @@ def settings_of(args: argparse.Namespace) -> TrainSettings:
         if fixed or args.distribution:
             name = (fixed or ["distribution"])[0].replace("_", "-")
             raise TrainingError(f"--{name} is the continued critic's own: leave it out, or start from --base")
-        if read_card(args.continue_from).backbone == "reference":
-            fields["backbone"] = "reference"
-    elif fields.get("atoms") and "reward_range" not in fields:
-        fields["reward_range"] = (min(fields["atoms"]), max(fields["atoms"]))
-    try:
-        return TrainSettings.model_validate(fields | {"name": critic_name(args)})
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = "--" + str(first["loc"][0]).replace("_", "-") + ": " if first["loc"] else ""
-        raise TrainingError(flag + first["msg"].removeprefix("Value error, ")) from error
+    return settings_from(fields | {"name": critic_name(args)})
 
 
 def outputs_of(args: argparse.Namespace) -> Outputs:
@@ -62,8 +52,10 @@ def outputs_of(args: argparse.Namespace) -> Outputs:
         out=args.out,
         run=args.run or args.out / ".runs" / critic_name(args),
         resume=args.resume,
+        publish_anyway=args.publish_anyway,
         checkpoint_every=args.checkpoint_every,
         tensorboard=args.tensorboard,
+        log_with=tuple(args.log_with or ()),
         parent=args.parent,
         recommended_eta=args.recommended_eta,
         dtype=torch.bfloat16 if args.dtype == "bf16" else torch.float32,
@@ -82,8 +74,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--name", help="of the critic (default: that of --continue, else critic)")
     group.add_argument("--run", type=Path, help="folder of checkpoints and metrics (default: OUT/.runs/NAME)")
     group.add_argument("--resume", action="store_true", help="go on with a killed run; starts one if there is none")
-    group.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="write metrics for TensorBoard too")
+    group.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="metrics for TensorBoard, by version")
+    group.add_argument(
+        "--log-with",
+        action="append",
+        metavar="TRACKER",
+        help="wandb, mlflow or another of Accelerate's; may be repeated",
+    )
     group.add_argument("--recommended-eta", type=float, help="written into the card")
+    group.add_argument("--publish-anyway", action="store_true", help="a critic that is no better than a constant, too")
     group.add_argument(
         "--parent", type=Path, help="critic to compare with (default: --continue's, else the last version)"
     )
@@ -115,9 +114,14 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
     critic.add_argument(
         "--backbone",
         choices=("own", "reference"),
-        help="reference: no backbone but a head on the hidden states of --base, the reference (default: own)",
+        help="reference: a head on the hidden states of --base, the reference; own: a decoder of its own, from --base "
+        "(default: reference, unless other flags are a decoder's)",
     )
-    critic.add_argument("--base", help="decoder to start from: a folder or a hub id; with --continue: to borrow from")
+    critic.add_argument(
+        "--base",
+        help="a folder, a hub id or a served model's name: the reference, or the decoder to start from; with "
+        "--continue: to borrow from (default: the served model)",
+    )
     critic.add_argument("--continue", dest="continue_from", type=Path, metavar="CRITIC", help="go on from this version")
     number(critic, "--layers", int, "keep the base's first N layers")
     critic.add_argument("--head", choices=("V", "Q"), help="(default: V)")
@@ -142,11 +146,13 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
         optimisation,
         "--epochs",
         int,
-        "passes over the rollouts, or with --backbone reference their distinct prefixes",
+        "passes over the rollouts, or of a native critic over their distinct prefixes (default: as long as held-out "
+        "rollouts gain by it)",
     )
-    number(optimisation, "--steps", int, "with --backbone reference, instead of epochs")
-    number(optimisation, "--lr", float, "greatest learning rate", "learning_rate")
-    number(optimisation, "--batch-tokens", int, "tokens of a step, over all processes")
+    number(optimisation, "--steps", int, "of a native critic, instead of epochs")
+    number(optimisation, "--max-seconds", float, "end after so many, with the rate fallen to 0 (default: no limit)")
+    number(optimisation, "--lr", float, "greatest learning rate (default: by kind)", "learning_rate")
+    number(optimisation, "--batch-tokens", int, "tokens of a step, over all processes (default: by the data)")
     number(optimisation, "--input-dropout", float, "with --backbone reference: of hidden states and embeddings")
     number(optimisation, "--dropout", float, "with --backbone reference: after the head's hidden layer")
     number(optimisation, "--grad-accumulation", int, "run a step in so many passes: saves memory, changes nothing")

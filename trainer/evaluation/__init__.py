@@ -6,4 +6,5 @@ statistics  estimates and their standard errors: pure functions
 report      report.json as a model
 table       the report as a table
 plot        the report as a plot of accuracy against KL
+labels      labels of a plot's points, each where it covers the least
 """

@@ -100,7 +100,9 @@ async def evaluate(
     if not results[0].n:
         raise EvaluateError("no completion could be judged: name a verifier that applies to this task (--verifier)")
     seconds = time.monotonic() - started
-    report = EvaluationReport(**identity, seconds=seconds, failures=run.failures, results=results)
+    rewards = {one.reward for entries in done.values() for one in entries}
+    graded = not rewards <= {0.0, 1.0, None}
+    report = EvaluationReport(**identity, seconds=seconds, failures=run.failures, graded=graded, results=results)
     report.write(out / REPORT)
     return report
 

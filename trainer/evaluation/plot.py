@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import SymmetricalLogLocator
 
+from trainer.evaluation.labels import write_etas
 from trainer.evaluation.report import EvaluationReport, SettingReport
 from trainer.evaluation.table import NAMES
 
@@ -67,7 +68,10 @@ def draw(axes: Axes, report: EvaluationReport, levels: bool = False) -> None:
             color=colour, marker="o", markersize=5, capsize=2.5, linewidth=1.5, label=NAMES.get(method, method),
         )  # fmt: skip
         coloured += [(r, colour) for r in points]
-    axes.set(xlabel="KL to the reference per completion, nats", ylabel="accuracy (pass@1)")
+    axes.set(
+        xlabel="KL to the reference per completion, nats",
+        ylabel="mean reward" if report.graded else "accuracy (pass@1)",
+    )
     axes.legend(frameon=False, fontsize=9, loc="best")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e9ec", linewidth=0.8)
@@ -90,24 +94,3 @@ def _spread_out(axes: Axes, kls: list[float]) -> None:
 def by_strength(results: Iterable[SettingReport]) -> list[SettingReport]:
     """Guided settings in order, from weak guidance (a large eta) to strong guidance."""
     return sorted(results, key=lambda r: -(r.eta or 0.0))
-
-
-def write_etas(axes: Axes, points: Iterable[tuple[SettingReport, str]], form: str) -> None:
-    """Writes each point's eta beside it, in its colour, unless it would cover another one.
-
-    Args:
-        axes: their limits must be final.
-        points: settings with their colours.
-        form: format string of an eta.
-    """
-    wide, high = 9 * len(form.format(0.1)), 18  # pixels, about what such a text takes
-    taken: list[tuple[float, float]] = []
-    axes.autoscale_view()  # else limits wait for the drawing
-    for r, colour in points:
-        x, y = axes.transData.transform(r.point)
-        if all(abs(x - a) > wide or abs(y - b) > high for a, b in taken):
-            taken.append((x, y))
-            axes.annotate(
-                form.format(r.eta), r.point, textcoords="offset points", xytext=(6, -11),
-                fontsize=8, color=colour,
-            )  # fmt: skip

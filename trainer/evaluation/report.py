@@ -85,6 +85,7 @@ class EvaluationReport(Report):
             `evaluation.settings.Evaluation`. `verifiers` are weights by name.
         seconds: how long the last run of the command took.
         failures: messages of verifiers that failed in that run.
+        graded: whether there are rewards other than 0 and 1, so that their mean is no share of right answers.
         results: the reference first, then the other settings.
     """
 
@@ -103,6 +104,7 @@ class EvaluationReport(Report):
     seed: int
     seconds: float
     failures: list[str]
+    graded: bool = False
     results: list[SettingReport]
 
     @property

@@ -126,6 +126,7 @@ def summary(
         BEST: {k: [expected_best(keys, r, k) for keys, r in pairs] for k in sizes(samples)},
     }
     votes = [[sample.vote for sample in group] for group in whole]
+    voted = any(vote is not None for group in votes for vote in group)  # else there is nothing to be counted
     weighted = [
         majority([sample.vote for sample in group], r, [key - least_reward for key in keys])
         for group, (keys, r) in zip(scored, pairs, strict=True)
@@ -139,8 +140,8 @@ def summary(
         **_figure("gain", [accuracy[name] - baseline[name] for name in accuracy if name in baseline]),
         **_figure("kl", [statistics.fmean(sample.kl for sample in group) for group in sampled]),
         **_figure("tokens", [statistics.fmean(sample.tokens for sample in group) for group in sampled]),
-        **_figure("majority", [majority(v, r) for v, r in zip(votes, rewards, strict=True)]),
-        **_figure("weighted_majority", weighted),
+        **_figure("majority", [majority(v, r) for v, r in zip(votes, rewards, strict=True)] if voted else []),
+        **_figure("weighted_majority", weighted if voted else []),
         **_figure(ORACLE, by_k[ORACLE][samples]),
         **_figure(BEST, by_k[BEST][samples]),
     )

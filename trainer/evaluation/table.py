@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from trainer.evaluation.report import SettingReport
@@ -15,50 +16,79 @@ PublishedRows = Mapping[tuple[str, float | None], tuple[str, str]]
 """Accuracy and KL of somebody else's experiment as they are to be shown, by method and eta."""
 
 
-def table(samples: int, results: Sequence[SettingReport], published: PublishedRows | None = None) -> Table:
-    """A table with a row for each setting; figures that could not be had are left out.
+def tables(
+    samples: int, results: Sequence[SettingReport], published: PublishedRows | None = None, graded: bool = False
+) -> list[Table]:
+    """Tables with a row for each setting, which fit a terminal of 80 columns.
+
+    The first has rewards and KL, the second what can be made of several samples of each problem, if anything. Figures
+    that could not be had are left out.
 
     Args:
         samples: of each problem.
         results: the reference first.
         published: numbers of somebody else's experiment, for two more columns.
+        graded: whether there are rewards other than 0 and 1.
     """
     k = samples
     names = {
-        f"maj@{k}": "majority",
-        f"wmaj@{k}": "weighted_majority",
+        f"majority of {k}": "majority",
+        "weighted": "weighted_majority",
         f"best of {k}": "best_of",
         f"oracle {k}": "oracle",
     }
-    columns = {
+    chosen = {
         title: name for title, name in names.items() if k > 1 and any(r.figure(name)[0] is not None for r in results)
     }
-    table = Table("method", "eta", "pass@1", "gain, points", "gain / s.e.", "KL, nats", "tokens", *columns, "n")
-    for title in ("published: pass@1", "KL") if published else ():
-        table.add_column(title)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    made = [table(results, published, graded)]
+    if chosen:
+        several = _empty("method", "eta", *chosen)
+        for r in results:
+            several.add_row(*_setting(r), *(_reward(r, name, graded) for name in chosen.values()))
+        made.append(several)
+    return made
+
+
+def table(results: Sequence[SettingReport], published: PublishedRows | None = None, graded: bool = False) -> Table:
+    """The first of `tables`."""
+    rows = _empty(
+        "method", "eta", "mean reward" if graded else "pass@1", "gain" if graded else "gain, points", "gain\n/ s.e.",
+        "KL, nats", "tokens", "n", *(("published:\npass@1", "KL") if published else ()),
+    )  # fmt: skip
     for r in results:
         gain = r.gain if r.guided else None
-        table.add_row(
-            NAMES.get(r.method, r.method),
-            f"{r.eta:g}" if r.guided else "–",
-            _percent(r, "accuracy"),
-            "" if gain is None else f"{100 * gain:+.1f} ± {_error(100, r.gain_se, '.1f')}",
+        rows.add_row(
+            *_setting(r),
+            _reward(r, "accuracy", graded),
+            "" if gain is None else _estimate(gain, r.gain_se, "+.3f" if graded else "+.1f", 1 if graded else 100),
             f"{gain / r.gain_se:+.1f}" if gain is not None and r.gain_se else "",
-            f"{r.kl:.2f} ± {_error(1, r.kl_se, '.2f')}",
-            f"{r.tokens:.1f}",
-            *(_percent(r, name) for name in columns.values()),
+            "" if r.kl is None else _estimate(r.kl, r.kl_se, ".2f"),
+            "" if r.tokens is None else f"{r.tokens:.1f}",
             str(r.n),
             *((published or {}).get((r.method, r.eta), ())),
         )
-    return table
+    return rows
 
 
-def _percent(result: SettingReport, name: str) -> str:
+def _empty(*titles: str) -> Table:
+    rows = Table(*titles, box=SIMPLE_HEAD, padding=0)
+    for column in rows.columns[1:]:
+        column.justify = "right"
+    return rows
+
+
+def _setting(result: SettingReport) -> tuple[str, str]:
+    return NAMES.get(result.method, result.method), f"{result.eta:g}" if result.guided else "–"
+
+
+def _reward(result: SettingReport, name: str, graded: bool) -> str:
+    """A mean reward: in percent if it is the share of those that won."""
     value, error = result.figure(name)
-    return "" if value is None else f"{100 * value:.1f} ± {_error(100, error, '.1f')} %"
+    if value is None:
+        return ""
+    return _estimate(value, error, ".3f") if graded else _estimate(value, error, ".1f", 100) + " %"
 
 
-def _error(scale: float, error: float | None, form: str) -> str:
-    return "?" if error is None or not math.isfinite(error) else format(scale * error, form)
+def _estimate(value: float, error: float | None, form: str, scale: float = 1) -> str:
+    known = error is not None and math.isfinite(error)
+    return f"{format(scale * value, form)} ± {format(scale * (error or 0.0), form.lstrip('+')) if known else '?'}"

@@ -32,8 +32,7 @@ from trainer.loop.activation import ServedCritic
 from trainer.loop.settings import CriticRecipe, LoopSettings
 from trainer.loop.versions import Version
 from trainer.reports import ReportPart
-from trainer.rewards.verifiers import Judge, TaskRef
-from trainer.tasks.registry import find_task
+from trainer.rewards.verifiers import Judge
 from trainer.training.report import Measures
 from trainer.training.settings import TrainSettings
 
@@ -121,7 +120,7 @@ class AblationOutcome(Outcome):
 
 async def run(recipe: Ablation, folder: Path, console: Console) -> AblationOutcome:
     """Runs the ablation, or goes on with it where it was stopped."""
-    task = TaskRef(find_task(recipe.task), recipe.task)
+    task = recipe.problems()
     results: list[VariantOutcome] = []
     async with opened(recipe.model, recipe.server, folder, console) as served, recipe.judge() as judge:
         common = with_base(recipe.critic, served.root)
@@ -222,7 +221,7 @@ def _plot(path: Path, recipe: Ablation, results: list[VariantOutcome]) -> None:
         axes.axhline(reference.accuracy, color=GREY, linewidth=1.2, linestyle="--", label="reference")
     axes.set(xlabel="KL to the reference per completion, nats", ylabel="accuracy (pass@1)")
     axes.set_title(
-        f"{recipe.task}: {reference.problems} problems × {recipe.evaluate.samples} samples, {method} over eta "
+        f"{recipe.source}: {reference.problems} problems × {recipe.evaluate.samples} samples, {method} over eta "
         "(± one standard error)",
         fontsize=10,
     )

@@ -16,7 +16,7 @@ from qsharp_core.critic.checkpoint import read_card
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.plot import draw
 from trainer.evaluation.report import EvaluationReport, SettingReport
-from trainer.evaluation.table import table
+from trainer.evaluation.table import tables
 from trainer.experiments.fields import EvaluationFields, RecipeFields, SampledFields
 from trainer.experiments.files import RecipeError
 from trainer.experiments.quantise import Quantise, with_own_embeddings, write_quantised
@@ -24,7 +24,6 @@ from trainer.experiments.report import Outcome
 from trainer.experiments.served import opened
 from trainer.reports import ReportPart
 from trainer.rewards.verifiers import Judge, TaskRef
-from trainer.tasks.registry import find_task
 from trainer.training.base import local_folder
 
 
@@ -95,7 +94,7 @@ async def run(recipe: CrossModel, folder: Path, console: Console) -> CrossModelO
     first, *others = recipe.references
     if first.quantise is not None:
         raise RecipeError("references.0.quantise: the first reference is the one that the critic was trained with")
-    task = TaskRef(find_task(recipe.task), recipe.task)
+    task = recipe.problems()
     reports: list[EvaluationReport] = []
     outcomes: list[ReferenceOutcome] = []
     flags = [] if recipe.critic is None else ["--critic", str(recipe.critic)]
@@ -123,9 +122,9 @@ async def run(recipe: CrossModel, folder: Path, console: Console) -> CrossModelO
                 )
             )  # fmt: skip
     for reference, report in zip(recipe.references, reports, strict=True):
-        rows = table(report.samples, report.results)
+        rows, *more = tables(report.samples, report.results, graded=report.graded)
         rows.title = reference.name
-        console.print(rows)
+        console.print(rows, *more)
     _plot(folder / "report.png", recipe, reports)
     return CrossModelOutcome(references=outcomes, failures=[one for report in reports for one in report.failures])
 
@@ -157,5 +156,5 @@ def _plot(path: Path, recipe: CrossModel, reports: list[EvaluationReport]) -> No
         axes.set_title(reference.name, fontsize=10)
         axes.set_xlabel("KL to this reference, nats")
     problems, samples = reports[0].reference.problems, recipe.evaluate.samples
-    figure.suptitle(f"{recipe.task}: one critic, {problems} problems × {samples} samples (± one standard error)")
+    figure.suptitle(f"{recipe.source}: one critic, {problems} problems × {samples} samples (± one standard error)")
     figure.savefig(path)

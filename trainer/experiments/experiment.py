@@ -14,15 +14,15 @@ from rich.console import Console
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.plot import plot
 from trainer.evaluation.report import SettingReport
-from trainer.evaluation.table import table
+from trainer.evaluation.table import tables
 from trainer.experiments.fields import (
-    SERVED,
     EvaluationFields,
     Published,
     RolloutFields,
     SampledFields,
     loop_settings,
     with_base,
+    with_kind,
 )
 from trainer.experiments.report import Outcome
 from trainer.experiments.served import opened
@@ -32,8 +32,6 @@ from trainer.loop.rounds import run_loop
 from trainer.loop.settings import Budget
 from trainer.loop.versions import Version
 from trainer.reports import ReportPart
-from trainer.rewards.verifiers import TaskRef
-from trainer.tasks.registry import find_task
 from trainer.training.report import Comparison, Measures
 from trainer.training.settings import TrainSettings
 
@@ -56,7 +54,7 @@ class Experiment(SampledFields):
 
     kind: Literal["experiment"]
     model: str | None = None
-    critic: TrainSettings = TrainSettings(base=SERVED)
+    critic: TrainSettings = TrainSettings(**with_kind({}))
     rollouts: RolloutFields = RolloutFields()
     evaluate: EvaluationFields = EvaluationFields()
     published: Published | None = None
@@ -64,7 +62,7 @@ class Experiment(SampledFields):
     @field_validator("critic", mode="before")
     @classmethod
     def _start(cls, value: Any) -> Any:
-        return {"base": SERVED, **value} if isinstance(value, dict) else value
+        return with_kind(value) if isinstance(value, dict) else value
 
 
 class RoundOutcome(ReportPart):
@@ -115,7 +113,7 @@ class ExperimentOutcome(Outcome):
 
 async def run(recipe: Experiment, folder: Path, console: Console) -> ExperimentOutcome:
     """Runs the experiment, or goes on with it where it was stopped."""
-    task = TaskRef(find_task(recipe.task), recipe.task)
+    task = recipe.problems()
     out = folder / "critics"
     async with opened(recipe.model, recipe.server, folder, console) as served, recipe.judge() as judge:
         critic = with_base(recipe.critic, served.root)
@@ -132,7 +130,8 @@ async def run(recipe: Experiment, folder: Path, console: Console) -> ExperimentO
         report = await evaluate(
             served.client, judge, task, evaluation, folder / "evaluation", concurrency=settings.concurrency
         )
-    console.print(table(report.samples, report.results, recipe.published.rows() if recipe.published else None))
+    others = recipe.published.rows() if recipe.published else None
+    console.print(*tables(report.samples, report.results, others, report.graded))
     if recipe.published:
         console.print(f"published: {recipe.published.others()}", highlight=False)
     plot(folder / "report.png", report, levels=True)

@@ -1,17 +1,19 @@
 """Tables of a recipe that several kinds share, and what they become."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from qsharp_core.wire.guidance import METHODS, MethodName, TailName
 from trainer.evaluation.settings import REFERENCE, Evaluation, Setting
 from trainer.loop.settings import CriticRecipe, LoopSettings
-from trainer.rewards.verifiers import Judge, TaskRef, Weighted
+from trainer.rewards.verifiers import OWN, Judge, TaskRef, Weighted
 from trainer.rollouts.parameters import SamplingParameters
 from trainer.tasks.base import Task
-from trainer.training.settings import TrainSettings
+from trainer.tasks.sources import task_of
+from trainer.training.settings import TrainSettings, kind_meant
 
 SERVED = "served"
 """The value of `critic.base` that means the model that is served."""
@@ -177,17 +179,50 @@ class SampledFields(RecipeFields):
     """The fields of all recipes that sample a task's problems.
 
     Attributes:
-        task: a name, or `module:object`.
-        verifiers: `NAME` or `NAME=WEIGHT`; `task` is the task's own reward.
+        task: a name, or `module:object`; either this or `prompts`.
+        prompts: a file of JSON lines, or the name of a data set.
+        verifiers: `NAME`, `NAME=WEIGHT` or `module:function`; `task` is the task's own reward. A recipe may have
+            `verifier` instead, with one of them.
         seed: another seed makes other samples.
     """
 
-    task: str
-    verifiers: tuple[str, ...] = ("task",)
+    task: str | None = None
+    prompts: str | None = None
+    verifiers: tuple[str, ...] = (OWN,)
     sampling: SamplingFields = SamplingFields()
     guidance: GuidanceFields = GuidanceFields()
     server: ServerFields = ServerFields()
     seed: int = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_verifier(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or "verifier" not in fields:
+            return fields
+        if "verifiers" in fields:
+            raise ValueError("name verifier or verifiers, not both")
+        return {name: value for name, value in fields.items() if name != "verifier"} | {
+            "verifiers": (fields["verifier"],)
+        }
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "SampledFields":
+        if (self.task is None) == (self.prompts is None):
+            raise ValueError("name either task or prompts")
+        return self
+
+    @property
+    def source(self) -> str:
+        """The task's name, or what the prompts are read from, for people."""
+        return str(self.task or self.prompts)
+
+    def problems(self) -> TaskRef:
+        """The task whose problems are sampled.
+
+        Raises:
+            TaskError
+        """
+        return TaskRef(task_of(self.task, self.prompts), self.task)
 
     def judge(self) -> Judge:
         """The judge of completions, to be used as an async context manager."""
@@ -221,6 +256,17 @@ def loop_settings(
         seed=recipe.seed,
         concurrency=recipe.server.concurrency,
     )
+
+
+def with_kind(critic: Mapping[str, Any]) -> dict[str, Any]:
+    """The table `critic` with base and kind filled in: a native critic of the served model, unless it says otherwise.
+
+    Another base than the served model is one of a critic with a backbone of its own.
+    """
+    table = {"base": SERVED, **critic}
+    if table["base"] == SERVED:
+        table.setdefault("backbone", kind_meant(table))
+    return table
 
 
 def with_base(critic: TrainSettings, root: str, name: str | None = None) -> TrainSettings:

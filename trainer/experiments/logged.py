@@ -20,5 +20,5 @@ async def logged(client: ServerClient, judge: Judge, settings: LoopSettings, fol
         collection = stages.collection_of(settings, 0, None)
         await stages.collect_all(client, settings, collection, folder)
         await stages.reward_all(client, judge, settings, collection)
-        await stages.export_all(client, collection, folder)
+        await stages.export_all(client, judge, collection, folder)
     return path

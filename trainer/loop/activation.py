@@ -7,6 +7,7 @@ from qsharp_core.critic.checkpoint import CARD
 from trainer.loop.versions import LoopError, Version
 from trainer.rollouts.client import JSONObject, ServerClient
 from trainer.rollouts.errors import RefusedError
+from trainer.training.constant import against_constant
 from trainer.training.report import HeldOutReport, TrainingReport
 
 
@@ -45,13 +46,10 @@ def decide(report: TrainingReport, active: str | None) -> ActivationDecision:
 def _against_constant(held_out: HeldOutReport | None) -> ActivationDecision:
     if held_out is None:
         return ActivationDecision(False, "nothing was held out that it could be measured on")
-    overall = held_out.overall
-    if overall.log_loss_constant is not None:
-        measure, loss, constant = "log loss", overall.log_loss, overall.log_loss_constant
-    else:
-        measure, loss, constant = "brier", overall.brier, overall.brier_constant
-    word = "better" if loss < constant else "not better"
-    return ActivationDecision(loss < constant, f"{word} than a constant: held-out {measure} {loss:.5f}, {constant:.5f}")
+    measured = against_constant(held_out)
+    return ActivationDecision(
+        measured.better, f"{'better' if measured.better else 'not better'} than a constant: {measured}"
+    )
 
 
 class ServedCritic:

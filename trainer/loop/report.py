@@ -45,12 +45,16 @@ class CollectResult(ReportPart):
 
 
 class JudgeResult(ReportPart):
-    """How many rewards were given, their mean, and the completions that verifiers failed on or did not apply to."""
+    """How many rewards were given, their mean, and the completions that verifiers failed on or did not apply to.
+
+    `of_others` are rollouts that had rewards of other sources alone, which the loop did not take for its own.
+    """
 
     given: int
     mean: float | None
     failed: int
     not_applicable: int
+    of_others: int = 0
 
 
 class ExportResult(ReportPart):

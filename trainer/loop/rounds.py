@@ -35,8 +35,11 @@ from trainer.rewards.verifiers import Judge
 from trainer.rollouts.client import ServerClient
 from trainer.rollouts.journal import Journal
 from trainer.training.report import TrainingReport
+from trainer.training.settings import TrainingError
 
 STATE, REPORT = "state.jsonl", "report.json"
+GATHERED = ("collect", "reward", "export")
+"""The stages that make a round's file of rollouts."""
 
 
 async def run_loop(
@@ -63,7 +66,8 @@ async def run_loop(
         The report.
 
     Raises:
-        LoopError, TrainingError: a stage cannot be done; the same command tries it again.
+        LoopError, TrainingError: a stage cannot be done; the same command tries it again. After a training that failed
+            it also samples, judges and exports what has changed since.
         RequestError, CollectError, EvaluateError, JournalError, TaskError
     """
     with Journal(folder / STATE, settings.identity(judge)) as journal:
@@ -112,17 +116,16 @@ class _Loop:
         begun = await self._stage(number, "begin", BeginResult, lambda: self._begin(number))
         active = _version(begun.critic, out)
         await self._served.current(active)  # a restarted server may have lost it
-        collection = stages.collection_of(settings, number, active)
-        await self._stage(
-            number, "collect", CollectResult, lambda: stages.collect_all(client, settings, collection, folder)
-        )
-        await self._stage(number, "reward", JudgeResult, lambda: stages.reward_all(client, judge, settings, collection))
-        trust = settings.trust
-        await self._stage(number, "export", ExportResult, lambda: stages.export_all(client, collection, folder, trust))
-        data = [self._folder / f"round-{n}" / stages.ROLLOUTS for n in range(number + 1)]
-        report = await self._stage(
-            number, "train", TrainingReport, lambda: train_version(settings.recipe, folder, data, active)
-        )
+        data = [await self._gather(n) for n in range(number + 1)]
+        try:
+            report = await self._stage(
+                number, "train", TrainingReport, lambda: train_version(settings.recipe, folder, data, active)
+            )
+        except TrainingError:
+            # What is mended now (prompts, verifiers, rewards) must reach the next try.
+            for n in range(number + 1):
+                self._state.reopen(n, GATHERED)
+            raise
         activated = await self._stage(
             number,
             "activate",
@@ -142,6 +145,30 @@ class _Loop:
             )
         await self._state.end(number)
         self.report().write(self._folder / REPORT)
+
+    async def _gather(self, number: int) -> Path:
+        """The file of a round's rollouts; what it takes to have it is done if it is not."""
+        client, judge, settings = self._client, self._judge, self._settings
+        folder = self._folder / f"round-{number}"
+        begun = self._state.result(number, "begin", BeginResult)
+        assert begun is not None
+        collection = stages.collection_of(settings, number, begun.critic)
+        await self._stage(
+            number, "collect", CollectResult, lambda: stages.collect_all(client, settings, collection, folder)
+        )
+        await self._stage(
+            number,
+            "reward",
+            JudgeResult,
+            lambda: stages.reward_all(client, judge, settings, collection, self._state.say),
+        )
+        await self._stage(
+            number,
+            "export",
+            ExportResult,
+            lambda: stages.export_all(client, judge, collection, folder, settings.trust),
+        )
+        return folder / stages.ROLLOUTS
 
     def report(self) -> LoopReport:
         """The report of all rounds, as far as they are."""

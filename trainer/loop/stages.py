@@ -1,6 +1,7 @@
 """The stages of a round: each does what its own command does, on this round's rollouts."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from trainer.evaluation.settings import Evaluation
 from trainer.loop.report import CollectResult, EvaluateResult, ExportResult, JudgeResult, SettingSummary
 from trainer.loop.settings import EvaluationPlan, LoopSettings
 from trainer.loop.versions import LoopError, Version
-from trainer.rewards.run import Problems, reward
+from trainer.rewards.problems import Problems
+from trainer.rewards.run import reward
 from trainer.rewards.verifiers import Judge
 from trainer.rollouts.client import ServerClient
 from trainer.rollouts.collect import checked, collect
@@ -26,11 +28,17 @@ from trainer.trust import EVERYBODY, Trust
 ROLLOUTS = "rollouts.parquet"
 
 
-def collection_of(settings: LoopSettings, number: int, active: Version | None) -> Collection:
-    """The rollouts of a round. They are the reference's own in the first round, and as long as no version is active."""
+def collection_of(settings: LoopSettings, number: int, active: str | None) -> Collection:
+    """The rollouts of a round. They are the reference's own in the first round, and as long as no version is active.
+
+    Args:
+        settings: the loop's.
+        number: of the round.
+        active: the version that guides in the round, `name@version`; None without one.
+    """
     guidance = None
     if number > 0 and active is not None:
-        guidance = GuidanceParameters(eta=settings.eta, critic=active.key, **dict(settings.guidance))
+        guidance = GuidanceParameters(eta=settings.eta, critic=active, **dict(settings.guidance))
     return Collection(
         task=settings.task.task.name,
         split=settings.split,
@@ -61,19 +69,42 @@ async def collect_all(
     return CollectResult(**fields, guided_by=collection.guidance.critic if collection.guidance else None)
 
 
-async def reward_all(client: ServerClient, judge: Judge, settings: LoopSettings, collection: Collection) -> JudgeResult:
-    """Judges a round's rollouts, and gives them their rewards.
+async def reward_all(
+    client: ServerClient,
+    judge: Judge,
+    settings: LoopSettings,
+    collection: Collection,
+    tell: Callable[[str], None] = lambda text: None,
+) -> JudgeResult:
+    """Judges a round's rollouts that the loop's own verifiers have not judged, and gives them their rewards.
+
+    Args:
+        client: of the server.
+        judge: the loop's.
+        settings: the loop's.
+        collection: the round's rollouts.
+        tell: is told what is left out, and why.
 
     Raises:
         LoopError: none could be judged.
         RequestError
     """
-    query = {f"metadata.{RUN}": collection.run, **settings.trust.rewards}
+    everybody = {f"metadata.{RUN}": collection.run, **settings.trust.rewards}
+    query = {**everybody, **own_rewards(judge)}
+    # Rewards that somebody else's verifiers gave the same rollouts: they may mean something else.
+    others = await client.count({**everybody, "has_reward": "true"}) - await client.count(
+        {**query, "has_reward": "true"}
+    )
+    if others:
+        tell(
+            f"{others} rollouts have rewards of other sources alone, from which this loop does not learn: it judges "
+            f"them by {judge.source}"
+        )
     result = await reward(
         client,
         judge,
         Problems([settings.task]),
-        source=", ".join(verifier.name for verifier in judge.verifiers),
+        source=judge.source,
         filters=query,
         concurrency=settings.concurrency,
     )
@@ -84,18 +115,29 @@ async def reward_all(client: ServerClient, judge: Judge, settings: LoopSettings,
         first = f"; the first: {result.failures[0]['reason']}" if result.failures else ""
         raise LoopError(f"no rollout of this round could be judged: name a --verifier that applies{first}")
     tally = result.tally
-    return JudgeResult(given=result.given, mean=tally.mean, failed=tally.failed, not_applicable=tally.not_applicable)
+    return JudgeResult(
+        given=result.given,
+        mean=tally.mean,
+        failed=tally.failed,
+        not_applicable=tally.not_applicable,
+        of_others=others,
+    )
+
+
+def own_rewards(judge: Judge) -> dict[str, str]:
+    """The query of `GET /v1/rollouts` by which no rewards count but those of a loop's own verifiers."""
+    return {"reward_source": judge.source}
 
 
 async def export_all(
-    client: ServerClient, collection: Collection, folder: Path, trust: Trust = EVERYBODY
+    client: ServerClient, judge: Judge, collection: Collection, folder: Path, trust: Trust = EVERYBODY
 ) -> ExportResult:
     """Writes a round's rollouts that have a reward that counts to the round's Parquet file.
 
     Raises:
         RequestError
     """
-    query = {f"metadata.{RUN}": collection.run, **trust.rewards, "has_reward": "true"}
+    query = {f"metadata.{RUN}": collection.run, **trust.rewards, **own_rewards(judge), "has_reward": "true"}
     return ExportResult(rows=await export_to(client, folder / ROLLOUTS, query))
 
 

@@ -6,7 +6,7 @@ its samples.
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, JsonValue, TypeAdapter
@@ -37,6 +37,17 @@ class StageEntry(BaseModel):
     result: dict[str, JsonValue]
 
 
+class ReopenedEntry(BaseModel):
+    """An entry of the journal: stages of a round whose results do not hold any more, so that they are done anew."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    round: int
+    reopened: list[str]
+
+
+_ENTRY: TypeAdapter[StageEntry | ReopenedEntry] = TypeAdapter(StageEntry | ReopenedEntry)
+
+
 class LoopState:
     """The stages of all rounds.
 
@@ -48,8 +59,12 @@ class LoopState:
     def __init__(self, journal: Journal, console: Console) -> None:
         self._journal = journal
         self._console = console
-        entries = [StageEntry.model_validate(entry) for entry in journal.entries]
-        self._entries = {(entry.round, entry.stage): entry for entry in entries}
+        self._entries: dict[tuple[int, str], StageEntry] = {}
+        for entry in map(_ENTRY.validate_python, journal.entries):
+            if isinstance(entry, StageEntry):
+                self._entries[entry.round, entry.stage] = entry
+            else:
+                self._forget(entry)
 
     async def stage(
         self, number: int, name: str, kind: type[Result] | TypeAdapter[Result], work: Callable[[], Awaitable[Result]]
@@ -75,6 +90,16 @@ class LoopState:
         self._entries[number, name] = entry
         return result
 
+    def reopen(self, number: int, names: Sequence[str]) -> None:
+        """Notes that some stages of a round are to be done anew; those that are not done are left as they are."""
+        entry = ReopenedEntry(round=number, reopened=list(names))
+        self._journal.add(entry.model_dump(mode="json"))
+        self._forget(entry)
+
+    def say(self, text: str) -> None:
+        """Tells people something."""
+        self._console.print(text, highlight=False)
+
     async def end(self, number: int) -> None:
         """Notes that a round has ended."""
 
@@ -82,6 +107,10 @@ class LoopState:
             return EndResult()
 
         await self.stage(number, END, EndResult, nothing)
+
+    def _forget(self, entry: ReopenedEntry) -> None:
+        for name in entry.reopened:
+            self._entries.pop((entry.round, name), None)
 
     def result(self, number: int, name: str, kind: type[Result] | TypeAdapter[Result]) -> Result | None:
         """The result of a stage that is done; None if it is not."""

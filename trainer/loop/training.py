@@ -67,7 +67,8 @@ async def run_job(path: Path) -> None:
             await process.wait()
     if status:
         raise TrainingError(
-            f"no version came of {path} (exit status {status}, the reason stands above); the same command tries again"
+            f"no version came of {path} (exit status {status}, the reason stands above); the same command tries again, "
+            "with what was changed since in prompts, verifiers and rewards"
         )
 
 

@@ -5,6 +5,8 @@ A verifier is a plain callable, sync or async:
     def long_enough(case: Case) -> float | None:
         return float(len(case.completion) > 100)
 
+A reward function of TRL's, `reward_func(prompts, completions, **columns)`, is taken as well (`signatures`).
+
 It returns a reward, or None if it cannot judge this completion: there is no answer to compare with, or the prompt is of
 another kind. Raising, hanging or crashing is a *failure*: the rollout then gets no reward from any verifier, because
 what it earned is unknown.

@@ -6,21 +6,20 @@ nothing. A rollout that could not be judged stays without one.
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from qsharp_core.wire.metadata import PROBLEM, SPLIT, TASK
 from trainer.rewards.base import Case
-from trainer.rewards.verifiers import Judge, Tally, TaskRef, Verdict
+from trainer.rewards.problems import Problems, unknown
+from trainer.rewards.verifiers import Judge, Tally, Verdict
 from trainer.rollouts.client import JSONObject, ServerClient
 from trainer.rollouts.concurrency import each
 from trainer.rollouts.errors import RefusedError
-from trainer.tasks import registry
-from trainer.tasks.base import Problem, TaskError
+from trainer.tasks.base import Problem
 
 
 @dataclass
@@ -31,48 +30,20 @@ class Rewarded:
         tally: what became of the completions.
         given: rewards that the server took.
         changed: those of them that differ from what the rollout had before.
+        seen: rollouts that were judged, or tried.
         gone: rollouts that were deleted meanwhile.
+        unknown: rollouts that were collected for a problem which is in none of the tasks.
         failures: `{rollout, verifier, reason}`.
     """
 
     tally: Tally = field(default_factory=Tally)
     given: int = 0
     changed: int = 0
+    seen: int = 0
     gone: int = 0
+    unknown: int = 0
     failures: list[dict[str, str]] = field(default_factory=list)
     seconds: float = 0.0
-
-
-class Problems:
-    """Finds the problem of a stored rollout, by what `qsharp collect` put into its metadata.
-
-    Args:
-        tasks: tasks beyond the registered ones. A name that comes with a rollout is never imported.
-    """
-
-    def __init__(self, tasks: Sequence[TaskRef] = ()) -> None:
-        self._tasks: dict[str, TaskRef | None] = {ref.task.name: ref for ref in tasks}
-        self._problems: dict[tuple[str, str], dict[str, Problem]] = {}
-
-    def of(self, rollout: Mapping[str, Any]) -> tuple[TaskRef | None, Problem | None]:
-        """The task and the problem of a rollout; each is None if it is not known."""
-        metadata = rollout["metadata"]
-        name, split = metadata.get(TASK), metadata.get(SPLIT, "")
-        if name is None:
-            return None, None
-        if name not in self._tasks:
-            known = registry.is_registered(name)
-            self._tasks[name] = TaskRef(registry.find_task(name), name) if known else None
-        task = self._tasks[name]
-        if task is None:
-            return None, None
-        if (name, split) not in self._problems:
-            try:
-                problems = task.task.of_split(split)
-            except TaskError:
-                problems = []
-            self._problems[name, split] = {problem.id: problem for problem in problems}
-        return task, self._problems[name, split].get(metadata.get(PROBLEM, ""))
 
 
 async def reward(
@@ -101,6 +72,7 @@ async def reward(
         failures: a file that JSON lines `{rollout, verifier, reason}` are appended to.
 
     Raises:
+        VerifierError: nothing can be judged; see `Judge.judge`.
         RequestError
     """
     result = Rewarded()
@@ -111,10 +83,13 @@ async def reward(
     with tqdm(unit="rollout", desc="reward", smoothing=0.05) as bar:
         async for page in client.pages(query, batch):
             verdicts: list[Verdict] = [Verdict(None)] * len(page)
+            result.seen += len(page)
 
             async def one(index: int, page: list[JSONObject] = page, verdicts: list[Verdict] = verdicts) -> None:
                 task, problem = problems.of(page[index])
-                verdicts[index] = await judge.judge(case_of(page[index], problem), task)
+                note = "" if problem is not None else unknown(page[index])
+                result.unknown += bool(note)
+                verdicts[index] = await judge.judge(case_of(page[index], problem), task, note)
                 bar.update()
 
             await each(range(len(page)), one, concurrency)

@@ -8,19 +8,22 @@ import asyncio
 import inspect
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from trainer.rewards.base import Case, Verifier, VerifierError
 from trainer.rewards.pool import WorkerPool
+from trainer.rewards.signatures import as_verifier
 from trainer.tasks import registry
 from trainer.tasks.base import Task
 
 GROUP = "qsharp.verifiers"
 TIMEOUT = 10.0  # seconds that a verifier has for a completion
-MEMORY = 8 * 2**30  # bytes that a process of verifiers may have
+GIB = 2**30
+MEMORY_GIB = 8.0  # that a process of verifiers may have
+GIVE_UP = 20  # failures, if nothing could be judged before
 OWN = "task"  # the reward of the task that a problem belongs to
 TASK_PREFIX = "task="
 BUILT_IN = {
@@ -35,10 +38,21 @@ QUICK = {name: BUILT_IN[name] for name in ("exact", "numeric", "star_graph")}
 
 @dataclass(frozen=True)
 class Weighted:
-    """The name and the weight of a verifier."""
+    """The name and the weight of a verifier; `function` is what it is if it cannot be found by the name."""
 
     name: str
     weight: float = 1.0
+    function: Verifier | None = None
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> "Weighted":
+        """A function as a verifier, which is called in this process.
+
+        Raises:
+            VerifierError: its signature is not a verifier's.
+        """
+        name = getattr(function, "__name__", type(function).__name__)
+        return cls(name, function=as_verifier(function, name))
 
     @classmethod
     def parse(cls, text: str) -> "Weighted":
@@ -119,22 +133,41 @@ class Judge:
         workers: processes.
         timeout: seconds that a verifier has for a completion.
         memory: bytes that such a process may have; None is no limit.
+        tell: is told the first failure.
 
     Raises:
         VerifierError, TaskError: one of them cannot be loaded.
     """
 
     def __init__(
-        self, verifiers: Sequence[Weighted], *, workers: int = 2, timeout: float = TIMEOUT, memory: int | None = MEMORY
+        self,
+        verifiers: Sequence[Weighted],
+        *,
+        workers: int = 2,
+        timeout: float = TIMEOUT,
+        memory: int | None = int(MEMORY_GIB * GIB),
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         names = [verifier.name for verifier in verifiers]
         if not names or len(set(names)) < len(names):
             raise VerifierError("name at least one verifier, and each only once")
         self.verifiers = tuple(verifiers)
         self._timeout = timeout
+        self._tell = tell
+        self._first_failure: str | None = None
+        self._failed = 0
+        self._has_judged = False
         self._pool = WorkerPool(load, workers, timeout, memory)
         # Also loaded in this process: wrong names fail at once, and async verifiers run here.
-        self._loaded: dict[str, Verifier] = {name: load(name) for name in names if name != OWN}
+        self._loaded: dict[str, Verifier] = {
+            one.name: one.function or load(one.name) for one in verifiers if one.name != OWN
+        }
+        self._functions = {one.name for one in verifiers if one.function is not None}
+
+    @property
+    def source(self) -> str:
+        """What is kept with the rewards that the verifiers give together, unless somebody names it otherwise."""
+        return ", ".join(verifier.name for verifier in self.verifiers)
 
     async def __aenter__(self) -> Self:
         return self
@@ -144,17 +177,41 @@ class Judge:
     ) -> None:
         await self._pool.__aexit__(kind, error, trace)
 
-    async def judge(self, case: Case, task: "TaskRef | None" = None) -> Verdict:
-        """The verdict on one completion; `task` is the task that its problem belongs to."""
+    async def judge(self, case: Case, task: "TaskRef | None" = None, note: str = "") -> Verdict:
+        """The verdict on one completion.
+
+        Args:
+            case: the completion.
+            task: the task that its problem belongs to.
+            note: what is added to the reason of a failure.
+
+        Raises:
+            VerifierError: nothing but failures, `GIVE_UP` of them: they are not the completions' own.
+        """
         answers = await asyncio.gather(*(self._one(verifier.name, case, task) for verifier in self.verifiers))
         rewards: dict[str, float] = {}
         failures: dict[str, str] = {}
         for verifier, (reward, failure) in zip(self.verifiers, answers, strict=True):
             if failure is not None:
-                failures[verifier.name] = failure
+                failures[verifier.name] = failure + (f" ({note})" if note else "")
             elif reward is not None:
                 rewards[verifier.name] = reward
+        self._watch(rewards, failures)
         return combined(self.verifiers, rewards, failures)
+
+    def _watch(self, rewards: Mapping[str, float], failures: Mapping[str, str]) -> None:
+        self._has_judged |= bool(rewards) and not failures
+        if not failures:
+            return
+        self._failed += 1
+        if self._first_failure is None:
+            self._first_failure = "; ".join(f"{name}: {why}" for name, why in failures.items())
+            self._tell(f"a completion could not be judged ({self._first_failure})")
+        if self._failed >= GIVE_UP and not self._has_judged:
+            raise VerifierError(
+                f"the first {self._failed} completions could all not be judged; the first of them: "
+                f"{self._first_failure}"
+            )
 
     async def _one(self, name: str, case: Case, task: "TaskRef | None") -> tuple[float | None, str | None]:
         try:
@@ -172,6 +229,8 @@ class Judge:
         verifier = self._loaded[name]
         if name in QUICK or is_async(verifier):
             return await self._here(verifier, case)
+        if name in self._functions:
+            return await self._here(in_thread(verifier), case)
         return await self._pool.run(name, case)
 
     async def _here(self, verifier: Verifier, case: Case) -> Any:
@@ -201,10 +260,10 @@ def load(name: str) -> Verifier:
     """
     if name.startswith(TASK_PREFIX):
         return own_reward(registry.find_task(name.removeprefix(TASK_PREFIX)))
-    verifier: Verifier = registry.find(name, BUILT_IN, GROUP, "verifier")
+    verifier = registry.find(name, BUILT_IN, GROUP, "verifier")
     if not callable(verifier):
         raise VerifierError(f"verifier {name} is a {type(verifier).__name__}, which cannot be called")
-    return verifier
+    return as_verifier(verifier, name)
 
 
 def own_reward(task: Task) -> Verifier:
@@ -215,6 +274,12 @@ def own_reward(task: Task) -> Verifier:
         return None if reward is None or case.problem is None else reward(case.problem, case.completion)
 
     return verifier
+
+
+def in_thread(verifier: Verifier) -> Verifier:
+    """A verifier of this process that may take its time; one that hangs cannot be ended."""
+    plain = cast(Callable[[Case], float | None], verifier)
+    return lambda case: asyncio.to_thread(plain, case)
 
 
 def is_async(verifier: Verifier) -> bool:

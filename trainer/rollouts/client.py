@@ -10,11 +10,12 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx
-from tenacity import AsyncRetrying, RetryCallState
+from tenacity import AsyncRetrying
 
+from qsharp_core.suggestions import did_you_mean
 from qsharp_core.wire.metadata import ITEM
 from trainer.rollouts.errors import RefusedError, RequestError, TransientError, check, describe
-from trainer.rollouts.retrying import policy
+from trainer.rollouts.retrying import Patience, Tell
 
 DEFAULT_URL = "http://localhost:8000"
 PAGE = 200
@@ -47,11 +48,8 @@ class ServerClient:
         key: sent as the bearer token.
         connections: the most connections, and so the most requests at once.
         timeout: seconds after which an unanswered request counts as failed, and is tried again.
-        patience: seconds after which a request that keeps failing is given up.
+        patience, tell: see `retrying.Patience`.
         scope: filters that every look into the store has, beside its own.
-
-    Attributes:
-        retries: how many attempts were made beyond the first ones.
     """
 
     def __init__(
@@ -61,14 +59,14 @@ class ServerClient:
         key: str | None = None,
         connections: int = 16,
         timeout: float = 900.0,
-        patience: float = 600.0,
+        patience: float | None = None,
         scope: Mapping[str, str] | None = None,
+        tell: Tell = lambda text: None,
     ) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         self.key = key
-        self.patience = patience
+        self._patience = Patience(patience, tell)
         self.scope = dict(scope or {})
-        self.retries = 0
         try:
             parts = httpx.URL(self.url)
         except httpx.InvalidURL as error:
@@ -81,6 +79,16 @@ class ServerClient:
             timeout=httpx.Timeout(timeout, connect=10.0, pool=None),
             limits=httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
         )
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which a request to a server that has answered before is given up."""
+        return self._patience.seconds
+
+    @property
+    def retries(self) -> int:
+        """How many attempts were made beyond the first ones."""
+        return self._patience.retries
 
     async def __aenter__(self) -> Self:
         await self._http.__aenter__()
@@ -199,7 +207,9 @@ class ServerClient:
         for critic in loaded:
             if critic["id"] == name or (critic["name"] == name and critic["active"]):
                 return critic
-        raise RequestError(f"critic {name!r} is not loaded; loaded are {', '.join(c['id'] for c in loaded) or 'none'}")
+        keys = [one["id"] for one in loaded]
+        meant = did_you_mean(name, [*keys, *(one["name"] for one in loaded)])
+        raise RequestError(f"critic {name!r} is not loaded; loaded are {', '.join(keys) or 'none'}{meant}")
 
     async def _find(self, item: str) -> str | None:
         page = await self._send("GET", "/v1/rollouts", params={f"metadata.{ITEM}": item, **self.scope, "limit": 1})
@@ -212,9 +222,10 @@ class ServerClient:
         except (httpx.DecodingError, httpx.TooManyRedirects) as error:
             raise RequestError(f"{self.url} cannot be used: {error}") from error
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise TransientError(f"{self.url} cannot be reached: {describe(error)}") from error
+            raise self._patience.unreachable(self.url, error) from error
         except httpx.TransportError as error:
             raise TransientError(f"{self.url} did not answer: {describe(error)}", unsure=True) from error
+        self._patience.reached = True
         check(self.url, response)
         try:
             answer: JSONObject = response.json()
@@ -225,8 +236,7 @@ class ServerClient:
     async def _tried(self, attempt: Callable[[bool], Awaitable[Result]]) -> Result:
         """Runs an attempt until one succeeds, telling each whether one before it may have been served."""
         unsure = False
-        trying = AsyncRetrying(**policy(self.patience), before_sleep=self._count)
-        async for one in trying:
+        async for one in AsyncRetrying(**self._patience.policy()):
             with one:
                 try:
                     return await attempt(unsure)
@@ -234,6 +244,3 @@ class ServerClient:
                     unsure = unsure or error.unsure
                     raise
         raise AssertionError("tenacity ends by returning or raising")
-
-    def _count(self, _: RetryCallState) -> None:
-        self.retries += 1

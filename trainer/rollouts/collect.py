@@ -14,11 +14,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from qsharp_core.errors import QSharpError
-from qsharp_core.wire.metadata import CUT, FORCED, ITEM, PARENT, PROBLEM, ROUND, RUN, SAMPLE, SPLIT, TASK
+from qsharp_core.wire.metadata import CONTENT, CUT, FORCED, ITEM, PARENT, PROBLEM, ROUND, RUN, SAMPLE, SPLIT, TASK
 from trainer.rollouts.branch_parents import BranchParents
 from trainer.rollouts.branching import branch, with_alternatives
 from trainer.rollouts.client import JSONObject, ServerClient
-from trainer.rollouts.collection import Collection, Item, cut_of, items_of, seed_of
+from trainer.rollouts.collection import Collection, Item, content_of, cut_of, items_of, seed_of
 from trainer.rollouts.concurrency import each
 from trainer.rollouts.errors import RefusedError, TransientError
 from trainer.rollouts.journal import Journal, boot
@@ -251,6 +251,7 @@ class _Collector:
             TASK: collection.task,
             SPLIT: collection.split,
             PROBLEM: item.problem.id,
+            CONTENT: content_of(item.problem),
             SAMPLE: f"branch-{item.sample}" if item.parents else str(item.sample),
             ROUND: str(collection.round),
         }

@@ -80,6 +80,11 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def content_of(problem: Problem) -> str:
+    """A hash of what a problem asks, as rollouts carry it in their metadata."""
+    return digest(problem.request())[:32]
+
+
 def seed_of(key: str) -> int:
     """A seed that vLLM takes, the same for the same key."""
     return int(hashlib.sha256(key.encode()).hexdigest()[:12], 16)

@@ -11,10 +11,18 @@ from tenacity import Retrying
 from tqdm import tqdm
 
 from trainer.rollouts.errors import RequestError, TransientError, check, describe
-from trainer.rollouts.retrying import policy
+from trainer.rollouts.retrying import Patience
 
 
-def export(url: str, out: Path, query: Mapping[str, str], *, key: str | None = None, patience: float = 600.0) -> int:
+def export(
+    url: str,
+    out: Path,
+    query: Mapping[str, str],
+    *,
+    key: str | None = None,
+    patience: Patience | float | None = None,
+    least: int = 0,
+) -> int:
     """Writes the file whole or not at all; an older one of that name stays until then.
 
     Args:
@@ -22,7 +30,8 @@ def export(url: str, out: Path, query: Mapping[str, str], *, key: str | None = N
         out: the file.
         query: filters of `GET /v1/rollouts`.
         key: sent as the bearer token.
-        patience: seconds after which an export that keeps failing is given up.
+        patience: how long an export is tried that keeps failing; a number is seconds, None the default.
+        least: rollouts that there must be; with fewer nothing is written.
 
     Returns:
         How many rollouts the file holds.
@@ -33,14 +42,17 @@ def export(url: str, out: Path, query: Mapping[str, str], *, key: str | None = N
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        rows: int = Retrying(**policy(patience))(_download, url, part, query, key)
+        patience = patience if isinstance(patience, Patience) else Patience(patience)
+        rows: int = Retrying(**patience.policy())(_download, url, part, query, key, patience)
+        if rows < least:
+            raise RequestError(f"no stored rollout matches: {out} was not written")
         os.replace(part, out)
     finally:
         part.unlink(missing_ok=True)
     return rows
 
 
-def _download(url: str, part: Path, query: Mapping[str, str], key: str | None) -> int:
+def _download(url: str, part: Path, query: Mapping[str, str], key: str | None, patience: Patience) -> int:
     base = url.rstrip("/").removesuffix("/v1")
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
@@ -49,6 +61,7 @@ def _download(url: str, part: Path, query: Mapping[str, str], key: str | None) -
             part.open("wb") as file,
             tqdm(unit="B", unit_scale=True, desc="export") as bar,
         ):
+            patience.reached = True
             if response.is_error:
                 response.read()
             check(base, response)
@@ -57,6 +70,8 @@ def _download(url: str, part: Path, query: Mapping[str, str], key: str | None) -
                 bar.update(len(piece))
             file.flush()
             os.fsync(file.fileno())
+    except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        raise patience.unreachable(base, error) from error
     except httpx.TransportError as error:
         raise TransientError(f"{base} did not send the file: {describe(error)}") from error
     try:

@@ -2,7 +2,9 @@
 
 base              what a task is
 registry          tasks and other things, found by name
-files             JSON lines as a task
+files             rows as a task: JSON lines, or a list
+hub               data sets of the package datasets as tasks
+sources           where prompts come from, in whatever form a person has them
 answers           the answer in a completion's text
 mathematics       mathematical answers compared
 sums              sums of three digits

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qsharp_core.errors import QSharpError
+from qsharp_core.suggestions import did_you_mean
 
 DEFAULT_MAX_TOKENS = 256
 
@@ -60,6 +61,11 @@ def whole_text(text: str) -> str | None:
     return text.strip() or None
 
 
+def no_vote(text: str) -> str | None:
+    """No vote: hardly two free texts are the same, so that a majority of them means nothing."""
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A task.
@@ -87,7 +93,8 @@ class Task:
             TaskError: there is no such split, it is empty, or two problems share an id.
         """
         if self.splits and split not in self.splits:
-            raise TaskError(f"task {self.name} has the splits {', '.join(self.splits)}; got {split!r}")
+            meant = did_you_mean(split, self.splits)
+            raise TaskError(f"task {self.name} has the splits {', '.join(self.splits)}; got {split!r}{meant}")
         problems = list(self.problems(split))
         if not problems:
             raise TaskError(f"task {self.name} has no problems in its split {split!r}")

@@ -1,25 +1,26 @@
-"""A file of JSON lines as a task; a line is a problem, `{"id", "prompt" | "messages", "answer"?, "split"?, …}`.
+"""Rows as a task: a file of JSON lines, or a list. A row is `{"id", "prompt" | "messages", "answer"?, "split"?, …}`.
 
-If `id` is left out, it is the line's number. A line without `split` is in every split. Other fields become the
-problem's `data`.
+If `id` is left out, it is the row's number. A prompt is text, token ids, or a chat's messages, which may also stand
+under `messages`. A row without `split` is in every split, and if no row has one, any name of a split will do. Other
+fields become the problem's `data`.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from trainer.tasks.base import Problem, Task, TaskError, Vote, whole_text
+from trainer.tasks.base import Problem, Task, TaskError, Vote, no_vote
 
 
 class Line(BaseModel):
-    """A line of the file."""
+    """A row."""
 
     model_config = ConfigDict(extra="allow")
     id: str | int | None = None
-    prompt: str | list[int] | None = None
+    prompt: str | list[int] | list[dict[str, Any]] | None = None
     messages: list[dict[str, Any]] | None = None
     answer: Any = None
     split: str | None = None
@@ -30,8 +31,19 @@ class Line(BaseModel):
             raise ValueError("either prompt or messages must be given")
         return self
 
+    def problem(self, number: int) -> Problem:
+        """The problem; `number` is its id if it has none."""
+        chat = isinstance(self.prompt, list) and bool(self.prompt) and isinstance(self.prompt[0], dict)
+        return Problem(
+            id=str(number if self.id is None else self.id),
+            prompt=None if chat else cast(str | list[int] | None, self.prompt),
+            messages=cast(list[dict[str, Any]], self.prompt) if chat else self.messages,  # as TRL's data sets have it
+            answer=self.answer,
+            data=self.model_extra or {},
+        )
 
-def file_task(path: Path, vote: Vote = whole_text) -> Task:
+
+def file_task(path: Path, vote: Vote = no_vote) -> Task:
     """The task that a file of JSON lines describes; it has no reward of its own.
 
     Args:
@@ -41,34 +53,51 @@ def file_task(path: Path, vote: Vote = whole_text) -> Task:
     Raises:
         TaskError: it cannot be read; names the line.
     """
-    lines = _lines(path)
+    return rows_task(path.stem, _parsed(path), f"{path}, line", vote)
+
+
+def rows_task(name: str, rows: Iterable[tuple[int, Mapping[str, Any]]], place: str, vote: Vote = no_vote) -> Task:
+    """The task of some rows; it has no reward of its own.
+
+    Args:
+        name: of the task.
+        rows: each with its number.
+        place: what a row's number is of, for messages.
+        vote: see `Task.vote`.
+
+    Raises:
+        TaskError: a row is no problem; names it.
+    """
+    known = [problem_of(row, number, place) for number, row in rows]
+    splits = tuple(dict.fromkeys(split for _, split in known if split is not None))
 
     def problems(split: str) -> Sequence[Problem]:
-        return [problem for problem, its_split in lines if its_split is None or its_split == split]
+        return [problem for problem, its_split in known if its_split is None or its_split == split]
 
-    return Task(name=path.stem, problems=problems, splits=(), vote=vote)
+    return Task(name=name, problems=problems, splits=splits, vote=vote)
 
 
-def _lines(path: Path) -> list[tuple[Problem, str | None]]:
+def problem_of(row: Mapping[str, Any], number: int, place: str) -> tuple[Problem, str | None]:
+    """The problem of a row, and the split that it names.
+
+    Raises:
+        TaskError: it is no problem.
+    """
+    try:
+        line = Line.model_validate(row)
+    except ValidationError as error:
+        raise TaskError(f"{place} {number}: {error.errors()[0]['msg']}") from error
+    return line.problem(number), line.split
+
+
+def _parsed(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     try:
         texts = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise TaskError(f"{path} cannot be read: {error}") from error
-    problems = []
     for number, text in enumerate(texts, 1):
-        if not text.strip():
-            continue
-        try:
-            line = Line.model_validate(json.loads(text))
-        except (ValueError, ValidationError) as error:
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-            raise TaskError(f"{path}, line {number}: {reason}") from error
-        problem = Problem(
-            id=str(number if line.id is None else line.id),
-            prompt=line.prompt,
-            messages=line.messages,
-            answer=line.answer,
-            data=line.model_extra or {},
-        )
-        problems.append((problem, line.split))
-    return problems
+        if text.strip():
+            try:
+                yield number, json.loads(text)
+            except ValueError as error:
+                raise TaskError(f"{path}, line {number}: {error}") from error

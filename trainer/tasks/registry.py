@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from functools import reduce
 from importlib import import_module
 from importlib.metadata import entry_points
-from pathlib import Path
 from typing import Any
 
+from qsharp_core.suggestions import did_you_mean
 from trainer.tasks.base import Task, TaskError
-from trainer.tasks.files import file_task
 
 GROUP = "qsharp.tasks"
 BUILT_IN = {
@@ -34,17 +33,6 @@ def find_task(spec: str) -> Task:
     return task
 
 
-def task_of(task: str | None, prompts: Path | None) -> Task:
-    """The task that `--task` or `--prompts` of a command line mean; exactly one of them must be given.
-
-    Raises:
-        TaskError
-    """
-    if (task is None) == (prompts is None):
-        raise TaskError("give either --task or --prompts")
-    return find_task(task) if task is not None else file_task(prompts)  # type: ignore[arg-type]
-
-
 def is_registered(name: str) -> bool:
     """Whether a name is built in or an entry point's. Other names could import anything, so data must not name them."""
     return name in BUILT_IN or name in entry_points(group=GROUP).names
@@ -66,8 +54,9 @@ def find(spec: str, built_in: Mapping[str, str], group: str, noun: str) -> Any:
     path = built_in.get(spec) or registered.get(spec) or spec
     module, colon, attribute = path.partition(":")
     if not colon or not module or not attribute:
-        known = ", ".join(sorted({*built_in, *registered}))
-        raise TaskError(f"no {noun} {spec!r}; known are {known}, or module:object")
+        known = sorted({*built_in, *registered})
+        listed = ", ".join(known)
+        raise TaskError(f"no {noun} {spec!r}; known are {listed}, or module:object{did_you_mean(spec, known)}")
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)  # a script's own folder is on the path, not where it is called
     try:

@@ -9,14 +9,21 @@ prefix_tree   rollouts merged where they begin alike
 siblings      labels weighed by node of that tree
 prepare       from files to what a run trains and measures on
 trainable     what a run asks of a critic
+plan          how long a run trains, in which steps, where nobody has said
+threads       how many threads it takes, by what is free
 optimisation  the training loop: steps, schedules, clipping, progress
+stopping      what Ctrl-C does while steps are made
 train         a run from rollouts to a published version
 run           a run's folder: checkpoints, metrics, what makes it resume exactly
 heldout       predictions on held-out prompts, and their measures
+constant      whether a critic has learned anything
 measures      log-loss, Brier, AUC, ECE: pure functions
 parents       the comparison with the version before
 report        metrics.json and metrics.jsonl as models
-plots, show   the calibration plot, and what is printed
+plots         the calibration plot
+learning_plot the learning curve
+show          what is printed
+tracking      who sees the metrics while a run runs: TensorBoard, W&B, MLflow
 publish, card the next version on disk, and its critic.json
 base          folders of base models
 job           a run described by a file, as `qsharp loop` starts it

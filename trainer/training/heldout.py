@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from qsharp_core.returns import Bernoulli, ReturnDistribution
+from qsharp_core.returns import Categorical, ReturnDistribution
 from trainer.training import measures
 from trainer.training.data import LabelledRollout
 from trainer.training.measures import Floats
@@ -102,7 +103,6 @@ def _measure(measured: Predictions, chosen: NDArray[np.bool_], returns: ReturnDi
     predicted, rewards, weights = measured.predicted[chosen], measured.rewards[chosen], measured.weights[chosen]
     low, high = returns.reward_range
     mean = float(np.average(rewards, weights=weights))
-    bernoulli = isinstance(returns, Bernoulli)
     return Measures(
         n=int(chosen.sum()),
         rollouts=len(np.unique(measured.rollout[chosen])),
@@ -113,8 +113,18 @@ def _measure(measured: Predictions, chosen: NDArray[np.bool_], returns: ReturnDi
         auc=measures.auc(predicted, rewards > (low + high) / 2, weights),
         ece=measures.ece(predicted, rewards, weights, (low, high)),
         brier_constant=measures.brier(np.full_like(rewards, mean), rewards, weights),
-        log_loss_constant=float(-sum(p * np.log(p) for p in (mean, 1 - mean) if p > 0)) if bernoulli else None,
+        log_loss_constant=_constant_log_loss(rewards, weights, returns),
     )
+
+
+def _constant_log_loss(rewards: Floats, weights: Floats, returns: ReturnDistribution) -> float:
+    """The least log-loss that one distribution for all positions can have, in nats: an entropy."""
+    if isinstance(returns, Categorical):
+        masses = np.average(returns.two_hot(torch.from_numpy(rewards)).numpy(), axis=0, weights=weights)
+    else:
+        mean = float(np.average(rewards, weights=weights))
+        masses = np.array([mean, 1 - mean])
+    return float(-sum(p * np.log(p) for p in masses if p > 0))
 
 
 def compare(

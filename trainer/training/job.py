@@ -27,6 +27,9 @@ PR_SET_PDEATHSIG = 1
 class Job(BaseModel):
     """The file's content. The run is always resumed: a killed one goes on, and a finished one is left as it is.
 
+    A run whose data have changed since is begun anew. Every version is published, because whoever started the job
+    decides whether it is used.
+
     Attributes:
         data: Parquet files of rollouts.
         settings: what is learned.
@@ -55,6 +58,8 @@ class Job(BaseModel):
             out=self.out,
             run=self.run,
             resume=True,
+            begin_anew=True,
+            publish_anyway=True,
             checkpoint_every=self.checkpoint_every,
             parent=self.parent,
             recommended_eta=self.recommended_eta,
@@ -70,6 +75,8 @@ def run(job: Job) -> int:
         train(job.data, job.settings, job.outputs)
     except QSharpError as error:
         print(f"training: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # the loop has got it, too, and says how to go on
         return 1
     return 0
 

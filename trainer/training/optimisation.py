@@ -125,6 +125,8 @@ def run_parts(
     after_step: Callable[[int, Batch, OptimisationStep], None],
     after_part: Callable[[int, OptimisationStep], None],
     checkpoint: Callable[[OptimisationStep], None] = lambda step: None,
+    is_over: Callable[[], bool] = lambda: False,
+    enough: Callable[[int], bool] = lambda part: False,
 ) -> None:
     """Makes the steps of parts: of epochs, for instance.
 
@@ -135,17 +137,24 @@ def run_parts(
         after_step: told a part's number, a batch and its step.
         after_part: told a part's number and its last step; not called for a part without steps.
         checkpoint: called after each step, and after `after_part` where a part ends with the step.
+        is_over: asked after each step whether it was the last one, because the time is over; its part ends with it.
+        enough: asked before each part whether the parts so far were enough.
 
     Raises:
         TrainingError: a loss is not finite.
     """
     for number, batches in parts:
+        if enough(number):
+            return
         for place, batch in enumerate(batches, start=1):
             step = optimisation.step(lambda batch=batch: gradients(batch))  # type: ignore[misc]
             after_step(number, batch, step)
-            if place == len(batches):
+            last = is_over()
+            if last or place == len(batches):
                 after_part(number, step)
             checkpoint(step)
+            if last:
+                return
 
 
 def warmup_cosine(step: int, steps: int, greatest: float, warmup: float) -> float:

@@ -17,8 +17,11 @@ class Outputs:
         out: versions are `out/<name>/<version>`.
         run: the run's folder.
         resume: whether an unfinished run in that folder is continued.
+        begin_anew: whether a run of other data in that folder is begun anew, where `resume` would have it refused.
+        publish_anyway: whether a version is published that is no better than a constant on held-out rollouts.
         checkpoint_every: steps between two checkpoints.
-        tensorboard: folder for TensorBoard; None is none.
+        tensorboard: folder for TensorBoard, which gets a folder for each version; None is none.
+        log_with: trackers of Accelerate's that see the metrics, by name.
         parent: the critic to compare with; None is the one that is continued, else the name's last version.
         recommended_eta: written into the card.
         dtype: of the published weights.
@@ -29,8 +32,11 @@ class Outputs:
     out: Path
     run: Path
     resume: bool = False
+    begin_anew: bool = False
+    publish_anyway: bool = False
     checkpoint_every: int = 200
     tensorboard: Path | None = None
+    log_with: tuple[str, ...] = ()
     parent: Path | None = None
     recommended_eta: float | None = None
     dtype: torch.dtype = torch.float32

@@ -83,7 +83,7 @@ def _reliability(
     below.set(xlabel="expected reward E[Z]", ylabel="share")
     axes.tick_params(labelbottom=False)
     for a in (axes, below):
-        _tidy(a)
+        tidy(a)
 
 
 def _positions(figure: Figure, grid: Any, report: HeldOutReport) -> None:
@@ -105,10 +105,11 @@ def _positions(figure: Figure, grid: Any, report: HeldOutReport) -> None:
     below.set_xlabel("position in the completion, %")
     axes.tick_params(labelbottom=False)
     for a in (axes, below):
-        _tidy(a)
+        tidy(a)
 
 
-def _tidy(axes: Any) -> None:
+def tidy(axes: Any) -> None:
+    """Takes away what a plot does not need."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#e6e9ec", linewidth=0.8)
     axes.set_axisbelow(True)

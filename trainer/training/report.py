@@ -23,7 +23,7 @@ class Measures(ReportPart):
         auc: the probability that a won position is predicted above a lost one; None if all are of one kind.
         ece: expected calibration error, in units of reward.
         brier_constant: the squared error of the best constant prediction.
-        log_loss_constant: the log-loss of the best constant prediction; only of a Bernoulli critic.
+        log_loss_constant: the log-loss of the best constant prediction; older reports of categorical critics lack it.
     """
 
     n: int

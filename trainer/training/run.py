@@ -5,7 +5,8 @@
     best.safetensors        weights of the best epoch so far
     metrics.jsonl           a line for each step and for each evaluation
     metrics.json            the report: `training.report.TrainingReport`
-    calibration.png
+    calibration.png, learning-curve.png
+    3/                      the same of an earlier run, which published version 3
 
 No file of it is ever unpickled. There is no state of random generators: a run draws from its seed, epoch and step.
 """
@@ -13,6 +14,7 @@ No file of it is ever unpickled. There is no state of random generators: a run d
 import json
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qsharp_core.disk import fsync
-from trainer.training.report import MetricsLine
+from trainer.training.outputs import Outputs
+from trainer.training.report import HeldOutLine, MetricsLine
 from trainer.training.settings import TrainingError, TrainSettings
 
 STATE, WEIGHTS = "state.json", "state.safetensors"
@@ -37,13 +40,25 @@ class Progress(BaseModel):
 
 
 class RunCard(BaseModel):
-    """`run.json`; `parent` is the critic that the new version will be compared with, fixed when the run starts."""
+    """`run.json`.
+
+    Attributes:
+        id: of the run.
+        settings: what decides what is learned.
+        data: digest of the rollouts.
+        parent: the critic that the new version will be compared with, fixed when the run starts.
+        published: the version that came of it, `name@version`; None as long as there is none.
+        rejected: whether it came to its end and published nothing, because it has learned nothing.
+        threads: on CPUs, so that a resumed run rounds as an unbroken one does; None leaves them as they are.
+    """
 
     id: str
     settings: TrainSettings
     data: str
     parent: Path | None = None
     published: str | None = None
+    rejected: bool = False
+    threads: int | None = None
 
 
 class Run:
@@ -58,28 +73,50 @@ class Run:
         self.card = RunCard.model_validate_json((folder / "run.json").read_bytes())
 
     @staticmethod
-    def prepare(folder: Path, settings: TrainSettings, data: str, parent: Path | None, resume: bool) -> None:
+    def prepare(
+        folder: Path,
+        settings: TrainSettings,
+        data: str,
+        parent: Path | None,
+        outputs: Outputs,
+        threads: Callable[[], int | None] = lambda: None,
+    ) -> None:
         """Makes the folder of a new run, or checks that the run in the folder can be continued.
 
+        What a finished run has left there is put aside, into a folder with the number of its version.
+
+        Args:
+            folder: of the run.
+            settings: what is learned.
+            data: digest of the rollouts.
+            parent: the critic to compare with.
+            outputs: whether a run is continued.
+            threads: asked for the number of threads of a new run.
+
         Raises:
-            TrainingError: there is an unfinished run and `resume` is not set, or the run has other settings.
+            TrainingError: there is an unfinished run and it is not to be resumed, or the run has other settings.
         """
         path = folder / "run.json"
         if path.is_file():
             card = RunCard.model_validate_json(path.read_bytes())
-            if resume:
+            if outputs.resume and not (outputs.begin_anew and card.data != data):
                 _check_same(folder, card, settings, data)
                 return
-            if card.published is None:
+            if card.published is None and not card.rejected and not outputs.begin_anew:
                 raise TrainingError(f"{folder} holds an unfinished run: --resume goes on with it, or delete the folder")
-            shutil.rmtree(folder)
+            _put_aside(folder, card.published)
         folder.mkdir(parents=True, exist_ok=True)
-        card = RunCard(id=uuid.uuid4().hex, settings=settings, data=data, parent=parent)
+        card = RunCard(id=uuid.uuid4().hex, settings=settings, data=data, parent=parent, threads=threads())
         _write(path, card.model_dump_json(indent=2))
+
+    def reject(self) -> None:
+        """Notes that the run has come to its end and publishes nothing. What it has made stays, for `--resume`."""
+        self.card = self.card.model_copy(update={"rejected": True})
+        _write(self.folder / "run.json", self.card.model_dump_json(indent=2))
 
     def finish(self, published: str) -> None:
         """Notes what the run published; its checkpoints are no longer needed."""
-        self.card = self.card.model_copy(update={"published": published})
+        self.card = self.card.model_copy(update={"published": published, "rejected": False})
         _write(self.folder / "run.json", self.card.model_dump_json(indent=2))
         for path in self._checkpoints():
             shutil.rmtree(path)
@@ -170,12 +207,31 @@ class Run:
         with (self.folder / METRICS).open("a") as file:
             file.write(json.dumps(line.model_dump(mode="json")) + "\n")
 
+    def measurements(self) -> list[HeldOutLine]:
+        """The measurements on held-out rollouts so far, in order."""
+        path = self.folder / METRICS
+        lines = path.read_text().splitlines() if path.is_file() else []
+        return [HeldOutLine.model_validate_json(line) for line in lines if '"held_out"' in line]
+
     def forget_after(self, step: int) -> None:
         """Drops the lines of steps that will be made again, and a line that a kill cut short."""
         path = self.folder / METRICS
         if path.is_file():
             whole = path.read_text().split("\n")[:-1]
             _write(path, "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step))
+
+
+def _put_aside(folder: Path, published: str | None) -> None:
+    """Moves a finished run's files into a folder of its version's number; removes those of a run without a version."""
+    earlier = None if published is None else folder / published.rpartition("@")[2]
+    for path in [p for p in folder.iterdir() if not (p.is_dir() and p.name.isdecimal())]:
+        if earlier is not None:
+            earlier.mkdir(exist_ok=True)
+            path.rename(earlier / path.name)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _check_same(folder: Path, card: RunCard, settings: TrainSettings, data: str) -> None:

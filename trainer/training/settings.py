@@ -1,11 +1,12 @@
 """What decides what a training run learns. Two runs with equal settings and data end with equal weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from qsharp_core.critic.checkpoint import BernoulliCard, CategoricalCard
+from qsharp_core.critic.checkpoint import BernoulliCard, CategoricalCard, read_card
 from qsharp_core.critic.model import HeadKind
 from qsharp_core.errors import QSharpError
 from qsharp_core.returns import Bernoulli, Categorical, ReturnDistribution
@@ -15,16 +16,19 @@ Backbone = Literal["own", "reference"]
 HEAD_ALONE: dict[str, Any] = {
     "head": "Q",
     "mlp": 512,
-    "epochs": 25,
-    "learning_rate": 1e-3,
     "warmup": 0.3,
-    "batch_tokens": 1024,
     "input_dropout": 0.1,
     "dropout": 0.2,
 }
 """Defaults of `TrainSettings` for a critic that is a head on the reference's hidden states."""
 OF_A_DECODER = ("layers", "borrow_embeddings", "tokenizer")
 """Settings that such a critic does not have."""
+
+
+def kind_meant(fields: Mapping[str, Any]) -> Backbone:
+    """The kind of critic that settings mean which do not name it: a native one, unless they are those of a decoder."""
+    own = any(fields.get(name) for name in (*OF_A_DECODER, "continue_from")) or fields.get("head") == "V"
+    return "own" if own else "reference"
 
 
 class TrainingError(QSharpError):
@@ -58,10 +62,13 @@ class TrainSettings(BaseModel):
         weigh: with `rollouts` all rollouts count alike, and so do the positions of one. With `nodes` each prefix counts
             once, and more where rollouts part (`siblings`). Held-out measures always weigh by rollouts.
         mixed_policies: whether rollouts of different sampling policies are accepted.
-        epochs: passes over the training rollouts, or over their distinct prefixes with `backbone: reference`.
+        epochs: passes over the training rollouts, or over their distinct prefixes with `backbone: reference`. None is
+            as many as the amount of data asks for, and no more once held-out rollouts gain nothing by them (`plan`).
         steps: of the optimizer, instead of epochs, for a head on the reference's hidden states.
-        learning_rate: the greatest; after the warm-up it falls to 0 along a cosine.
+        max_seconds: a run's training ends after so many; its learning rate falls with the time. None is no limit.
+        learning_rate: the greatest; after the warm-up it falls to 0 along a cosine. None follows from what is trained.
         batch_tokens: tokens of one step, over all processes; with `backbone: reference` distinct prefixes of one step.
+            None follows from the amount of data.
         input_dropout, dropout: of a head on the reference's hidden states: of its inputs, and after its GELU layer.
         grad_accumulation: the least number of passes that a step is run in, which saves memory and changes nothing
             else.
@@ -73,7 +80,7 @@ class TrainSettings(BaseModel):
         precision: of the forward pass. `auto` is bf16 on a GPU that has it, and for passes of the reference also on a
             CPU that is fast in it.
         select: whether the weights of the last epoch are kept, or those of the epoch with the least held-out log-loss.
-            Where steps are counted, a tenth of them takes the place of an epoch.
+            A tenth of a head's steps takes the place of an epoch.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -99,10 +106,11 @@ class TrainSettings(BaseModel):
     weigh: Literal["rollouts", "nodes"] = "rollouts"
     mixed_policies: bool = False
 
-    epochs: int = Field(default=3, ge=1)
+    epochs: int | None = Field(default=None, ge=1)
     steps: int | None = Field(default=None, ge=1)
-    learning_rate: float = Field(default=1e-4, gt=0)
-    batch_tokens: int = Field(default=16384, ge=1)
+    max_seconds: float | None = Field(default=None, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0)
+    batch_tokens: int | None = Field(default=None, ge=1)
     grad_accumulation: int = Field(default=1, ge=1)
     clip: float = Field(default=1.0, gt=0)
     warmup: float = Field(default=0.05, ge=0, le=1)
@@ -148,6 +156,32 @@ class TrainSettings(BaseModel):
     def returns(self) -> ReturnDistribution:
         """The distribution that a fresh critic predicts."""
         return Categorical(self.atoms, self.reward_range) if self.atoms else Bernoulli()
+
+
+def settings_from(fields: Mapping[str, Any]) -> TrainSettings:
+    """The settings that some fields make, as flags have them: None is not given, and what follows is filled in.
+
+    The kind of critic follows from the others (`kind_meant`), or is that of the critic that is continued; the range of
+    rewards is that of the atoms.
+
+    Raises:
+        TrainingError: they contradict each other, or one is out of range.
+        CriticError: the critic to continue cannot be read.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    if given.get("continue_from") is not None:
+        if read_card(Path(given["continue_from"])).backbone == "reference":
+            given["backbone"] = "reference"
+    else:
+        given.setdefault("backbone", kind_meant(given))
+        if given.get("atoms") and "reward_range" not in given:
+            given["reward_range"] = (min(given["atoms"]), max(given["atoms"]))
+    try:
+        return TrainSettings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-") + ": " if first["loc"] else ""
+        raise TrainingError(flag + first["msg"].removeprefix("Value error, ")) from error
 
 
 def distribution_card(returns: ReturnDistribution) -> BernoulliCard | CategoricalCard:

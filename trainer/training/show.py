@@ -2,11 +2,12 @@
 
 from pathlib import Path
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from trainer.training.prepare import Prepared
-from trainer.training.report import Measures, TrainingReport
+from trainer.training.report import HeldOutReport, Measures, TrainingReport
 
 
 def print_counts(console: Console, prepared: Prepared) -> None:
@@ -21,22 +22,28 @@ def print_counts(console: Console, prepared: Prepared) -> None:
     )
 
 
+def print_held_out(console: Console, held_out: HeldOutReport) -> None:
+    """Prints held-out measures, each beside that of the best constant prediction."""
+    table = Table(title="held-out prompts", title_justify="left", box=SIMPLE)
+    for column in ("position", "log-loss (constant)", "Brier (constant)", "AUC", "ECE", "n"):
+        table.add_column(column, justify="left" if column == "position" else "right")
+    entries: list[tuple[str, Measures]] = [("all", held_out.overall)]
+    entries += [(measures.part, measures) for measures in held_out.by_position]
+    entries.append(("last token", held_out.last_token))
+    if held_out.branches:
+        entries.append(("branches", held_out.branches))
+    for part, m in entries:
+        auc = "–" if m.auc is None else f"{m.auc:.3f}"
+        constant = "" if m.log_loss_constant is None else f" ({m.log_loss_constant:.4f})"
+        losses = f"{m.log_loss:.4f}{constant}", f"{m.brier:.4f} ({m.brier_constant:.4f})"
+        table.add_row(part, *losses, auc, f"{m.ece:.3f}", f"{m.n:,}")
+    console.print(table)
+
+
 def print_report(console: Console, report: TrainingReport, folder: Path, run: Path) -> None:
     """Prints held-out measures, the comparison with the parent, and where the results are."""
     if report.held_out:
-        table = Table(title="held-out prompts", title_justify="left")
-        for column in ("position", "log-loss", "Brier", "AUC", "ECE", "n"):
-            table.add_column(column, justify="left" if column == "position" else "right")
-        held_out = report.held_out
-        entries: list[tuple[str, Measures]] = [("all", held_out.overall)]
-        entries += [(measures.part, measures) for measures in held_out.by_position]
-        entries.append(("last token", held_out.last_token))
-        if held_out.branches:
-            entries.append(("branches", held_out.branches))
-        for part, m in entries:
-            auc = "–" if m.auc is None else f"{m.auc:.4f}"
-            table.add_row(part, f"{m.log_loss:.4f}", f"{m.brier:.4f}", auc, f"{m.ece:.4f}", f"{m.n:,}")
-        console.print(table)
+        print_held_out(console, report.held_out)
     if report.parent and (comparison := report.parent.comparison):
         error = comparison.standard_error
         console.print(

@@ -9,7 +9,9 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from rich.console import Console
 
 from trainer.training.card import card_fields
+from trainer.training.constant import against_constant, learned_nothing
 from trainer.training.heldout import report
+from trainer.training.learning_plot import learning_curve
 from trainer.training.native.critic import NativeTrainable
 from trainer.training.outputs import Outputs
 from trainer.training.parent_predictions import predict_parent
@@ -17,12 +19,14 @@ from trainer.training.parents import comparison
 from trainer.training.plots import calibration
 from trainer.training.prepare import prepare
 from trainer.training.publish import latest, publish
-from trainer.training.report import HeldOutLine, MetricsLine, TrainingReport
+from trainer.training.report import HeldOutLine, TrainingReport
 from trainer.training.run import REPORT, Run
 from trainer.training.separate.critic import SeparateTrainable
 from trainer.training.settings import Backbone, TrainingError, TrainSettings
-from trainer.training.show import print_counts, print_report
-from trainer.training.trainable import TrainableCritic, Watch
+from trainer.training.show import print_counts, print_held_out, print_report
+from trainer.training.threads import NAMED, chosen_threads
+from trainer.training.tracking import check_trackers, watcher
+from trainer.training.trainable import TrainableCritic
 
 CRITICS: dict[Backbone, Callable[[TrainSettings, Outputs, Accelerator], TrainableCritic]] = {
     "own": SeparateTrainable,
@@ -42,13 +46,19 @@ def train(paths: list[Path], settings: TrainSettings, outputs: Outputs) -> Path:
         The new version's folder; if a finished run is resumed, the folder of the version that it published.
 
     Raises:
-        TrainingError, CriticError
+        TrainingError: above all, that the critic has learned nothing (unless `outputs.publish_anyway`).
+        CriticError
+        KeyboardInterrupt: Ctrl-C; with how to go on.
     """
     # Precision is this program's own setting; and a decoder's buffers are constants.
+    check_trackers(outputs.log_with)
     accelerator = Accelerator(
-        mixed_precision="no", kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)]
+        mixed_precision="no",
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        log_with=list(outputs.log_with) or None,
+        project_dir=outputs.run,
     )
-    with _deterministic(accelerator.device):
+    with _deterministic(accelerator.device), _stopped_in_a_line(outputs):
         return _train(paths, settings, outputs, accelerator)
 
 
@@ -62,19 +72,23 @@ def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, acceler
     digest = prepared.everything.digest
     if accelerator.is_main_process:
         before = outputs.parent or settings.continue_from or latest(outputs.out, settings.name)
-        Run.prepare(outputs.run, settings, digest, before, outputs.resume)
+        alone_on_cpu = accelerator.device.type == "cpu" and accelerator.num_processes == 1
+        Run.prepare(outputs.run, settings, digest, before, outputs, chosen_threads if alone_on_cpu else lambda: None)
     accelerator.wait_for_everyone()
     run = Run(outputs.run)
     if run.card.published is not None:
         console.print(f"this run is finished: it published [bold]{run.card.published}[/bold]")
         return _published(outputs, run)
 
+    if run.card.threads is not None:
+        torch.set_num_threads(run.card.threads)
+        console.print(f"{run.card.threads} threads, by the cores that were free; {NAMED} says another number")
     console.print(critic.begin(prepared))
     # Before the training: a parent that cannot be read should not cost a run.
     parent = None
     if run.card.parent is not None:
         parent = predict_parent(run.card.parent, settings, outputs, prepared, requirements.vocab, accelerator)
-    watch, close = _watcher(outputs.tensorboard if accelerator.is_main_process else None)
+    watch, close = watcher(settings, outputs, accelerator)
 
     def evaluate(step: int, epoch: int) -> float | None:
         if not prepared.held_out:
@@ -94,6 +108,13 @@ def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, acceler
     predictions = critic.predict(prepared.held_out) if prepared.held_out else None
     held_out = None if predictions is None else report(predictions, prepared.held_out, returns)
     against = None if parent is None else comparison(parent, predictions, returns, prepared)
+    if accelerator.is_main_process and (measurements := run.measurements()):
+        learning_curve(run.folder / "learning-curve.png", measurements, f"{settings.name} on held-out prompts")
+    if held_out is not None and not outputs.publish_anyway and not against_constant(held_out).better:
+        if accelerator.is_main_process:
+            print_held_out(console, held_out)
+            run.reject()
+        raise TrainingError(learned_nothing(held_out, progress.step))
     if accelerator.is_main_process:
         fields = card_fields(settings, outputs, critic.requirements, prepared, held_out, against) | critic.card()
         folder = publish(outputs.out, fields, critic.save, run.card.id)
@@ -132,20 +153,11 @@ def _deterministic(device: torch.device) -> Iterator[None]:
         torch.use_deterministic_algorithms(before)
 
 
-def _watcher(folder: Path | None) -> tuple[Watch, Callable[[], None]]:
-    """What sees every line of metrics, and what closes it: TensorBoard's writer in a folder, or nothing."""
-    if folder is None:
-        return lambda line: None, lambda: None
+@contextmanager
+def _stopped_in_a_line(outputs: Outputs) -> Iterator[None]:
+    """Has Ctrl-C say how to go on."""
     try:
-        from torch.utils.tensorboard import SummaryWriter  # optional
-    except ImportError as error:
-        raise TrainingError("--tensorboard needs the package tensorboard") from error
-    writer = SummaryWriter(str(folder))
-
-    def watch(line: MetricsLine) -> None:
-        part, figures = ("held_out", line.held_out) if isinstance(line, HeldOutLine) else ("train", line)
-        for name, value in figures.model_dump().items():
-            if name not in ("step", "n") and value is not None:
-                writer.add_scalar(f"{part}/{name}", value, line.step)
-
-    return watch, writer.close
+        yield
+    except KeyboardInterrupt as stopped:
+        kept = f"stopped; the same command with --resume goes on with what is kept in {outputs.run}"
+        raise KeyboardInterrupt(str(stopped) or kept) from None

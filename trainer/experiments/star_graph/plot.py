@@ -8,7 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
 
-from trainer.evaluation.plot import COLOURS, GREY, by_strength, write_etas
+from trainer.evaluation.labels import write_etas
+from trainer.evaluation.plot import COLOURS, GREY, by_strength
 from trainer.evaluation.report import SettingReport
 from trainer.evaluation.table import NAMES
 from trainer.experiments.star_graph.report import StarGraphOutcome, least_kl

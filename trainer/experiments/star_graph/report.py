@@ -149,7 +149,7 @@ def least_kl(accuracy: float, reference: float) -> float:
 
 def table(outcome: StarGraphOutcome) -> Table:
     """A table with a row for each method and eta."""
-    rows = evaluation_table(outcome.samples, outcome.results)
+    rows = evaluation_table(outcome.results)
     rows.title = (
         f"{outcome.graph}, {outcome.results[0].problems} held-out graphs; the shortcut is right "
         f"{outcome.shortcut:.3f} of the time, and always taking the right arm costs {outcome.least_kl:.2f} nats"

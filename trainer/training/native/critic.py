@@ -20,6 +20,7 @@ from trainer.training.native.nodes import Labels, read_rollouts, targets_of
 from trainer.training.native.predict import predict_labels
 from trainer.training.native.reference import reference_of, store_of
 from trainer.training.outputs import Outputs
+from trainer.training.plan import plan_of
 from trainer.training.prepare import DataRequirements, Prepared
 from trainer.training.publish import CardFields
 from trainer.training.run import Progress, Run
@@ -75,7 +76,10 @@ class NativeTrainable:
             self._held_out = read_rollouts(reference, store, prepared.held_out)
         new = sum(len(shard.keys_E) for shard in store.shards) - known
         nodes = len(self._train[0]) + (len(self._held_out[0]) if self._held_out else 0)
-        return f"{nodes} distinct prefixes to judge; the reference was run for {new} of them, the others were known"
+        return (
+            f"{nodes} distinct prefixes to judge; the reference was run for {new} of them, the others were known; "
+            f"{plan_of(self._settings, len(self._train[0]))}"
+        )
 
     def fit(self, prepared: Prepared, run: Run, evaluate: Evaluate, watch: Watch) -> Progress:
         assert self._train is not None

@@ -4,7 +4,6 @@ There are no checkpoints: training takes a minute or so, and from the same seed 
 weights.
 """
 
-import math
 from collections.abc import Iterator
 from itertools import islice, pairwise
 
@@ -15,7 +14,8 @@ from qsharp_core.critic.native import NativeHead
 from qsharp_core.returns import Categorical, ReturnDistribution
 from trainer.training.features.known import Features
 from trainer.training.native.nodes import Targets
-from trainer.training.optimisation import Optimisation, OptimisationStep, adamw, run_parts, warmup_cosine
+from trainer.training.optimisation import Optimisation, OptimisationStep, adamw, run_parts
+from trainer.training.plan import Clock, plan_of
 from trainer.training.report import StepLine
 from trainer.training.run import Progress, Run
 from trainer.training.settings import TrainSettings
@@ -89,9 +89,9 @@ def fit_head(
         TrainingError: the loss is not finite.
     """
     device = head.bias.device
-    steps = settings.steps or math.ceil(settings.epochs * len(inputs) / settings.batch_tokens)
+    plan, clock = plan_of(settings, len(inputs)), Clock(settings.max_seconds)
     torch.manual_seed(settings.seed)  # of dropout
-    draws = _draws(len(inputs), settings.batch_tokens, settings.seed)
+    draws = _draws(len(inputs), plan.batch, settings.seed)
     progress = Progress()
 
     def gradients(index: Tensor) -> float:
@@ -127,14 +127,22 @@ def fit_head(
     head.train()
     with Optimisation(
         head.parameters(),
-        [adamw(head, settings.learning_rate, settings.weight_decay)],
-        lambda step, greatest: warmup_cosine(step, steps, greatest, settings.warmup),
+        [adamw(head, plan.learning_rate, settings.weight_decay)],
+        clock.schedule(plan.steps, settings.warmup),
         clip=settings.clip,
-        steps=steps,
+        steps=plan.steps,
     ) as optimisation:
-        ends = [round(steps * part / PARTS) for part in range(PARTS + 1)]
+        ends = [round(plan.steps * part / PARTS) for part in range(PARTS + 1)]
         parts = ((part, list(islice(draws, end - start))) for part, (start, end) in enumerate(pairwise(ends), start=1))
-        run_parts(optimisation, parts, gradients, after_step=after_step, after_part=after_part)
+        run_parts(
+            optimisation,
+            parts,
+            gradients,
+            after_step=after_step,
+            after_part=after_part,
+            is_over=clock.is_over,
+            enough=lambda part: plan.is_over(part - 1, progress.best_epoch),
+        )
     head.eval()
     if settings.select == "best" and progress.best_epoch is not None:
         run.load_best(head)

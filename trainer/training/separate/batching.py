@@ -47,6 +47,11 @@ def plan_epoch(
     return steps
 
 
+def tokens_of(rollouts: Sequence[LabelledRollout]) -> int:
+    """The number of tokens of some rollouts."""
+    return sum(r.length for r in rollouts)
+
+
 def padded_passes(indices: Sequence[int], lengths: Mapping[int, int], max_tokens: int) -> list[list[int]]:
     """Cuts rollouts into passes of at most `max_tokens` padded tokens (or one row) and `MAX_PADDING`."""
     passes: list[list[int]] = []

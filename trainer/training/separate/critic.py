@@ -10,15 +10,17 @@ from qsharp_core.critic.checkpoint import CriticCard, MLPCard, save
 from trainer.training.data import LabelledRollout
 from trainer.training.heldout import Predictions
 from trainer.training.outputs import Outputs
+from trainer.training.plan import plan_of
 from trainer.training.prepare import DataRequirements, Prepared
 from trainer.training.publish import CardFields
 from trainer.training.run import Progress, Run
+from trainer.training.separate.batching import tokens_of
 from trainer.training.separate.fit import Fit, fit
 from trainer.training.separate.passes import Passes, passes_of
 from trainer.training.separate.predict import predict
 from trainer.training.separate.scorer import LabelScorer
 from trainer.training.separate.start import start
-from trainer.training.settings import TrainSettings
+from trainer.training.settings import TrainingError, TrainSettings
 from trainer.training.trainable import Evaluate, Watch
 
 
@@ -30,12 +32,14 @@ class SeparateTrainable:
     """
 
     def __init__(self, settings: TrainSettings, outputs: Outputs, accelerator: Accelerator) -> None:
+        if settings.max_seconds is not None and accelerator.num_processes > 1:
+            raise TrainingError("--max-seconds is for one process: several would not end at the same step")
         self._settings = settings
         self._outputs = outputs
         self._accelerator = accelerator
         self._start = start(settings)
         self._critic = self._start.critic
-        self._passes = Passes(False, settings.batch_tokens)
+        self._passes = Passes(False, 1)  # until it is known which rollouts there are
 
     @property
     def requirements(self) -> DataRequirements:
@@ -46,7 +50,8 @@ class SeparateTrainable:
     def begin(self, prepared: Prepared) -> str:
         self._critic.to(self._accelerator.device)
         self._passes = passes_of(self._settings, self._accelerator, self._critic, prepared.train)
-        return "prefixes that rollouts share are run once" if self._passes.trees else "each rollout is run in full"
+        way = "prefixes that rollouts share are run once" if self._passes.trees else "each rollout is run in full"
+        return f"{way}; {plan_of(self._settings, tokens_of(prepared.train))}"
 
     def fit(self, prepared: Prepared, run: Run, evaluate: Evaluate, watch: Watch) -> Progress:
         job = Fit(

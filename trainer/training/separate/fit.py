@@ -15,14 +15,16 @@ from torch import Tensor, nn
 
 from qsharp_core.returns import ReturnDistribution
 from trainer.training.data import LabelledRollout
-from trainer.training.optimisation import Optimisation, OptimisationStep, adamw, run_parts, warmup_cosine
+from trainer.training.optimisation import Optimisation, OptimisationStep, adamw, run_parts
+from trainer.training.plan import Clock, plan_of
 from trainer.training.report import StepLine
 from trainer.training.run import Progress, Run
 from trainer.training.separate.batches import Batch
-from trainer.training.separate.batching import plan_epoch
+from trainer.training.separate.batching import plan_epoch, tokens_of
 from trainer.training.separate.passes import Passes
 from trainer.training.separate.scorer import LabelScorer, outputs_of, summed_loss
 from trainer.training.settings import TrainSettings
+from trainer.training.stopping import StopSignal
 from trainer.training.trainable import Evaluate, Watch
 
 
@@ -63,14 +65,14 @@ def fit(job: Fit, run: Run) -> Progress:
     """
     settings, accelerator = job.settings, job.accelerator
     main = accelerator.is_main_process
+    plan, clock = plan_of(settings, tokens_of(job.rollouts)), Clock(settings.max_seconds)
     plans = [
-        plan_epoch(job.rollouts, settings.batch_tokens, job.passes.trees, settings.seed, epoch)
-        for epoch in range(settings.epochs)
+        plan_epoch(job.rollouts, plan.batch, job.passes.trees, settings.seed, epoch) for epoch in range(plan.epochs)
     ]
     total = sum(map(len, plans))
     # Dropout stays off: a step's loss must not depend on how it was cut, and today's decoders have none.
     job.scorer.eval()
-    optimizer = adamw(job.scorer, settings.learning_rate, settings.weight_decay)
+    optimizer = adamw(job.scorer, plan.learning_rate, settings.weight_decay)
     progress = run.load(job.scorer, optimizer)
     model = accelerator.prepare_model(job.scorer)
     if main:
@@ -96,18 +98,26 @@ def fit(job: Fit, run: Run) -> Progress:
         progress = run.keep_best(job.scorer, progress, loss, epoch, write=main and settings.select == "best")
 
     def checkpoint(step: OptimisationStep) -> None:
-        if main and (step.number % job.checkpoint_every == 0 or step.number == total):
+        if main and (step.number % job.checkpoint_every == 0 or step.number == total or stop.asked):
             run.save(job.scorer, optimizer, progress)
+        if stop.asked:
+            raise KeyboardInterrupt(
+                f"stopped after step {step.number} of {total}; the same command with --resume goes on from there"
+            )
 
-    with Optimisation(
-        job.scorer.parameters(),
-        [optimizer],
-        lambda step, greatest: warmup_cosine(step, total, greatest, settings.warmup),
-        clip=settings.clip,
-        steps=total,
-        done=progress.step,
-        quiet=not main,
-    ) as optimisation:
+    stop = StopSignal()
+    with (
+        stop,
+        Optimisation(
+            job.scorer.parameters(),
+            [optimizer],
+            clock.schedule(total, settings.warmup),
+            clip=settings.clip,
+            steps=total,
+            done=progress.step,
+            quiet=not main,
+        ) as optimisation,
+    ):
         run_parts(
             optimisation,
             _left(plans, progress.step),
@@ -115,6 +125,8 @@ def fit(job: Fit, run: Run) -> Progress:
             after_step=after_step,
             after_part=after_epoch,
             checkpoint=checkpoint,
+            is_over=clock.is_over,
+            enough=lambda epoch: plan.is_over(epoch - 1, progress.best_epoch),
         )
     accelerator.wait_for_everyone()
     if settings.select == "best" and progress.best_epoch is not None:

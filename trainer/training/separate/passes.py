@@ -7,8 +7,9 @@ from accelerate import Accelerator
 
 from qsharp_core.critic.model import Critic
 from trainer.training.data import LabelledRollout
+from trainer.training.plan import batch_of
 from trainer.training.separate.batches import Batch, padded, tree
-from trainer.training.separate.batching import TREE_NODES, padded_passes, plan_epoch, share, tree_passes
+from trainer.training.separate.batching import TREE_NODES, padded_passes, plan_epoch, share, tokens_of, tree_passes
 from trainer.training.separate.scorer import understands_trees
 from trainer.training.settings import TrainSettings
 
@@ -60,10 +61,11 @@ def passes_of(
     settings: TrainSettings, accelerator: Accelerator, critic: Critic, rollouts: list[LabelledRollout]
 ) -> Passes:
     """How a critic's steps are run: as trees if its backbone obeys their mask and they save enough, else as rows."""
-    max_tokens = max(settings.batch_tokens // settings.grad_accumulation, 1)
+    batch = batch_of(settings, tokens_of(rollouts))
+    max_tokens = max(batch // settings.grad_accumulation, 1)
     trees = settings.share_prefixes
     if trees:
-        plan = plan_epoch(rollouts, settings.batch_tokens, True, settings.seed, 0)
+        plan = plan_epoch(rollouts, batch, True, settings.seed, 0)
         trees = saving(plan, rollouts, max_tokens) <= WORTHWHILE
     trees = trees and understands_trees(critic, rollouts, accelerator.device)
     return Passes(trees, max_tokens, accelerator.process_index, accelerator.num_processes)

@@ -1,0 +1,207 @@
+"""`qsharp.Client`: a client of a server for notebooks, with typed responses."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from trainer.api.calling import run
+from trainer.rollouts.address import default_key, default_url
+from trainer.rollouts.client import JSONObject, ServerClient
+from trainer.rollouts.errors import RequestError
+from trainer.rollouts.retrying import Tell
+
+DEFAULTS = {"max_tokens": 256, "temperature": 1.0}
+"""Fields of requests that name neither: the model's own policy, and no 16 tokens."""
+
+
+class _Shown(BaseModel):
+    """A part of a response; what this version does not know is kept beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class ReportedToken(_Shown):
+    """A sampled token, with `detail="tokens"`; log-probabilities in nats, `value` in units of reward."""
+
+    token_id: int
+    kl: float
+    ref_logprob: float
+    logprob: float
+    value: float | None
+
+
+class ReportedGuidance(_Shown):
+    """What is reported of a choice's guidance.
+
+    Attributes:
+        eta, critic: of the guidance; None if it was not guided.
+        kl: to the model itself, in nats, over the choice's tokens.
+        value: what the critic expected where it was first asked, in units of reward; None if it never was.
+        tokens_guided, tokens_total: tokens whose step was guided, and all.
+        tokens: an entry for each, with `detail="tokens"`.
+    """
+
+    eta: float | None = None
+    critic: str | None = None
+    kl: float = 0.0
+    value: float | None = None
+    tokens_guided: int = 0
+    tokens_total: int
+    tokens: list[ReportedToken] | None = None
+
+
+class CompletionChoice(_Shown):
+    """One of the completions of a request; `rollout_id` is there if it was stored."""
+
+    text: str
+    finish_reason: str | None = None
+    guidance: ReportedGuidance | None = None
+    rollout_id: str | None = None
+
+
+class Completions(_Shown):
+    """A response."""
+
+    id: str
+    model: str
+    choices: list[CompletionChoice]
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of all choices."""
+        return [choice.text for choice in self.choices]
+
+
+class ServedVersion(_Shown):
+    """A critic that is loaded: `id` is `name@version`, and `active` whether its bare name means this version."""
+
+    id: str
+    name: str
+    version: str
+    active: bool
+    default: bool
+
+
+class Client:
+    """A client of a running server. It opens a connection for each call, so it needs no closing.
+
+    Args:
+        url, api_key: of the server; None are `QSHARP_URL` and `QSHARP_API_KEY`.
+        patience: seconds that a request is tried for; None are 600, and 10 until the server has answered once.
+        tell: is told that the server cannot be reached.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        *,
+        patience: float | None = None,
+        tell: Tell = print,
+    ) -> None:
+        self.url = url or default_url()
+        self.api_key = api_key or default_key()
+        self._patience = patience
+        self._tell = tell
+
+    def complete(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        eta: float | None = None,
+        guidance: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> Completions:
+        """Samples completions of a prompt.
+
+        Args:
+            prompt: text or token ids.
+            eta: strength of the guidance, in units of reward; smaller is stronger, None is the model itself.
+            guidance: its options, such as `{"critic": "sums@2", "candidates": 8, "detail": "tokens"}`.
+            fields: further fields of the request, such as `n`, `max_tokens`, `stop`, `seed`, `store`.
+
+        Raises:
+            RequestError
+        """
+        question = {"prompt": prompt if isinstance(prompt, str) else list(prompt)}
+        return self._sample("/v1/completions", question, eta, guidance, fields)
+
+    def chat(
+        self,
+        messages: str | Sequence[Mapping[str, Any]],
+        *,
+        eta: float | None = None,
+        guidance: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> Completions:
+        """Samples answers in a chat; a text is a single message of the user. The arguments are those of `complete`.
+
+        Raises:
+            RequestError
+        """
+        given = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        return self._sample("/v1/chat/completions", {"messages": given}, eta, guidance, fields)
+
+    def critics(self) -> list[ServedVersion]:
+        """The critics that are loaded.
+
+        Raises:
+            RequestError
+        """
+        listed = self._call("GET", "/v1/critics")["data"]
+        return [ServedVersion.model_validate(one) for one in listed]
+
+    def load_critic(self, folder: str | Path, *, activate: bool = True) -> ServedVersion:
+        """Loads a critic's folder into the server, which must see it at the same path. Needs the admin's key.
+
+        Raises:
+            RequestError
+        """
+        body = {"path": str(Path(folder).resolve()), "activate": activate}
+        return ServedVersion.model_validate(self._call("POST", "/v1/critics", body))
+
+    def score(self, prompt: str, completions: str | Sequence[str], critic: str | None = None) -> list[list[float]]:
+        """The reward that a critic expects after each token of completions; a native critic cannot say that.
+
+        Args:
+            prompt: what they complete.
+            completions: one or several.
+            critic: `name` or `name@version`; None is the server's first.
+
+        Raises:
+            RequestError: above all, that there is no critic, or that it is a native one.
+        """
+        name = critic or next((one.id for one in self.critics() if one.default), None)
+        if name is None:
+            raise RequestError(f"{self.url} has no critic that could score")
+        given = [completions] if isinstance(completions, str) else list(completions)
+        answer = self._call("POST", f"/v1/critics/{name}/score", {"prompt": prompt, "completion": given})
+        return [list(entry["values"]) for entry in answer["data"]]
+
+    def _sample(
+        self,
+        route: str,
+        question: JSONObject,
+        eta: float | None,
+        guidance: Mapping[str, Any] | None,
+        fields: Mapping[str, Any],
+    ) -> Completions:
+        body = {**DEFAULTS, **question, "eta": eta, **({"guidance": dict(guidance)} if guidance else {}), **fields}
+        answer = self._call("POST", route, body)
+        for choice in answer["choices"]:
+            if "message" in choice:
+                choice["text"] = choice["message"].get("content") or ""
+        return Completions.model_validate(answer)
+
+    def _call(self, method: str, path: str, body: JSONObject | None = None) -> JSONObject:
+        async def work() -> JSONObject:
+            async with ServerClient(self.url, key=self.api_key, patience=self._patience, tell=self._tell) as server:
+                if method == "GET":
+                    return await server.get(path)
+                assert body is not None
+                named = {"model": await server.model(), **body} if "eta" in body else body
+                return await server.post(path, named)
+
+        return run(work())
