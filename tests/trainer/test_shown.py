@@ -1,5 +1,6 @@
 """What people see: tables that fit, plots whose labels cover nothing, learning curves, trackers."""
 
+import io
 import json
 from itertools import combinations
 from pathlib import Path
@@ -17,6 +18,9 @@ from trainer.evaluation.plot import draw
 from trainer.evaluation.report import EvaluationReport, SettingReport
 from trainer.evaluation.statistics import JudgedSample, summary
 from trainer.evaluation.table import tables
+from trainer.loop.report import LoopReport
+from trainer.loop.table import reasons
+from trainer.loop.table import table as loop_table
 from trainer.training.learning_plot import learning_curve
 from trainer.training.report import HeldOutLine, Measures
 
@@ -32,12 +36,12 @@ DEMO = [
 def results(sign: float = 1.0) -> list[SettingReport]:
     """With every figure that there can be."""
     fields: dict[str, Any] = {"samples": None, "problems": 141, "n": 2820, "unjudged": 0, "by_k": {}}
-    extra = dict.fromkeys(("majority", "weighted_majority", "oracle", "best_of"), 0.7512)
-    extra |= {f"{name}_se": 0.0321 for name in extra}
+    for name in ("majority", "weighted_majority", "oracle", "best_of"):
+        fields |= {name: 0.7512, f"{name}_se": 0.0321}
     return [
         SettingReport(
             method=method, eta=eta, accuracy=sign * accuracy, accuracy_se=error, gain=sign * (accuracy - 0.44),
-            gain_se=0.031, kl=kl, kl_se=kl_se, tokens=126.8, tokens_se=1.0, **fields, **extra,
+            gain_se=0.031, kl=kl, kl_se=kl_se, tokens=126.8, tokens_se=1.0, **fields,
         )
         for method, eta, accuracy, error, kl, kl_se in DEMO
     ]  # fmt: skip
@@ -54,9 +58,8 @@ def report(**fields: Any) -> EvaluationReport:
 
 @pytest.mark.parametrize("graded", [False, True])
 def test_tables_fit_eighty_columns(graded: bool) -> None:
-    console = Console(width=80, record=True, quiet=False, file=Path("/dev/null").open("w"))  # noqa: SIM115
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(*tables(4, results(-1.0 if graded else 1.0), graded=graded))
-    console.file.close()
     text = console.export_text()
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
@@ -138,7 +141,7 @@ def test_trackers_see_the_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert sorted(one.name for one in board.iterdir()) == ["critic-1", "critic-2"]
     run = tmp_path / "out" / ".runs" / "critic"
     assert list((run / "1" / "qsharp").rglob("events*"))  # of Accelerate's tracker, put aside with its run
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
     seen = EventAccumulator(str(board / "critic-2"))
     seen.Reload()
@@ -147,3 +150,40 @@ def test_trackers_see_the_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[
     shown = [(one.step, one.value) for one in seen.Scalars("train/loss")]
     assert [step for step, _ in shown] == [step for step, _ in wanted]
     assert [loss for _, loss in shown] == pytest.approx([loss for _, loss in wanted], rel=1e-5)
+
+
+def test_a_loops_table_fits_and_its_reasons_stand_below() -> None:
+    overall = {
+        "n": 1, "rollouts": 1, "reward_mean": 0.5, "auc": 0.751, "ece": 0.0, "brier": 0.2, "brier_constant": 0.2,
+        "log_loss": 0.6144, "log_loss_constant": 0.6912,
+    }  # fmt: skip
+    held_out = {"overall": overall, "by_position": [], "last_token": overall, "branches": None, "prompts": 1}
+    why = "not better than looped@1: held-out log loss by -0.00012 ± 0.00200"
+    loop = LoopReport.model_validate(
+        {
+            "critic": "looped@1", "seconds": 9.0,
+            "rounds": [
+                {
+                    "round": 1, "begin": {"critic": "looped@1"},
+                    "collect": {
+                        "run": "a", "wanted": 12160, "made": 1, "found": 0, "before": 0, "too_short": 0, "tokens": 1,
+                        "retries": 0, "seconds": 1.0, "guided_by": "looped@1",
+                    },
+                    "reward": {"given": 3, "mean": 0.5543, "failed": 0, "not_applicable": 0}, "export": {"rows": 3},
+                    "train": {
+                        "critic": "looped@2", "data": {}, "steps": 1, "best_epoch": None, "held_out": held_out,
+                        "parent": None,
+                    },
+                    "activate": {"activated": False, "why": why, "critic": "looped@1"}, "evaluate": None,
+                    "seconds": {"collect": 7654.0},
+                }
+            ],
+        }
+    )  # fmt: skip
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(loop_table(loop))
+    lines = [line for line in console.export_text().splitlines() if "looped@2" in line]
+    assert [line.split() for line in lines] == [
+        ["1", "looped@1", "12160", "0.554", "looped@2", "0.6144", "(0.6912)", "0.751", "no", "127.6"]
+    ]
+    assert reasons(loop) == [f"looped@2: {why}"]
