@@ -157,7 +157,8 @@ def test_a_loops_table_fits_and_its_reasons_stand_below() -> None:
         "n": 1, "rollouts": 1, "reward_mean": 0.5, "auc": 0.751, "ece": 0.0, "brier": 0.2, "brier_constant": 0.2,
         "log_loss": 0.6144, "log_loss_constant": 0.6912,
     }  # fmt: skip
-    held_out = {"overall": overall, "by_position": [], "last_token": overall, "branches": None, "prompts": 1}
+    held_out: dict[str, Any] = {"overall": overall, "by_position": [], "last_token": overall, "branches": None}
+    held_out["prompts"] = 1
     why = "not better than looped@1: held-out log loss by -0.00012 ± 0.00200"
     loop = LoopReport.model_validate(
         {

@@ -69,6 +69,7 @@ async def evaluate(
 
     Raises:
         EvaluateError: nothing could be judged.
+        VerifierError: nothing but failures of verifiers; see `Judge.judge`.
         RequestError, JournalError, TaskError
     """
     problems = task.task.of_split(evaluation.split)[: evaluation.limit]
