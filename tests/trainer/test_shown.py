@@ -80,10 +80,12 @@ def test_free_texts_have_no_majority() -> None:
     def samples(votes: list[str | None]) -> dict[str, list[JudgedSample]]:
         return {"p": [JudgedSample(reward=float(i), kl=0.0, tokens=3, vote=v, score=0.5) for i, v in enumerate(votes)]}
 
-    free = summary(samples([None, None]), samples([None, None]), 2)
+    free = summary(samples([None, None]), samples([None, None]), 2, voted=False)
     assert (free.majority, free.weighted_majority) == (None, None)
     assert free.oracle == 1.0
     assert summary(samples(["a", None]), samples(["a", None]), 2).majority == 0.0
+    # Of a task whose answers could be counted, nobody may have given one.
+    assert summary(samples([None, None]), samples([None, None]), 2).majority == 0.5
 
 
 def test_labels_of_a_plot_cover_neither_each_other_nor_points() -> None:
