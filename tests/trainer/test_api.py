@@ -17,6 +17,7 @@ import qsharp
 from qsharp_core import cli
 from tests.support import fake_server, models
 from tests.support.fake_server import FakeServer
+from trainer.api.base_model import base_of
 from trainer.commands import collect, evaluate, export, reward, train
 from trainer.experiments.experiment import Experiment
 from trainer.experiments.files import RecipeError, load
@@ -77,6 +78,7 @@ def test_from_prompts_to_a_plot(fake: FakeServer, tmp_path: Path) -> None:
 def test_functions_run_in_a_notebooks_loop(fake: FakeServer, tmp_path: Path) -> None:
     async def cell() -> list[str]:
         qsharp.collect(SUMS[:2], state=tmp_path / "state", max_tokens=9)
+        assert base_of(None, fake.url, None) == fake.root  # what training asks the server for
         return qsharp.Client().complete(SUMS[0], seed=1, n=2).texts
 
     assert len(asyncio.run(cell())) == 2
