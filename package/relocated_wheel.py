@@ -38,6 +38,7 @@ __all__ = [
 HOME = "qsharp_serve"
 MOVED = ("server", "trainer")
 NAMED = re.compile(rf"(?:{'|'.join(MOVED)})(?:\.\w+)+(?::\w+(?:\.\w+)*)?")  # as `server.plugin:QSharpEndpoints`
+BEGUN = re.compile(rf"(?:{'|'.join(MOVED)})\.")
 INIT = b'"""The server and the trainer of qsharp-serve, as `server` and `trainer` in its repository."""\n'
 YEAR = (1980, 1, 1, 0, 0, 0)  # of every file: the same sources make the same wheel
 
@@ -131,6 +132,8 @@ def _renamed(source: bytes, path: str, modules: Collection[str]) -> bytes:
                 if lines[line][column + 1 : column + 1 + len(text)] != text.encode():
                     raise RelocationError(f"{path}:{node.lineno}: write {text!r} as one plain string")
                 places.append((line, column + 1))
+            case ast.JoinedStr(values=[ast.Constant(value=str(text)), *_]) if BEGUN.match(text):
+                raise RelocationError(f"{path}:{node.lineno}: write names of modules in full")
             case _:
                 pass
     for line, column in sorted(places, reverse=True):

@@ -19,6 +19,16 @@ PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE
 FOLDERS = ("docs", "examples")
 # The public Python functions, by heading.
 MODULES = {
+    "For notebooks": (
+        "qsharp",
+        "trainer.api.client",
+        "trainer.api.collect",
+        "trainer.api.reward",
+        "trainer.api.export",
+        "trainer.api.train",
+        "trainer.api.evaluate",
+        "trainer.api.score",
+    ),
     "The method": ("qsharp_core.policy", "qsharp_core.returns", "qsharp_core.residual"),
     "Tasks and verifiers": ("trainer.tasks.base", "trainer.rewards.base", "trainer.reports"),
     "Rollouts": ("qsharp_core.rollouts.records", "qsharp_core.rollouts.parquet"),
@@ -38,12 +48,9 @@ words what is ours.
 
 def python_reference() -> str:
     """The page of the public Python functions, which mkdocstrings fills."""
-    modules = dict(MODULES)
-    if (ROOT / "qsharp").is_dir():
-        modules = {"For notebooks": ("qsharp",), **modules}
     parts = ["# Python\n\nIn an installed package `trainer` and `server` are `qsharp_serve.trainer` and "
              "`qsharp_serve.server`.\n"]  # fmt: skip
-    for heading, names in modules.items():
+    for heading, names in MODULES.items():
         parts += [f"## {heading}\n", *(f"::: {name}\n" for name in names)]
     return "\n".join(parts)
 

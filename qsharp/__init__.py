@@ -41,7 +41,12 @@ _HOMES = {
     "Problem": "trainer.tasks.base",
     "Task": "trainer.tasks.base",
     "TrainedVersion": "trainer.api.train",
-    **{name: f"trainer.api.{name}" for name in ("collect", "evaluate", "export", "reward", "score", "train")},
+    "collect": "trainer.api.collect",
+    "evaluate": "trainer.api.evaluate",
+    "export": "trainer.api.export",
+    "reward": "trainer.api.reward",
+    "score": "trainer.api.score",
+    "train": "trainer.api.train",
 }
 
 

@@ -47,7 +47,7 @@ def test_vllm_is_imported_in_the_plugin_and_the_server_alone(graph: grimp.Import
 
 def test_no_package_has_a_cycle_among_what_it_contains(graph: grimp.ImportGraph) -> None:
     packages = [m for m in graph.modules if not graph.is_module_squashed(m) and graph.find_children(m)]
-    assert {*PACKAGES} < {*packages}
+    assert {*PACKAGES} - {"qsharp"} < {*packages}  # which is a single module
     cycles = {(package, *link) for package in packages for link in graph.nominate_cycle_breakers(package)}
     assert {(importer, imported) for _, importer, imported in cycles} == set()
 

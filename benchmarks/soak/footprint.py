@@ -6,6 +6,7 @@ from statistics import median
 
 import psutil
 
+FEW = 8
 FEWEST = 30  # looks from which growth can be told from settling down
 
 
@@ -53,7 +54,7 @@ class Footprint:
         """What grew from the second fifth of the time to the last; nothing is said of less than `FEWEST` looks.
 
         Memory may fluctuate by a fiftieth and 32 MiB. Connections come and go, so of threads and descriptors the least
-        of each fifth counts.
+        of each fifth counts, and may be a few more: thousands of requests that leave one each would be noticed.
         """
         if len(self.memory) < FEWEST:
             return []
@@ -63,5 +64,5 @@ class Footprint:
         rows = [Growth("memory, MiB", memory[0], memory[1], 1.02 * memory[0] + 32)]
         for what, seen in (("threads", self.threads), ("descriptors", self.descriptors)):
             least = [min(seen[part]) for part in (early, late)]
-            rows.append(Growth(what, least[0], least[1], least[0] + 2))
+            rows.append(Growth(what, least[0], least[1], least[0] + FEW))
         return rows

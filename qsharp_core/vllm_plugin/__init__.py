@@ -28,4 +28,5 @@ loads       loads that run beside the engine, and are given up if they hang
 flash       vLLM's attention kernel, for critics on GPUs
 cores       threads on the core that vLLM leaves over
 memory      the C library's allocator, on CPUs
+logs        lines of vLLM's log that are left out
 """

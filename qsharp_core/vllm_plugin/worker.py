@@ -14,11 +14,13 @@ from functools import wraps
 from typing import Any, Concatenate, ParamSpec
 
 from qsharp_core.errors import CriticError, GuidanceError, QSharpError
-from qsharp_core.vllm_plugin import upstream
+from qsharp_core.vllm_plugin import logs, upstream
 from qsharp_core.vllm_plugin.loads import CriticLoads
 from qsharp_core.vllm_plugin.settings import EngineSettings
 from qsharp_core.vllm_plugin.step import StepGuide
 from qsharp_core.wire.critics import WorkerError
+
+logs.without_casts()  # vLLM imports this before it loads the model
 
 P = ParamSpec("P")
 

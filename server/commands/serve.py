@@ -5,6 +5,7 @@ It takes all of vLLM's flags unchanged. Ours are turned into what a plain `vllm 
 """
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,11 @@ Without MODEL a small one with a critic is served, to try it out; MODEL star-gra
 a random path until it is guided."""
 
 
+KEEP_ALIVE_SECONDS = 65
+"""How long a connection may be idle between two requests. Clients and load balancers keep theirs for 60 s at most. Who
+keeps one for longer than the server does sends a request into a connection that is being closed, and gets no answer."""
+
+
 def main(argv: list[str]) -> None:
     """Runs the server until it is told to stop.
 
@@ -45,6 +51,7 @@ def main(argv: list[str]) -> None:
     cli_env_setup()
     launch.allow_plugin()
     processors.settle_runner()
+    os.environ.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", str(KEEP_ALIVE_SECONDS))
     args = parse(argv)
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)

@@ -48,5 +48,5 @@ def test_growth_of_memory(memory: list[float], grown: bool) -> None:
 def test_growth_of_what_is_counted(what: str) -> None:
     footprint = Footprint()
     footprint.memory = footprint.threads = footprint.descriptors = [100.0] * 100
-    setattr(footprint, what, [100.0 + i // 10 for i in range(100)])
+    setattr(footprint, what, [100.0 + i // 5 for i in range(100)])
     assert [growth.what for growth in footprint.growth() if growth.grown] == [what]

@@ -197,6 +197,15 @@ def test_the_trainer_takes_its_flags() -> None:
     assert loop._training_parser("name").parse_args(training).backbone == "reference"
 
 
+def test_the_wheel_is_made_of_all_that_it_takes() -> None:
+    packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "benchmarks"}
+    text = (DOCKER / "Dockerfile").read_text()
+    stage = text[text.index(" AS wheel\n") : text.index(" AS cpu-sbom\n")]
+    assert {name for name in packages | {"package"} if f"COPY {name} {name}\n" not in stage} == set()
+    sent = set(re.findall(r"^!(\S+)$", (DOCKER / "Dockerfile.dockerignore").read_text(), re.MULTILINE))
+    assert {*packages, "package", "NOTICE", "LICENSE", "README.md", "pyproject.toml"} <= sent
+
+
 def test_the_images_are_of_the_pinned_versions_and_not_roots() -> None:
     text = (DOCKER / "Dockerfile").read_text()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

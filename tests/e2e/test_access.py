@@ -1,5 +1,6 @@
 """Attempts to stall a running server, or to guide past its front end; through all of them it serves others."""
 
+import http.client
 import json
 import socket
 import threading
@@ -71,6 +72,16 @@ def test_larger_bodies_are_refused_unread(server: Server) -> None:
         for path in ("/v1/completions", "/tokenize", "/v1/critics/plain/score", "/v1/rollouts/rewards"):
             with suppress(httpx.WriteError, httpx.ReadError):  # the server closes while this is still sending
                 assert http.post(path, content=body, headers={"Content-Type": "application/json"}).status_code == 413
+
+
+def test_a_connection_is_kept_for_longer_than_clients_keep_it(server: Server) -> None:
+    """httpx gives up connections after five seconds, which was how long the server kept them."""
+    connection = http.client.HTTPConnection(httpx.URL(server.url).host, httpx.URL(server.url).port, timeout=30)
+    for pause in (0, 7):
+        time.sleep(pause)
+        connection.request("GET", "/version")
+        assert connection.getresponse().read()
+    connection.close()
 
 
 def test_slow_and_endless_connections_stall_nobody(server: Server) -> None:

@@ -18,6 +18,7 @@ import pytest
 from qsharp_core.cli import COMMANDS
 from tests.package.conftest import ROOT, Built
 
+PACKAGES = ("qsharp", "qsharp_core", "server", "trainer")
 LINK = re.compile(r"\]\(([^)]+)\)")
 
 
@@ -43,12 +44,12 @@ def modules(files: dict[str, bytes]) -> set[str]:
 def test_a_wheel_has_no_name_that_others_have(files: dict[str, bytes]) -> None:
     tops = {name.partition("/")[0] for name in files}
     assert {top for top in tops if not top.startswith("qsharp")} == set()
-    assert {"qsharp_core", "qsharp_serve"} < tops
-    assert {"qsharp_core/py.typed", "qsharp_serve/py.typed"} < files.keys()
+    assert {"qsharp", "qsharp_core", "qsharp_serve"} < tops
+    assert {"qsharp/py.typed", "qsharp_core/py.typed", "qsharp_serve/py.typed"} < files.keys()
 
 
 def test_a_wheel_has_every_module_and_what_they_read(files: dict[str, bytes]) -> None:
-    sources = [path for top in ("qsharp_core", "server", "trainer") for path in (ROOT / top).rglob("*")]
+    sources = [path for top in PACKAGES for path in (ROOT / top).rglob("*")]
     wanted = {
         str(path.relative_to(ROOT)) for path in sources if path.suffix in {".py", ".toml", ".json", ".safetensors"}
     }
@@ -140,6 +141,9 @@ from qsharp_serve.server.store.database import connect
 connect("sqlite:///rollouts.db").dispose()
 from qsharp_serve.trainer.tasks.registry import find_task
 assert find_task("sums").name == "sums"
+import qsharp
+for name in qsharp.__all__:
+    getattr(qsharp, name)
 assert not {{"server", "trainer"}} & sys.modules.keys()
 assert {str(site)!r} in import_module("qsharp_core").__file__
 main(["--version"])

@@ -50,6 +50,7 @@ def environment(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_serves_and_trains(environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     qsharp = environment / "bin" / "qsharp"
     (tmp_path / "rule.py").write_text(VERIFIER)
 
@@ -60,7 +61,8 @@ def test_it_serves_and_trains(environment: Path, tmp_path: Path, monkeypatch: py
 
     assert run("--version").startswith("qsharp-serve ")
     flags = ["star-graph", "--rollouts", "sqlite:///rollouts.db", "--admin-key", KEY]
-    with serve(flags, tmp_path / "log", command=(str(qsharp), "serve")) as url, httpx.Client(base_url=url) as http:
+    serving = serve(flags, tmp_path / "log", command=(str(qsharp), "serve"), patience=900)
+    with serving as url, httpx.Client(base_url=url) as http:
         server = ["--url", url]
 
         def answers(model: str) -> list[str]:
@@ -73,22 +75,10 @@ def test_it_serves_and_trains(environment: Path, tmp_path: Path, monkeypatch: py
         assert sum(right) > 12 > sum(text == "17,11,1,18,4" for text in answers("star-graph"))
 
         (model, *_) = http.get("/v1/models").json()["data"]
-        collected = [
-            "--task",
-            "star_graph",
-            "--limit",
-            "150",
-            "--n",
-            "8",
-            "--state",
-            "state.jsonl",
-            "--model",
-            "star-graph",
-        ]
-        run("collect", *collected, *server)
+        run("collect", "--task", "star_graph", "--limit", "150", "--n", "8", "--state", "state.jsonl", *server)
         run("reward", "--verifier", "rule:even", *server)
         run("export", "--has-reward", "true", "--out", "rollouts.parquet", *server)
-        native = ["--backbone", "reference", "--base", model["root"], "--epochs", "4"]
+        native = ["--backbone", "reference", "--base", model["root"], "--steps", "120"]
         run("train", "--data", "rollouts.parquet", "--out", "critics", "--name", "even", *native)
         run("critics", "--admin-key", KEY, *server, "load", "critics/even/1")
         even = [int(text.split(",")[1]) % 2 == 0 for text in answers("star-graph@eta=0.05@critic=even")]

@@ -31,7 +31,9 @@ def test_names_are_written_anew_and_nothing_else(before: str, after: str) -> Non
     assert moved(before) == after
 
 
-@pytest.mark.parametrize("source", ["import server.a\n", "import os, trainer.b as b\n", "x = 'server' '.a'\n"])
+@pytest.mark.parametrize(
+    "source", ["import server.a\n", "import os, trainer.b as b\n", "x = 'server' '.a'\n", "f'trainer.{x}'\n"]
+)
 def test_what_cannot_be_written_anew_ends_the_build(source: str) -> None:
     with pytest.raises(RelocationError, match=r"trainer/b\.py:1"):
         moved(source)

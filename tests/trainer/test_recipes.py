@@ -177,7 +177,7 @@ EXPERIMENT = 'kind = "experiment"\ntask = "sums"\n'
     [
         ("kind = ", "own.toml is not TOML"),
         ('kind = "exp"', r"own.toml: kind: must be one of .*experiment.*got 'exp'"),
-        ('kind = "experiment"', "own.toml: task: Field required"),
+        ('kind = "experiment"', "own.toml: the recipe: name either task or prompts"),
         (EXPERIMENT + "etas = [1]", "own.toml: etas: there is no such field"),
         (EXPERIMENT + "[sampling]\ntemperature = -1", "own.toml: sampling.temperature: .*greater.*got -1"),
         (EXPERIMENT + '[critic]\nhead = "W"', "own.toml: critic.head: .*'V' or 'Q'.*got 'W'"),

@@ -1,8 +1,8 @@
 """The model that a critic starts from, as `--base` names it: a folder, a hub id, or the name of a served model."""
 
-import asyncio
 from pathlib import Path
 
+from trainer.api.calling import run
 from trainer.rollouts.client import ServerClient
 from trainer.rollouts.errors import RequestError
 from trainer.training.settings import TrainingError
@@ -46,7 +46,7 @@ def base_of(named: str | None, url: str, key: str | None) -> str:
     if named is not None and Path(named).is_dir():
         return named
     try:
-        return asyncio.run(asked())
+        return run(asked())
     except RequestError as error:
         if named is not None:
             return named

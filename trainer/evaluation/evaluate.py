@@ -22,7 +22,7 @@ from trainer.rollouts.client import JSONObject, ServerClient
 from trainer.rollouts.collection import digest, seed_of
 from trainer.rollouts.concurrency import each
 from trainer.rollouts.journal import Journal
-from trainer.tasks.base import Problem, Vote
+from trainer.tasks.base import Problem, Vote, no_vote
 
 SAMPLES, REPORT, PLOT = "samples.jsonl", "report.json", "report.png"
 
@@ -69,15 +69,17 @@ async def evaluate(
 
     Raises:
         EvaluateError: nothing could be judged.
+        VerifierError: nothing but failures of verifiers; see `Judge.judge`.
         RequestError, JournalError, TaskError
     """
     problems = task.task.of_split(evaluation.split)[: evaluation.limit]
     identity = evaluation.identity(task.task, judge)
     settings = (Setting(), *evaluation.settings)
     critic = None if evaluation.critic is None else await client.critic(evaluation.critic)
+    ballot = vote or task.task.vote
     started = time.monotonic()
     with Journal(out / SAMPLES, identity) as journal:
-        run = _Run(client, judge, task, evaluation, critic, vote or task.task.vote, digest(identity))
+        run = _Run(client, judge, task, evaluation, critic, ballot, digest(identity))
         done = {entry["item"]: _SAMPLES.validate_python(entry["samples"]) for entry in journal.entries}
         todo = [(p, s, key) for p in problems for s in settings if (key := run.key(p, s)) not in done]
         total = len(problems) * len(settings)
@@ -95,7 +97,8 @@ async def evaluate(
     least = float(critic["card"]["reward_range"][0]) if critic else 0.0
     results = []
     for setting, samples in by_setting.items():
-        figures = summary(samples, by_setting[Setting()], setting.samples or evaluation.samples, least)
+        count = setting.samples or evaluation.samples
+        figures = summary(samples, by_setting[Setting()], count, least, ballot is not no_vote)
         results.append(SettingReport(**asdict(setting), **figures.model_dump()))
     if not results[0].n:
         raise EvaluateError("no completion could be judged: name a verifier that applies to this task (--verifier)")

@@ -103,6 +103,7 @@ def summary(
     reference: Mapping[str, Sequence[JudgedSample]],
     samples: int,
     least_reward: float = 0.0,
+    voted: bool = True,
 ) -> Figures:
     """The figures of one setting.
 
@@ -112,6 +113,7 @@ def summary(
         samples: the number of samples of each problem that was asked for. Majorities and best-of-k leave out problems
             with an unjudged sample, because they take all of a problem's samples.
         least_reward: the least reward there can be; what a score exceeds it by is a vote's weight.
+        voted: whether there are votes that majorities count; free texts have none.
     """
     accuracy, baseline = pass_at_1(problems), pass_at_1(reference)
     sampled = [group for group in problems.values() if group]
@@ -126,7 +128,6 @@ def summary(
         BEST: {k: [expected_best(keys, r, k) for keys, r in pairs] for k in sizes(samples)},
     }
     votes = [[sample.vote for sample in group] for group in whole]
-    voted = any(vote is not None for group in votes for vote in group)  # else there is nothing to be counted
     weighted = [
         majority([sample.vote for sample in group], r, [key - least_reward for key in keys])
         for group, (keys, r) in zip(scored, pairs, strict=True)

@@ -124,7 +124,7 @@ def _constant_log_loss(rewards: Floats, weights: Floats, returns: ReturnDistribu
     else:
         mean = float(np.average(rewards, weights=weights))
         masses = np.array([mean, 1 - mean])
-    return float(-sum(p * np.log(p) for p in masses if p > 0))
+    return abs(float(sum(p * np.log(p) for p in masses if p > 0)))
 
 
 def compare(
