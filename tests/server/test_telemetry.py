@@ -24,7 +24,9 @@ def with_receiver(test: Callable[[TelemetryReceiver, Send], Awaitable[None]]) ->
         sender.connect(receiver.address)
 
         def send(sample_id: int, i: int, token: int, kl: float = 0.5, status: Status = Status.GUIDED) -> None:
-            columns = Columns(*torch.tensor([[token], [status], [kl], [-1.0], [-0.5], [0.25]], dtype=torch.float64))
+            columns = Columns(
+                *torch.tensor([[token], [status], [kl], [-1.0], [-0.5], [0.25], [1.0]], dtype=torch.float64)
+            )
             failures = {sample_id: "not_finite"} if status == Status.FAILED else {}
             sender.send(StepFacts(ids=[sample_id], positions=[PROMPT + i], failures=failures), columns)
 

@@ -32,7 +32,7 @@ PARALLEL = SimpleNamespace(
 def processor(tmp_path: Path) -> Iterator[QSharpLogitsProcessor]:
     config = SimpleNamespace(
         speculative_config=None, parallel_config=PARALLEL, additional_config={},
-        model_config=SimpleNamespace(dtype=torch.float32),
+        model_config=SimpleNamespace(dtype=torch.float32), scheduler_config=SimpleNamespace(max_num_seqs=8),
     )  # fmt: skip
     made = QSharpLogitsProcessor(config, torch.device("cpu"), False)
     made.guide.registry.add(loaded(models.write_critic(tmp_path / "critic")))
