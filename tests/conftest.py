@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -47,6 +48,13 @@ V2_ENVIRONMENT = {
     "VLLM_USE_V2_MODEL_RUNNER": "1",
     "VLLM_PLUGINS": "qsharp_triton_cpu",
 }
+
+
+@pytest.fixture(autouse=True)
+def _environment() -> Iterator[None]:
+    """Whatever a test sets, the servers of later tests do not inherit it."""
+    with patch.dict(os.environ):
+        yield
 
 
 @dataclass(frozen=True)

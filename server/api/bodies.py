@@ -1,4 +1,4 @@
-"""Reads the JSON bodies of the rollout store's routes, and says which field of one is wrong."""
+"""Reads the JSON bodies of the rollout store's routes, says which field of one is wrong, and hands a body on again."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
+from starlette.types import Message, Receive
 
 from qsharp_core.rollouts.text import DEEPEST, clean, cleaned, is_deeper
 from server.errors import HTTPError
@@ -84,3 +85,14 @@ def problem_of(error: ValidationError, accepts: Mapping[str, str]) -> FieldProbl
 def documented(schema: Mapping[str, Any], media_type: str = "application/json") -> Json:
     """The part of a route's OpenAPI schema about a body that the route reads by itself."""
     return {"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}}
+
+
+async def replayed(receive: Receive) -> tuple[bytes, Receive]:
+    """The body of a request, which the gate hands on in one piece, and what hands it on once more."""
+    waiting = [await receive()]
+    body: bytes = waiting[0].get("body", b"")
+
+    async def replay() -> Message:
+        return waiting.pop() if waiting else await receive()
+
+    return body, replay

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from qsharp_core.errors import GuidanceError, QSharpError
 from server.access.gate import held
 from server.api import completions
+from server.api.bodies import replayed
 from server.errors import response_of
 from server.request import schema
 from server.request.admission import admit, refuse_private
@@ -49,18 +50,14 @@ class GuideElsewhere:
         if scope["type"] != "http" or scope["method"] != "POST" or path not in (*GUIDED, *SCORING):
             await self.app(scope, receive, send)
             return
-        waiting = [await receive()]
+        body, replay = await replayed(receive)
         try:
-            call, model = _admit(waiting[0].get("body", b""), path, scope)
+            call, model = _admit(body, path, scope)
             if call is not None:
                 held(scope).callback(call.release)
         except QSharpError as error:
             await response_of(error)(scope, receive, send)
             return
-
-        async def replay() -> Message:
-            return waiting.pop() if waiting else await receive()
-
         token, unguided = CALL.set(call), UNGUIDED.set(call is None)
         try:
             with answering_as(model):

@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qsharp_core.errors import GuidanceError
 from qsharp_core.rollouts.text import is_encodable
+from server.api.bodies import replayed
 from server.errors import response_of
 
 # Ours take such text and store it with a mark, or say themselves what is wrong with it.
@@ -32,16 +33,12 @@ class RefuseHalfCharacters:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"].startswith(OURS):
             await self.app(scope, receive, send)
             return
-        waiting = [await receive()]
-        param = half_character(waiting[0].get("body", b""))
+        body, replay = await replayed(receive)
+        param = half_character(body)
         if param is not None:
             error = GuidanceError(f"{param} must be text: it has half of a surrogate pair", param)
             await response_of(error)(scope, receive, send)
             return
-
-        async def replay() -> Message:
-            return waiting.pop() if waiting else await receive()
-
         await self.app(scope, replay, send)
 
 

@@ -1,8 +1,11 @@
 """The command line: its version, and what shells complete of it."""
 
+import os
 import subprocess
 import tomllib
+from contextlib import redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -21,8 +24,8 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
 def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bash's completion."""
     path = tmp_path_factory.mktemp("completion") / "qsharp"
-    with pytest.MonkeyPatch.context() as patch, path.open("w") as file:
-        patch.setattr("sys.stdout", file)
+    # The commands set variables for vLLM, which the servers of other tests are not to inherit.
+    with path.open("w") as file, redirect_stdout(file), patch.dict(os.environ):
         assert cli.main(["completion", "bash"]) == 0
     return path
 

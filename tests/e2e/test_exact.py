@@ -39,7 +39,7 @@ V_HEADS, WIDEST = ("plain", "wide", "deep"), ("fast",)
 def requests(
     server: Server, rng: random.Random, count: int, longest: int, tokens: int, favourites: Sequence[str] = V_HEADS
 ) -> list[dict[str, Any]]:
-    """First a burst, then every combination of critic, method and tail, the other fields drawn; half of the rest for
+    """Every combination of critic, method and tail, the other fields drawn; half of the rest for
     a favourite.
     """
     shared = prompt_ids(rng, longest)
@@ -85,12 +85,14 @@ def requests(
         if body["temperature"] == 0:
             body["n"] = 1
     rng.shuffle(bodies)
-    return burst(server, rng) + bodies
+    return bodies
 
 
-def burst(server: Server, rng: random.Random) -> list[dict[str, Any]]:
-    """As many rows as a server takes, each with so many candidates that a step has to be split."""
-    critic = rng.choice([name for name in V_HEADS if name in server.critics])
+def burst(rng: random.Random) -> list[dict[str, Any]]:
+    """Eight rows whose steps have to be split: for candidates' memory on V1, on V2 for the cache.
+
+    A token of `deep` takes the most memory of all critics.
+    """
     return [
         {
             "model": "tiny",
@@ -102,7 +104,7 @@ def burst(server: Server, rng: random.Random) -> list[dict[str, Any]]:
             "ignore_eos": True,
             "seed": rng.randrange(2**31),
             "eta": rng.choice(ETAS),
-            "guidance": {"critic": critic, "detail": "tokens", "candidates": 64, "min_prob": 0},
+            "guidance": {"critic": "deep", "detail": "tokens", "candidates": 64, "min_prob": 0},
         }
         for _ in range(8)
     ]
@@ -239,7 +241,8 @@ def compare(
     """Sends requests all at once and compares every token; returns how many. Every limit must have been passed."""
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed {seed}")
-    bodies = requests(server, random.Random(seed), count, longest, tokens, favourites)
+    rng = random.Random(seed)
+    bodies = burst(rng) + requests(server, rng, count, longest, tokens, favourites)
     before, residuals_before = {name: metric(server, name) for name in (*LIMITS, *AUDITS)}, residual_metric(server)
     answers = asyncio.run(run_all(server, bodies, at_once))
     for name, what in LIMITS.items():

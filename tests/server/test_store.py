@@ -188,7 +188,7 @@ def test_the_lag_is_how_long_the_oldest_write_has_waited(store: RolloutStore) ->
 # -- rewards
 
 
-def test_a_reward_that_is_there_changes_nothing_and_another_replaces_it(store: RolloutStore) -> None:
+def test_a_reward_that_is_there_is_only_noted_and_another_replaces_it(store: RolloutStore) -> None:
     one = made()
     run(store.add([one]))
     for reward, source, changed in [(0.5, "a", True), (0.5, "b", False), (-1.0, None, True), (0.5, "a", True)]:
@@ -199,7 +199,7 @@ def test_a_reward_that_is_there_changes_nothing_and_another_replaces_it(store: R
     found = store.get(one.id, owner=None)
     assert found is not None
     assert found.reward == 0.5
-    assert [(r.reward, r.source) for r in found.rewards] == [(0.5, "a"), (-1.0, None), (0.5, "a")]
+    assert [(r.reward, r.source) for r in found.rewards] == [(0.5, "a"), (0.5, "b"), (-1.0, None), (0.5, "a")]
     assert found.rewards[0].created == pytest.approx(time.time(), abs=60)
 
 
