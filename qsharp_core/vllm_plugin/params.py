@@ -22,6 +22,7 @@ from typing import Any
 from qsharp_core.errors import GuidanceError
 from qsharp_core.wire.guidance import (
     BUDGET_RANGE,
+    BUDGETS,
     DEFAULT_CANDIDATES,
     DEFAULT_METHOD,
     DEFAULT_MIN_PROB,
@@ -77,7 +78,7 @@ class GuidanceParams:
             raise GuidanceError(f"critic must be a string, got {self.critic!r}", "critic")
         if self.id is not None:
             _number(self.id, "id", 0, 2**63 - 1, whole=True)
-        for name in ("kl_total", "kl_token"):
+        for name in BUDGETS:
             if (budget := getattr(self, name)) is not None:
                 _number(budget, name, *BUDGET_RANGE)
 

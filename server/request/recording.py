@@ -16,6 +16,7 @@ from qsharp_core.errors import GuidanceError
 from qsharp_core.rollouts.records import Rollout, Route, first_valid_position, new_id
 from qsharp_core.rollouts.text import DEEPEST, is_deeper
 from qsharp_core.vllm_plugin.params import GuidanceParams
+from qsharp_core.wire.guidance import BUDGETS
 from qsharp_core.wire.metadata import CUT, FORCED, PARENT
 from server import metrics
 from server.access.principal import UNNAMED, Principal
@@ -238,7 +239,7 @@ async def begin(
 
 def _options(guidance: GuidanceParams) -> Mapping[str, Any]:
     """What a rollout keeps of its guidance beside what has a column of its own."""
-    options = {name: getattr(guidance, name) for name in ("candidates", "min_prob", "tail", "kl_total", "kl_token")}
+    options = {name: getattr(guidance, name) for name in ("candidates", "min_prob", "tail", *BUDGETS)}
     return {name: value for name, value in options.items() if value is not None}
 
 

@@ -1,12 +1,13 @@
 """Rewards: what is given, what became of it, and how the writer stores it."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from qsharp_core.rollouts.records import Reward
 from qsharp_core.rollouts.text import clean
+from qsharp_core.wire.guidance import BUDGETS, Method
 from server.store.tables import rewards, rollouts
 
 IN = 1000  # ids in one IN (…)
@@ -42,6 +43,7 @@ class Prediction(NamedTuple):
         critic: `name@version`.
         value: `V` at the first step at which the critic was asked, in units of reward; None if it never was.
         kl: KL divergence from the reference in nats, summed over its tokens.
+        guidance: its other options.
     """
 
     critic: str
@@ -49,6 +51,13 @@ class Prediction(NamedTuple):
     eta: float
     value: float | None
     kl: float
+    guidance: Mapping[str, Any] | None = None
+
+    @property
+    def binds(self) -> bool:
+        """Whether `value` says what is to be expected: the critic was asked, and nothing held its guidance back."""
+        limited = self.guidance is not None and any(name in self.guidance for name in BUDGETS)
+        return self.value is not None and self.method == Method.QSHARP and not limited
 
 
 class RewardResult(NamedTuple):
