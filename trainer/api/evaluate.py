@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from qsharp_core.wire.guidance import METHODS
 from trainer.api.calling import run
@@ -10,7 +11,7 @@ from trainer.evaluation.evaluate import PLOT
 from trainer.evaluation.evaluate import evaluate as sample_and_report
 from trainer.evaluation.plot import plot
 from trainer.evaluation.report import EvaluationReport
-from trainer.evaluation.settings import EvaluateError, Evaluation, Setting
+from trainer.evaluation.settings import EvaluateError, Evaluation, every_setting
 from trainer.rewards.verifiers import MEMORY_GIB, OWN, TIMEOUT, TaskRef
 from trainer.rollouts.address import default_key, default_url
 from trainer.rollouts.client import ServerClient
@@ -21,6 +22,8 @@ from trainer.tasks.answers import VOTES
 from trainer.tasks.base import Vote
 from trainer.tasks.sources import Source, task_from
 
+Number = TypeVar("Number", float, float | None)
+
 
 def evaluate(
     prompts: Source,
@@ -30,6 +33,8 @@ def evaluate(
     samples: int = 1,
     eta: float | Sequence[float] | None = None,
     method: str | Sequence[str] | None = None,
+    kl_total: float | Sequence[float | None] | None = None,
+    kl_token: float | Sequence[float | None] | None = None,
     verifier: Verifiers | None = None,
     split: str = "held_out",
     limit: int | None = None,
@@ -66,6 +71,7 @@ def evaluate(
         samples: of each problem, under each setting.
         eta: one or several; None is the critic's own.
         method: `qsharp` (None), `cd`, or both.
+        kl_total, kl_token: budgets of nats for a completion and for each token, one or several; None is without.
         verifier: see `reward`; None is the task's own reward.
         split: of the prompts.
         limit: only the first so many problems.
@@ -87,7 +93,7 @@ def evaluate(
     found_task, spec = task_from(prompts)
     ref = TaskRef(found_task, spec or task)
     judge = judge_of(verifier or OWN, workers, timeout, verifier_memory, tell)
-    wanted = [eta] if isinstance(eta, int | float) else list(eta or [])
+    wanted = _several(eta)
     methods = [method] if isinstance(method, str) else list(method or METHODS[:1])
     options = {"candidates": candidates, "min_prob": min_prob, "tail": tail}
 
@@ -110,7 +116,7 @@ def evaluate(
                 model=model or await client.model(),
                 samples=samples,
                 sampling=sampling_of(ref.task.sampling, temperature, top_p, top_k, max_tokens, stop),
-                settings=tuple(Setting(way, value) for way in dict.fromkeys(methods) for value in dict.fromkeys(etas)),
+                settings=every_setting(methods, etas, _several(kl_total), _several(kl_token)),
                 critic=found["id"] if found else None,
                 guidance=tuple((name, value) for name, value in options.items() if value is not None),
                 scored=scores,
@@ -126,6 +132,10 @@ def evaluate(
     report = run(work())
     plot(Path(out) / PLOT, report)
     return report
+
+
+def _several(numbers: float | Sequence[Number] | None) -> list[Number | float]:
+    return [numbers] if isinstance(numbers, int | float) else list(numbers or ())
 
 
 def _vote(name: str) -> Vote:

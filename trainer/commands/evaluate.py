@@ -51,6 +51,14 @@ def _parser() -> argparse.ArgumentParser:
     group = add_guidance_arguments(parser)
     group.add_argument("--eta", type=float, action="append", help="may be repeated; default: the critic's own")
     group.add_argument("--method", choices=METHODS, action="append", help="may be repeated; default: qsharp")
+    for flag, of in (("--kl-total", "a completion"), ("--kl-token", "each token")):
+        group.add_argument(
+            flag,
+            type=options.nats,
+            action="append",
+            metavar="NATS",
+            help=f"most KL divergence that {of} may spend; may be repeated, `none` is without",
+        )
     add_verifier_arguments(parser, [OWN])
     parser.add_argument(
         "--vote", help=f"what completions vote for: {', '.join(VOTES)} or module:function; default: the task's"

@@ -132,9 +132,8 @@ class _Run:
 
     def key(self, problem: Problem, setting: Setting) -> str:
         """Names the samples of a problem under a setting; their seed derives from it."""
-        return digest([self._identity, asdict(setting), problem.id, problem.request(), problem.answer, problem.data])[
-            :32
-        ]
+        what = [setting.identity(), problem.id, problem.request(), problem.answer, problem.data]
+        return digest([self._identity, *what])[:32]
 
     async def sample(self, problem: Problem, setting: Setting, key: str) -> list[SampleEntry]:
         """Samples a problem under a setting, judges the completions and has the critic score them."""
@@ -150,7 +149,8 @@ class _Run:
             "return_token_ids": True,
         }
         if setting.eta is not None:
-            body["guidance"] = {"critic": evaluation.critic, "method": setting.method, **dict(evaluation.guidance)}
+            body["guidance"] = {"critic": evaluation.critic, "method": setting.method}
+            body["guidance"] |= {**dict(evaluation.guidance), **setting.budget}
         answer = await self._client.post(route, body)
         choices = sorted(answer["choices"], key=lambda choice: choice["index"])
         prompt = answer.get("prompt_token_ids") or choices[0].get("prompt_token_ids")

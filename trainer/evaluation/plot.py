@@ -1,5 +1,6 @@
 """An evaluation's report as a plot of accuracy against KL."""
 
+import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,13 +60,15 @@ def draw(axes: Axes, report: EvaluationReport, levels: bool = False) -> None:
             axes.axhline(height, color=GREY, linewidth=1, linestyle=style, label=text)
     spare = iter(OTHERS * len(report.results))
     coloured: list[tuple[SettingReport, str]] = []
-    for method in dict.fromkeys(r.method for r in report.results if r.guided):
-        points = by_strength(r for r in report.results if r.method == method and r.accuracy is not None)
-        colour = COLOURS.get(method) or next(spare)
+    for method, limited in dict.fromkeys((r.method, bool(r.budget)) for r in report.results if r.guided):
+        curve = (r for r in report.results if (r.method, bool(r.budget)) == (method, limited))
+        points = by_strength(r for r in curve if r.accuracy is not None)
+        colour = (None if limited else COLOURS.get(method)) or next(spare)
+        label = NAMES.get(method, method) + (" within a budget" if limited else "")
         axes.errorbar(
             [r.point[0] for r in points], [r.point[1] for r in points],
             xerr=[r.kl_se or 0.0 for r in points], yerr=[r.accuracy_se or 0.0 for r in points],
-            color=colour, marker="o", markersize=5, capsize=2.5, linewidth=1.5, label=NAMES.get(method, method),
+            color=colour, marker="o", markersize=5, capsize=2.5, linewidth=1.5, label=label,
         )  # fmt: skip
         coloured += [(r, colour) for r in points]
     axes.set(
@@ -92,5 +95,5 @@ def _spread_out(axes: Axes, kls: list[float]) -> None:
 
 
 def by_strength(results: Iterable[SettingReport]) -> list[SettingReport]:
-    """Guided settings in order, from weak guidance (a large eta) to strong guidance."""
-    return sorted(results, key=lambda r: -(r.eta or 0.0))
+    """Guided settings in order, from weak guidance (a large eta, or little budget) to strong guidance."""
+    return sorted(results, key=lambda r: (-(r.eta or 0.0), r.kl_total or math.inf, r.kl_token or math.inf))

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from trainer.evaluation.settings import REFERENCE
+from trainer.evaluation.settings import REFERENCE, budget_text
 from trainer.reports import Report, ReportPart
 
 
@@ -58,11 +58,18 @@ class Figures(ReportPart):
 
 
 class SettingReport(Figures):
-    """A setting and its figures; `samples` is None unless the setting overrides the evaluation's number."""
+    """A setting (`evaluation.settings.Setting`) and its figures."""
 
     method: str
     eta: float | None
     samples: int | None
+    kl_total: float | None = None
+    kl_token: float | None = None
+
+    @property
+    def budget(self) -> str:
+        """What limits its KL divergence, as people read it; empty where nothing does."""
+        return budget_text(self.kl_total, self.kl_token)
 
     @property
     def guided(self) -> bool:

@@ -1,9 +1,12 @@
 """What an evaluation measures."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Any
 
 from qsharp_core.errors import QSharpError
+from qsharp_core.wire.guidance import BUDGETS
 from trainer.rewards.verifiers import Judge
 from trainer.rollouts.parameters import SamplingParameters
 from trainer.tasks.base import Task
@@ -18,16 +21,51 @@ class EvaluateError(QSharpError):
 
 @dataclass(frozen=True)
 class Setting:
-    """How completions are guided; the reference has no `eta`. `samples` overrides the evaluation's number."""
+    """How completions are guided; the reference has no `eta`.
+
+    Attributes:
+        samples: overrides the evaluation's number.
+        kl_total, kl_token: most nats that a completion, or each token, may spend.
+    """
 
     method: str = REFERENCE
     eta: float | None = None
     samples: int | None = None
+    kl_total: float | None = None
+    kl_token: float | None = None
 
     @property
     def label(self) -> str:
         """The setting as people read it."""
-        return self.method if self.eta is None else f"{self.method}, eta {self.eta:g}"
+        eta = "" if self.eta is None else f"eta {self.eta:g}"
+        return ", ".join(part for part in (self.method, eta, budget_text(self.kl_total, self.kl_token)) if part)
+
+    @property
+    def budget(self) -> dict[str, float]:
+        """The options of a request's `guidance` that limit its KL divergence."""
+        return {name: nats for name in BUDGETS if (nats := getattr(self, name)) is not None}
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this setting from others, as JSON's data."""
+        return {name: value for name, value in asdict(self).items() if name not in BUDGETS or value is not None}
+
+
+def every_setting(
+    methods: Iterable[str],
+    etas: Iterable[float],
+    kl_totals: Iterable[float | None] = (),
+    kl_tokens: Iterable[float | None] = (),
+) -> tuple[Setting, ...]:
+    """A setting for each combination, repeated values once; no budget where none is named."""
+    totals, tokens = tuple(kl_totals) or (None,), tuple(kl_tokens) or (None,)
+    found = (Setting(*way, None, *budget) for way in product(methods, etas) for budget in product(totals, tokens))
+    return tuple(dict.fromkeys(found))
+
+
+def budget_text(kl_total: float | None, kl_token: float | None) -> str:
+    """A budget as people read it; empty where there is none."""
+    limits = ((kl_total, "nats"), (kl_token, "a token"))
+    return " and ".join(f"≤ {most:g} {of}" for most, of in limits if most is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

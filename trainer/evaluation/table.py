@@ -52,7 +52,8 @@ def tables(
 def table(results: Sequence[SettingReport], published: PublishedRows | None = None, graded: bool = False) -> Table:
     """The first of `tables`."""
     rows = _empty(
-        "method", "eta", "mean reward" if graded else "pass@1", "gain" if graded else "gain, points", "gain\n/ s.e.",
+        "method", "eta",
+        "mean reward" if graded else "pass@1", "gain" if graded else "gain, points", "gain\n/ s.e.",
         "KL, nats", "tokens", "n", *(("published:\npass@1", "KL") if published else ()),
     )  # fmt: skip
     for r in results:
@@ -78,7 +79,8 @@ def _empty(*titles: str) -> Table:
 
 
 def _setting(result: SettingReport) -> tuple[str, str]:
-    return NAMES.get(result.method, result.method), f"{result.eta:g}" if result.guided else "–"
+    name = f"{NAMES.get(result.method, result.method)} {result.budget}".rstrip()
+    return name, f"{result.eta:g}" if result.guided else "–"
 
 
 def _reward(result: SettingReport, name: str, graded: bool) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from qsharp_core.wire.guidance import METHODS, MethodName, TailName
-from trainer.evaluation.settings import REFERENCE, Evaluation, Setting
+from trainer.evaluation.settings import REFERENCE, Evaluation, every_setting
 from trainer.loop.settings import CriticRecipe, LoopSettings
 from trainer.rewards.verifiers import OWN, Judge, TaskRef, Weighted
 from trainer.rollouts.parameters import SamplingParameters
@@ -83,6 +83,7 @@ class EvaluationFields(RecipeFields):
         samples: completions of each problem under each setting.
         limit: only the first so many problems are measured; None is all of them.
         etas, methods: of the settings.
+        kl_totals, kl_tokens: budgets of nats of the settings; None is without.
         scored: whether the critic scores each completion, for best-of-k and weighted majorities.
     """
 
@@ -91,6 +92,8 @@ class EvaluationFields(RecipeFields):
     limit: PositiveInt | None = None
     etas: tuple[PositiveFloat, ...] = (0.1,)
     methods: tuple[MethodName, ...] = METHODS
+    kl_totals: tuple[PositiveFloat | None, ...] = ()
+    kl_tokens: tuple[PositiveFloat | None, ...] = ()
     scored: bool = True
 
     def of(self, recipe: "SampledFields", model: str, critic: str, task: Task) -> Evaluation:
@@ -107,7 +110,7 @@ class EvaluationFields(RecipeFields):
             model=model,
             samples=self.samples,
             sampling=recipe.sampling.of(task),
-            settings=tuple(Setting(method, eta) for method in self.methods for eta in self.etas),
+            settings=every_setting(self.methods, self.etas, self.kl_totals, self.kl_tokens),
             critic=critic,
             guidance=recipe.guidance.options(),
             scored=self.scored,
