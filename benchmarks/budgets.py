@@ -26,10 +26,11 @@ from tqdm import tqdm
 from benchmarks.guidance.growth import token_bytes
 from benchmarks.guidance.pairs import PAIRS, Pair
 from benchmarks.guidance.serving import server
-from benchmarks.soak.__main__ import LONGEST, read_metrics
+from benchmarks.scrape import read_metrics
 from benchmarks.soak.clients import ids
 
 AT_ONCE = 8  # requests
+LONGEST = 1024  # tokens of a request, as the server is started
 SAMPLES = (1, 4, 16, 32)
 MOST_TOKENS = 24
 BUDGETS = (1e-3, 10.0)

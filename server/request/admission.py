@@ -53,8 +53,9 @@ def admit(
     limit = settings.max_candidates
     if options.candidates is not None and options.candidates > limit:
         raise wrong("guidance.candidates", options.candidates, accepts(limit)["guidance.candidates"])
+    follows_critic = eta is None and _leaves_eta_to_critic(request, options, model)
     detail = options.detail or "summary"
-    needed = request.eta is not None or detail == "tokens" or bool(request.store)
+    needed = request.eta is not None or follows_critic or detail == "tokens" or bool(request.store)
     if _only_scores(request, needed):
         return None
     if model is not None:
@@ -62,7 +63,6 @@ def admit(
     if _searches_beams(request, needed or (model is not None and eta is not None)):
         return None
     wanted = options.critic or (model.critic if model is not None else None)
-    follows_critic = eta is None and _leaves_eta_to_critic(request, options, model)
     critic = _critic(wanted, model, catalog) if eta is not None or follows_critic or wanted is not None else None
     if follows_critic:
         assert critic is not None
