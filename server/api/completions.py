@@ -64,10 +64,12 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
     # Names the response, and with it what is stored: not for clients to choose.
     request.request_id = random_uuid()  # type: ignore[attr-defined]
     until_its_end = held(raw_request.scope)
-    until_its_end.enter_context(state.slots.take(samples_of(request)))
+    samples = samples_of(request)
+    until_its_end.enter_context(state.slots.take(samples))
     model = state.models.find(request.model)  # type: ignore[attr-defined]
     call = admit(request, state.settings, state.catalog, model)
     if call is not None:
+        call.samples = samples
         until_its_end.callback(call.release)
     token, unguided = CALL.set(call), UNGUIDED.set(call is None)
     try:

@@ -174,6 +174,7 @@ def _admit(body: bytes, path: str, scope: Scope) -> tuple[GuidedCall | None, Vir
     call = admit(request, state.settings, state.catalog, model)
     if call is not None:
         call.prompt_field = GUIDED[path]
+        call.samples = _samples(fields)
         holders = (fields, fields.get("sampling_params"))
         call.limit_given = any(isinstance(h, dict) and h.get(name) is not None for h in holders for name in LIMITS)
     return call, model

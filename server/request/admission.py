@@ -55,7 +55,7 @@ def admit(
         raise wrong("guidance.candidates", options.candidates, accepts(limit)["guidance.candidates"])
     follows_critic = eta is None and _leaves_eta_to_critic(request, options, model)
     detail = options.detail or "summary"
-    needed = request.eta is not None or follows_critic or detail == "tokens" or bool(request.store)
+    needed = request.eta is not None or follows_critic or detail in ("tokens", "candidates") or bool(request.store)
     if _only_scores(request, needed):
         return None
     if model is not None:
@@ -79,6 +79,7 @@ def admit(
             method=options.method or DEFAULT_METHOD,
             kl_total=_budget("kl_total", options.kl_total, settings.max_kl_total),
             kl_token=_budget("kl_token", options.kl_token, settings.max_kl_token),
+            report_candidates=detail == "candidates",
         )
     limits = {"max_tokens", "max_completion_tokens"} & request.model_fields_set
     call = GuidedCall(

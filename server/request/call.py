@@ -28,6 +28,7 @@ class GuidedCall:
         prompt_field: the name of the request's field that holds its prompt.
         results: what was done for each choice, by the choice's index in the response.
         prompts: how many of its prompts were handed to the engine so far.
+        samples: how many samples it asks for, of all its prompts.
         recording: makes rollouts of its choices; None if it is not stored.
         release: is called when the request has ended.
     """
@@ -39,6 +40,7 @@ class GuidedCall:
     prompt_field: str
     results: dict[int, ChoiceGuidance] = field(default_factory=dict)
     prompts: int = 0
+    samples: int = 1
     recording: Recording | None = None
     release: Callable[[], Any] = lambda: None
 
@@ -52,7 +54,7 @@ class GuidedCall:
     @property
     def observed(self) -> bool:
         """Whether the worker must report this request's steps."""
-        return self.params is not None or self.detail == "tokens"
+        return self.params is not None or self.detail in ("tokens", "candidates")
 
 
 CALL: ContextVar[GuidedCall | None] = ContextVar("qsharp_call", default=None)

@@ -25,9 +25,10 @@ from qsharp_core.wire.guidance import PREFIX
 from server import metrics
 from server.errors import SampleFailure
 from server.request.call import CALL, UNGUIDED, GuidedCall
+from server.request.candidates import TokenTexts, limit_tokens
 from server.request.masks import check_masks
 from server.request.schema import ChoiceGuidance
-from server.request.summary import choice_guidance, residuals
+from server.request.summary import add_candidates, choice_guidance, residuals
 from server.request.telemetry import TelemetryReceiver
 
 Outputs = AsyncGenerator[RequestOutput, None]
@@ -54,6 +55,7 @@ class GuidedEngineClient:
         self.told_to_stop = False
         self._processor: Any = processor_class(engine_client.vllm_config)
         self._aborts: set[asyncio.Task[None]] = set()
+        self._texts = TokenTexts(getattr(engine_client, "tokenizer", None))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -151,6 +153,8 @@ class GuidedEngineClient:
                     "max_tokens",
                 )
             params.max_tokens = min(params.max_tokens, room)
+        if call.params is not None and call.params.report_candidates:
+            params.max_tokens = limit_tokens(call, params.max_tokens)
         return params
 
     def _with_source(self, error: GuidanceError, params: SamplingParams) -> GuidanceError:
@@ -185,7 +189,11 @@ class GuidedEngineClient:
                         if choice.finish_reason == "abort":
                             sample.check()  # a failed step may be why it was aborted
                         reports = await sample.wait(prompt_length, tokens, self._timeout)
-                        call.results[index] = result = choice_guidance(call, reports)
+                        result = choice_guidance(call, reports)
+                        if call.detail == "candidates":  # decoding many tokens takes a while
+                            add = partial(add_candidates, call, result, reports, output.prompt_token_ids, self._texts)
+                            await asyncio.to_thread(add)
+                        call.results[index] = result
                         metrics.observe_choice(
                             guided=call.params is not None,
                             finish_reason=choice.finish_reason,

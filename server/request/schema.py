@@ -2,9 +2,9 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, Strict
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
@@ -113,6 +113,50 @@ class TokenGuidance(BaseModel):
     strength: float = 1.0
 
 
+class StepCandidates(BaseModel):
+    """The candidates of a step, the likeliest first.
+
+    Attributes:
+        texts: what each would add to the text.
+        ref_logprobs: their log-probabilities under the reference.
+        outputs: what the critic said of each, as `DistributionInfo` explains. It does not depend on `eta`.
+        tail_mass: the reference's probability of all other tokens.
+    """
+
+    token_ids: list[int]
+    texts: list[str]
+    ref_logprobs: list[float]
+    outputs: list[list[float]]
+    tail_mass: float
+
+
+class DetailedToken(TokenGuidance):
+    """One sampled token, where the request asks for candidates.
+
+    Attributes:
+        text: what it adds to the text; special tokens have their name.
+        candidates: of its step; None where the critic was not asked.
+    """
+
+    text: str
+    candidates: StepCandidates | None
+
+
+class DistributionInfo(BaseModel):
+    """What a critic's outputs mean.
+
+    Attributes:
+        kind: `bernoulli`: one output, the score `s`, with `P(z = 1) = sigmoid(s)`; `categorical`: a logit for each
+            atom.
+        atoms: the rewards that there are, ascending.
+        reward_range: least and greatest reward; it may be wider than the atoms.
+    """
+
+    kind: Literal["bernoulli", "categorical"]
+    atoms: list[float]
+    reward_range: tuple[float, float]
+
+
 class KLBudget(BaseModel):
     """What limited the KL divergence of a choice, in nats; None where there is no such limit."""
 
@@ -132,6 +176,7 @@ class ChoiceGuidance(BaseModel):
         kl_budget: what limited `kl`; None if nothing did.
         steps_clipped: at how many tokens the budget held the guidance back.
         tokens: an entry for each token; None unless the request asked for them.
+        distribution: what the critic's outputs mean; None unless the request asked for candidates and was guided.
     """
 
     eta: float | None = None
@@ -142,11 +187,12 @@ class ChoiceGuidance(BaseModel):
     tokens_total: int
     kl_budget: KLBudget | None = None
     steps_clipped: int = 0
-    tokens: list[TokenGuidance] | None = None
+    tokens: list[SerializeAsAny[TokenGuidance]] | None = None
+    distribution: DistributionInfo | None = None
 
     def dump(self) -> Mapping[str, Any]:
-        """This as JSON's data, with `tokens` only where the request asked for them."""
-        return self.model_dump(exclude={"tokens"} if self.tokens is None else None)
+        """This as JSON's data, with `tokens` and `distribution` only where the request asked for them."""
+        return self.model_dump(exclude={name for name in ("tokens", "distribution") if getattr(self, name) is None})
 
 
 def accepts(max_candidates: int) -> dict[str, str]:
