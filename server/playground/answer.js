@@ -1,16 +1,21 @@
 /** An answer, token by token: coloured by KL or by value, and chosen by mouse or arrow keys. */
 
 import { chance, inText, short } from "./format.js";
-import { html, useEffect, useRef } from "./ui.js";
+import { figure, html, useLayoutEffect, useMemo, useRef } from "./ui.js";
 
 const MOST_KL = 2; // nats: what is more has the same colour
 
-/** From 0 to 1: how strong a step's colour is; null where it has none. */
-export function heat(step, colour, range) {
-  if (!step.guided) return null;
-  if (colour === "kl") return Math.sqrt(Math.min(step.kl, MOST_KL) / MOST_KL);
-  return Math.min(Math.max((step.value - range[0]) / (range[1] - range[0]), 0), 1);
+const STRONGEST = 0.55; // how far a colour covers what is behind the text
+
+/** The colour behind a token; none where the critic was not asked. */
+export function shade(step, colour, range) {
+  if (!step.guided) return "";
+  if (colour === "kl") return tint("guided", Math.sqrt(Math.min(step.kl, MOST_KL) / MOST_KL));
+  const place = Math.min(Math.max((step.value - range[0]) / (range[1] - range[0]), 0), 1);
+  return place < 0.5 ? tint("low", 1 - 2 * place) : tint("high", 2 * place - 1);
 }
+
+const tint = (name, strength) => `rgb(var(--${name}) / ${(strength * STRONGEST).toFixed(2)})`;
 
 /** What the colours mean, with units. */
 export function Legend({ colour, range }) {
@@ -40,12 +45,31 @@ export function Legend({ colour, range }) {
  */
 export function Tokens({ id, label, path, steps, text, colour, range, selected, onSelect }) {
   const ref = useRef(null);
-  useEffect(() => {
-    if (ref.current?.contains(document.activeElement)) {
-      ref.current.querySelector('[aria-selected="true"]')?.scrollIntoView({ block: "nearest" });
-    }
-  }, [selected]);
-  if (!path) return html`<p class="text" aria-live="off">${text || "…"}</p>`;
+  const marked = useRef({ shades: [], option: null });
+  // Colours change with every move of a slider: they are put on tokens directly, and only where they differ.
+  const options = useMemo(() => {
+    marked.current = { shades: [], option: null };
+    return path?.map(
+      (token, i) => html`<span id=${`${id}-${i}`} data-i=${i} role="option" class=${token.forced ? "forced" : ""}>
+        ${inText(token.text) || "·"}
+      </span>`,
+    );
+  }, [path]);
+  useLayoutEffect(() => {
+    const { shades } = marked.current;
+    steps?.forEach((step, i) => {
+      const now = shade(step, colour, range);
+      if (shades[i] !== now) ref.current.children[i].style.backgroundColor = shades[i] = now;
+    });
+  }, [steps, colour, range[0], range[1]]);
+  useLayoutEffect(() => {
+    if (!path) return;
+    marked.current.option?.removeAttribute("aria-selected");
+    const option = (marked.current.option = ref.current.children[selected]);
+    option.setAttribute("aria-selected", "true");
+    if (document.activeElement === ref.current) option.scrollIntoView({ block: "nearest" });
+  }, [path, selected]);
+  if (!path) return html`<p class="text">${text || "…"}</p>`;
   const moved = (event) => {
     const at = { ArrowRight: selected + 1, ArrowLeft: selected - 1, Home: 0, End: path.length - 1 }[event.key];
     if (at === undefined) return;
@@ -58,26 +82,15 @@ export function Tokens({ id, label, path, steps, text, colour, range, selected, 
   };
   return html`<div
     ref=${ref}
-    class=${`text ${colour}`}
+    class="text"
     role="listbox"
     tabindex="0"
     aria-label=${`${label}, token by token`}
-    aria-activedescendant=${selected === null ? undefined : `${id}-${selected}`}
+    aria-activedescendant=${`${id}-${selected}`}
     onKeyDown=${moved}
     onClick=${clicked}
   >
-    ${path.map((token, i) => {
-      const t = heat(steps[i], colour, range);
-      return html`<span
-        id=${`${id}-${i}`}
-        data-i=${i}
-        role="option"
-        aria-selected=${i === selected}
-        class=${`${t === null ? "plain" : "warm"}${token.forced ? " forced" : ""}${token.text === "" ? " part" : ""}`}
-        style=${t === null ? undefined : { "--t": t.toFixed(3) }}
-        >${inText(token.text) || "·"}</span
-      >`;
-    })}
+    ${options}
   </div>`;
 }
 
@@ -85,11 +98,12 @@ export function Tokens({ id, label, path, steps, text, colour, range, selected, 
 export function Figures({ path, steps, reward, guided }) {
   if (!path) return null;
   const total = (values) => values.reduce((a, b) => a + b, 0);
+  const kl = total(steps.map((step) => step.kl));
   const first = steps.find((step) => step.value !== null);
   const figures = [
     reward === null ? null : html`<b class=${reward ? "right" : "wrong"}>${reward ? "✓ right" : "✗ wrong"}</b>`,
-    html`${guided ? "KL" : "KL if guided"} <b>${short(total(steps.map((step) => step.kl)))}</b> nats`,
-    first && html`value at first <b>${short(first.value)}</b>`,
+    html`${guided ? "KL" : "KL if guided"} ${figure(kl, short(kl))} nats`,
+    first && html`value at first ${figure(first.value, short(first.value))}`,
     html`drawn by the model alone <b>${chance(total(path.map((token) => token.ref_logprob)))}</b>, guided
       <b> ${chance(total(steps.map((step) => step.logprob)))}</b>`,
   ];

@@ -247,14 +247,29 @@ function App() {
   };
   const range = looked?.range ?? UNIT;
 
+  // What the what-if settings do not change is not drawn again while they move.
+  const [keyWanted, wrong] = [failed?.status === 401, failed?.param ?? null];
+  const header = useMemo(() => html`<${Header} server=${server} onKey=${connect} keyWanted=${keyWanted} />`, [server, keyWanted]);
+  const form = useMemo(
+    () => html`<${Form} settings=${settings} server=${server} busy=${busy} wrong=${wrong} onChange=${change}
+      onSend=${() => send()} onStop=${stop} />`,
+    [settings, server, busy, wrong],
+  );
+  const tree = useMemo(
+    () => html`<${Tree} runs=${runs} taskFor=${taskFor} shown=${shown} beside=${beside} onShow=${setShown}
+      onBeside=${(where) => setBeside((before) => (JSON.stringify(before) === JSON.stringify(where) ? null : where))} />`,
+    [runs, shown, beside],
+  );
+  const curve = useMemo(
+    () => server && settings.critic && html`<${Curve} settings=${settings} range=${range} onError=${setProblem} />`,
+    [settings, server, range[0], range[1]],
+  );
+
   return html`
     <a class="skip" href="#answers">To the answers</a>
-    <${Header} server=${server} onKey=${connect} keyWanted=${failed?.status === 401} />
+    ${header}
     <div class="page">
-      <aside aria-label="Request">
-        <${Form} settings=${settings} server=${server} busy=${busy} wrong=${failed?.param ?? null}
-          onChange=${change} onSend=${() => send()} onStop=${stop} />
-      </aside>
+      <aside aria-label="Request">${form}</aside>
       <main id="answers" tabindex="-1">
         ${problem && html`<p class="error" role="alert">${problem.message}
           <button class="small" onClick=${connect}>Try again</button></p>`}
@@ -285,10 +300,9 @@ function App() {
               onBranch=${(tokenId, text) => send({ ...looked.where, run: looked.run, at: place, tokenId, text })} />
           </section>`}
           ${looked?.path && html`<${PathChance} answer=${looked} settings=${whatIf} upTo=${place} onUpTo=${select(focused)} />`}
-          <${Tree} runs=${runs} taskFor=${taskFor} shown=${shown} beside=${beside} onShow=${setShown}
-            onBeside=${(where) => setBeside((before) => (JSON.stringify(before) === JSON.stringify(where) ? null : where))} />
+          ${tree}
         `}
-        ${server && settings.critic && html`<${Curve} settings=${settings} range=${range} onError=${setProblem} />`}
+        ${curve}
         ${main && html`<${Terms} />`}
       </main>
     </div>

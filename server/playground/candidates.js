@@ -1,7 +1,7 @@
 /** What could have stood in a token's place: the candidates of a step, with and without guidance. */
 
 import { named, percent, short } from "./format.js";
-import { html } from "./ui.js";
+import { figure, html } from "./ui.js";
 import { expectedReward } from "./weighting.js";
 
 function Bars({ reference, guided }) {
@@ -37,8 +37,8 @@ export function Candidates({ token, step, place, distribution, onBranch }) {
   return html`<div>
     ${heading}
     <ul class="figures">
-      <li>KL <b>${short(step.kl)}</b> nats</li>
-      <li>value <b>${short(step.value)}</b></li>
+      <li>KL ${figure(step.kl, short(step.kl))} nats</li>
+      <li>value ${figure(step.value, short(step.value))}</li>
       ${step.strength < 1 && html`<li>held back by the budget to <b>${percent(step.strength)}</b> of its strength</li>`}
     </ul>
     ${drawn < 0 &&
@@ -52,10 +52,10 @@ export function Candidates({ token, step, place, distribution, onBranch }) {
         <thead>
           <tr>
             <th scope="col">Token</th>
-            <th scope="col"><span class="key reference"></span> the model, <span class="key guided"></span> guided</th>
+            <th scope="col"><span class="key reference"></span><span class="roomy"> the model,</span> <span class="key guided"></span><span class="roomy"> guided</span></th>
             <th scope="col" class="number">model</th>
             <th scope="col" class="number">guided</th>
-            <th scope="col" class="number">reward expected</th>
+            <th scope="col" class="number">reward<span class="roomy"> expected</span></th>
             <th scope="col"><span class="unseen">Branch</span></th>
           </tr>
         </thead>
@@ -64,14 +64,14 @@ export function Candidates({ token, step, place, distribution, onBranch }) {
             const reference = Math.exp(logRefs[i]);
             const now = Math.exp(logRefs[i] + guided.logRatios[i]);
             return html`<tr class=${i === drawn ? "drawn" : ""}>
-              <th scope="row"><code>${named(texts[i])}</code>${i === drawn && html` <small>in the answer</small>`}</th>
+              <th scope="row"><code>${named(texts[i])}</code>${i === drawn && html` <small class="roomy">in the answer</small>`}</th>
               <td><${Bars} reference=${reference} guided=${now} /></td>
-              <td class="number">${percent(reference)}</td>
-              <td class="number">${percent(now)}</td>
+              <td class="number">${figure(reference, percent(reference))}</td>
+              <td class="number">${figure(now, percent(now))}</td>
               <td class="number">${short(expectedReward(distribution, outputs[i]))}</td>
               <td>
                 <button class="small" aria-label=${`Go on from ${named(texts[i])}`} onClick=${() => onBranch(id, texts[i])}>
-                  Go on from here
+                  Go on<span class="roomy"> from here</span>
                 </button>
               </td>
             </tr>`;

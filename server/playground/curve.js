@@ -19,7 +19,7 @@ async function sampled(settings, eta, seed, signal) {
   if (task) body.guidance.detail = "summary";
   const { choices } = await json(path, body, signal);
   return choices.map(({ text, guidance }) => ({
-    kl: guidance.kl,
+    kl: eta === null ? 0 : guidance.kl,
     reward: task ? task.reward(text) : expectedAtEnd(guidance),
   }));
 }

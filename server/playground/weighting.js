@@ -90,21 +90,33 @@ export function guide(candidates, distribution, settings, budget = Infinity) {
   const [low, high] = distribution.reward_range;
   const { logMass, tailLogMass } = factsOf(candidates, distribution);
   const logRatios = relativeTilts(candidates, distribution, settings);
-  const tilted = logSumExp(logRatios.map((tilt, i) => logRefs[i] + tilt));
+  const count = logRatios.length;
+  let most = -Infinity;
+  for (let i = 0; i < count; i++) most = Math.max(most, logRefs[i] + logRatios[i]);
+  const weights = new Float64Array(count); // ref · exp(A), up to a factor
+  let total = 0;
+  for (let i = 0; i < count; i++) total += weights[i] = Math.exp(logRefs[i] + logRatios[i] - most);
+  const tilted = most + Math.log(total);
   const tailTilt = { floor: (low - high) / eta, keep: tilted - logMass, drop: -Infinity }[tail];
   const logNorm = logAddExp(tilted, tailLogMass + tailTilt);
-  for (let i = 0; i < logRatios.length; i++) logRatios[i] -= logNorm;
+  const scale = Math.exp(most - logNorm);
   const tailLogRatio = tailTilt - logNorm;
-  const kl = divergence(logRefs, logRatios, tailLogMass, tailLogRatio);
+  let kl = weighted(Math.exp(tailLogMass + tailLogRatio), tailLogRatio);
+  for (let i = 0; i < count; i++) {
+    logRatios[i] -= logNorm;
+    kl += weights[i] * scale * logRatios[i];
+  }
+  kl = Math.max(kl, 0);
   const whole = { logRatios, tailLogRatio, tailLogMass, kl, value: high + eta * logNorm, strength: 1 };
   return kl > budget ? within(budget, logRefs, whole) : whole;
 }
 
+const weighted = (probability, logRatio) => (probability > 0 ? probability * logRatio : 0);
+
 function divergence(logRefs, logRatios, tailLogMass, tailLogRatio) {
-  let kl = 0;
+  let kl = weighted(Math.exp(tailLogMass + tailLogRatio), tailLogRatio);
   for (let i = 0; i < logRatios.length; i++) kl += Math.exp(logRefs[i] + logRatios[i]) * logRatios[i];
-  const ofTail = Math.exp(tailLogMass + tailLogRatio);
-  return Math.max(ofTail > 0 ? kl + ofTail * tailLogRatio : kl, 0);
+  return Math.max(kl, 0);
 }
 
 /** The policy `ref · (pi / ref)^a` of the largest `a` whose KL is within the budget. */
