@@ -29,11 +29,13 @@ export function Legend({ colour, range }) {
       <div class=${`ramp ${colour}`}></div>
       ${marks.map(([t, text]) => html`<span class="mark" style=${{ left: `${t * 100}%` }}>${text}</span>`)}
     </div>
-    <span>${
-      colour === "kl"
-        ? "Strong: guidance has changed this choice much."
-        : "Orange: the critic expects little from here on. Blue: much."
-    }</span>
+    <span
+      >${
+        colour === "kl"
+          ? "Strong: guidance has changed this choice much."
+          : "Orange: the critic expects little from here on. Blue: much."
+      }</span
+    >
   </div>`;
 }
 
@@ -50,9 +52,10 @@ export function Tokens({ id, label, path, steps, text, colour, range, selected, 
   const options = useMemo(() => {
     marked.current = { shades: [], option: null };
     return path?.map(
-      (token, i) => html`<span id=${`${id}-${i}`} data-i=${i} role="option" class=${token.forced ? "forced" : ""}>
-        ${inText(token.text) || "·"}
-      </span>`,
+      (token, i) =>
+        html`<span id=${`${id}-${i}`} data-i=${i} role="option" class=${token.forced ? "forced" : ""}>
+          ${inText(token.text) || "·"}
+        </span>`,
     );
   }, [path]);
   useLayoutEffect(() => {
@@ -103,9 +106,9 @@ export function Figures({ path, steps, reward, guided }) {
   const figures = [
     reward === null ? null : html`<b class=${reward ? "right" : "wrong"}>${reward ? "✓ right" : "✗ wrong"}</b>`,
     html`${guided ? "KL" : "KL if guided"} ${figure(kl, short(kl))} nats`,
-    first && html`value at first ${figure(first.value, short(first.value))}`,
-    html`drawn by the model alone <b>${chance(total(path.map((token) => token.ref_logprob)))}</b>, guided
-      <b> ${chance(total(steps.map((step) => step.logprob)))}</b>`,
+    first && html`value at the start ${figure(first.value, short(first.value))}`,
+    html`chance of just this text: <b>${chance(total(path.map((token) => token.ref_logprob)))}</b> by itself,
+      <b> ${chance(total(steps.map((step) => step.logprob)))}</b> guided`,
   ];
   return html`<ul class="figures">
     ${figures.filter(Boolean).map((figure) => html`<li>${figure}</li>`)}

@@ -24,9 +24,11 @@ export function Candidates({ token, step, place, distribution, onBranch }) {
       ${heading}
       <p>
         Drawn with a probability of ${percent(Math.exp(token.ref_logprob))}.
-        ${distribution
-          ? " The critic was not asked here: no second token was likely enough (min. probability), so there was nothing to choose."
-          : " This answer was not guided."}
+        ${
+          distribution
+            ? " The critic was not asked: no second token was as likely as “Min. probability”."
+            : " This answer was not guided."
+        }
       </p>
     </div>`;
   }
@@ -41,18 +43,23 @@ export function Candidates({ token, step, place, distribution, onBranch }) {
       <li>value ${figure(step.value, short(step.value))}</li>
       ${step.strength < 1 && html`<li>held back by the budget to <b>${percent(step.strength)}</b> of its strength</li>`}
     </ul>
-    ${drawn < 0 &&
-    html`<p>
-      This token is none of the candidates. It came from the tail, all other tokens together, of which the critic is not
-      asked. It had ${percent(Math.exp(token.ref_logprob))} with the model alone and ${percent(Math.exp(step.logprob))}
-      ${" "}guided.
-    </p>`}
+    ${
+      drawn < 0 &&
+      html`<p>
+        This token is none of the candidates. It came from the tail, all other tokens together, of which the critic is
+        not asked. It had ${percent(Math.exp(token.ref_logprob))} with the model alone and
+        ${percent(Math.exp(step.logprob))} ${" "}guided.
+      </p>`
+    }
     <div class="scrolled" tabindex="0" role="region" aria-label="Candidates">
       <table>
         <thead>
           <tr>
             <th scope="col">Token</th>
-            <th scope="col"><span class="key reference"></span><span class="roomy"> the model,</span> <span class="key guided"></span><span class="roomy"> guided</span></th>
+            <th scope="col">
+              <span class="key reference"></span><span class="roomy"> the model,</span> <span class="key guided"></span
+              ><span class="roomy"> guided</span>
+            </th>
             <th scope="col" class="number">model</th>
             <th scope="col" class="number">guided</th>
             <th scope="col" class="number">reward<span class="roomy"> expected</span></th>
@@ -64,13 +71,19 @@ export function Candidates({ token, step, place, distribution, onBranch }) {
             const reference = Math.exp(logRefs[i]);
             const now = Math.exp(logRefs[i] + guided.logRatios[i]);
             return html`<tr class=${i === drawn ? "drawn" : ""}>
-              <th scope="row"><code>${named(texts[i])}</code>${i === drawn && html` <small class="roomy">in the answer</small>`}</th>
+              <th scope="row">
+                <code>${named(texts[i])}</code>${i === drawn && html` <small class="roomy">in the answer</small>`}
+              </th>
               <td><${Bars} reference=${reference} guided=${now} /></td>
               <td class="number">${figure(reference, percent(reference))}</td>
               <td class="number">${figure(now, percent(now))}</td>
               <td class="number">${short(expectedReward(distribution, outputs[i]))}</td>
               <td>
-                <button class="small" aria-label=${`Go on from ${named(texts[i])}`} onClick=${() => onBranch(id, texts[i])}>
+                <button
+                  class="small"
+                  aria-label=${`Go on from ${named(texts[i])}`}
+                  onClick=${() => onBranch(id, texts[i])}
+                >
                   Go on<span class="roomy"> from here</span>
                 </button>
               </td>

@@ -19,6 +19,9 @@ export function ticks(low, high) {
 
 const line = (points) => points.map(([x, y], i) => `${i ? "L" : "M"}${x.toFixed(1)},${y.toFixed(1)}`).join("");
 
+const upright = (kind, x, y1, y2) => html`<line class=${kind} x1=${x} x2=${x} y1=${y1} y2=${y2} />`;
+const level = (kind, y, x1, x2) => html`<line class=${kind} x1=${x1} x2=${x2} y1=${y} y2=${y} />`;
+
 function Frame({ width, height, bottom, x, y, xTicks, yTicks, xLabel, yLabel, label, children, onClick }) {
   return html`<svg
     width=${width}
@@ -29,10 +32,11 @@ function Frame({ width, height, bottom, x, y, xTicks, yTicks, xLabel, yLabel, la
     onClick=${onClick}
   >
     ${yTicks.map(
-      (at) => html`<g class="grid">
-        <line x1=${LEFT} x2=${width - RIGHT} y1=${y(at)} y2=${y(at)} />
-        <text x=${LEFT - 6} y=${y(at) + 4} text-anchor="end">${short(at)}</text>
-      </g>`,
+      (at) =>
+        html`<g class="grid">
+          <line x1=${LEFT} x2=${width - RIGHT} y1=${y(at)} y2=${y(at)} />
+          <text x=${LEFT - 6} y=${y(at) + 4} text-anchor="end">${short(at)}</text>
+        </g>`,
     )}
     ${xTicks.map(
       ([at, text]) => html`<text class="tick" x=${x(at)} y=${height - bottom + 16} text-anchor="middle">${text}</text>`,
@@ -69,9 +73,15 @@ export function TokenLines({ series, range, selected, onSelect, yLabel, height =
     return known.length ? `${name}: from ${short(known[0])} to ${short(known.at(-1))}` : `${name}: none`;
   });
   return html`<div ref=${ref} class="chart">
-    <${Frame} ...${{ width, height, bottom, x, y, yLabel }} xLabel="token" label=${told.join("; ")} onClick=${clicked}
-      yTicks=${ticks(low, high)} xTicks=${every.map((at) => [at, at + 1])}>
-      ${selected !== null && html`<line class="marker" x1=${x(selected)} x2=${x(selected)} y1=${TOP} y2=${height - bottom} />`}
+    <${Frame}
+      ...${{ width, height, bottom, x, y, yLabel }}
+      xLabel="token"
+      label=${told.join("; ")}
+      onClick=${clicked}
+      yTicks=${ticks(low, high)}
+      xTicks=${every.map((at) => [at, at + 1])}
+    >
+      ${selected !== null && upright("marker", x(selected), TOP, height - bottom)}
       ${series.map(({ values, kind }) => {
         const points = values.flatMap((value, i) => (value === null ? [] : [[x(i), y(value)]]));
         return html`<g class=${kind}>
@@ -102,8 +112,12 @@ export function EtaLine({ points, base, marked, yLabel, label, height = 150 }) {
   const at = Math.min(Math.max(marked, 10 ** first), 10 ** end);
   const tens = [0.01, 0.1, 1, 10].filter((eta) => eta >= 10 ** first * 0.99 && eta <= 10 ** end * 1.01);
   return html`<div ref=${ref} class="chart">
-    <${Frame} ...${{ width, height, bottom, x, y, yLabel, label }} xLabel="eta" yTicks=${ticks(low, high)}
-      xTicks=${tens.map((eta) => [eta, String(eta)])}>
+    <${Frame}
+      ...${{ width, height, bottom, x, y, yLabel, label }}
+      xLabel="eta"
+      yTicks=${ticks(low, high)}
+      xTicks=${tens.map((eta) => [eta, String(eta)])}
+    >
       <line class="base" x1=${LEFT} x2=${width - RIGHT} y1=${y(base)} y2=${y(base)} />
       <line class="marker" x1=${x(at)} x2=${x(at)} y1=${TOP} y2=${height - bottom} />
       <g class="guided"><path class="line" d=${line(points.map(([eta, value]) => [x(eta), y(value)]))} /></g>
@@ -126,16 +140,21 @@ export function Points({ points, range, xLabel, yLabel, label, height = 260 }) {
   const y = (v) => TOP + 8 + (1 - (v - low) / (high - low || 1)) * (height - TOP - 8 - bottom);
   const joined = [...points].sort((a, b) => a.x - b.x).map((point) => [x(point.x), y(point.y)]);
   return html`<div ref=${ref} class="chart">
-    <${Frame} ...${{ width, height, bottom, x, y, xLabel, yLabel, label }} yTicks=${ticks(low, high)}
-      xTicks=${ticks(0, most).map((at) => [at, short(at)])}>
+    <${Frame}
+      ...${{ width, height, bottom, x, y, xLabel, yLabel, label }}
+      yTicks=${ticks(low, high)}
+      xTicks=${ticks(0, most).map((at) => [at, short(at)])}
+    >
       <g class="guided"><path class="line faint" d=${line(joined)} /></g>
       ${points.map((point) => {
         const [cx, cy] = [x(point.x), y(point.y)];
         return html`<g class="guided">
-          ${point.dy && html`<line class="error" x1=${cx} x2=${cx} y1=${y(point.y - point.dy)} y2=${y(point.y + point.dy)} />`}
-          ${point.dx && html`<line class="error" x1=${x(point.x - point.dx)} x2=${x(point.x + point.dx)} y1=${cy} y2=${cy} />`}
+          ${point.dy && upright("error", cx, y(point.y - point.dy), y(point.y + point.dy))}
+          ${point.dx && level("error", cy, x(point.x - point.dx), x(point.x + point.dx))}
           <circle cx=${cx} cy=${cy} r="4.5" />
-          <text x=${cx + 8} y=${cy - 7}>${point.name}</text>
+          <text x=${cx > width - 90 ? cx - 8 : cx + 8} y=${cy - 7} text-anchor=${cx > width - 90 ? "end" : "start"}
+            >${point.name}</text
+          >
         </g>`;
       })}
     <//>

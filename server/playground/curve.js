@@ -67,35 +67,64 @@ export function Curve({ settings, range, onError }) {
     const rewards = list.map(({ reward }) => reward).filter((reward) => reward !== null);
     if (!rewards.length) return [];
     const name = ETAS[i] === null ? "not guided" : `eta ${ETAS[i]}`;
-    return [{ x: mean(kls), y: mean(rewards), dx: standardError(kls), dy: standardError(rewards), n: list.length, name }];
+    return [
+      { x: mean(kls), y: mean(rewards), dx: standardError(kls), dy: standardError(rewards), n: list.length, name },
+    ];
   });
   return html`<section aria-labelledby="curve-title" class="card">
     <h2 id="curve-title">What does guidance buy?</h2>
     <p class="hint">
       Samples this prompt anew under ${ETAS.length} strengths. To the right: further from the model (KL). Up:
-      ${task ? ` more answers for which ${task.name}` : " more reward, as far as the critic can tell"}. Bars are one standard error.
+      ${task ? ` more answers for which ${task.name}` : " more reward, as far as the critic can tell"}. Bars are one
+      standard error.
     </p>
     <div class="row">
-      <label class="field inline"><span>Answers for each eta</span>
-        <input type="number" min=${AT_ONCE} max="200" step=${AT_ONCE} value=${wanted}
-          onInput=${(event) => Number(event.target.value) >= 1 && setWanted(Number(event.target.value))} />
+      <label class="field inline"
+        ><span>Answers for each eta</span>
+        <input
+          type="number"
+          min=${AT_ONCE}
+          max="200"
+          step=${AT_ONCE}
+          value=${wanted}
+          onInput=${(event) => Number(event.target.value) >= 1 && setWanted(Number(event.target.value))}
+        />
       </label>
       <button disabled=${running || !settings.critic} onClick=${begin}>Draw the curve</button>
       <button disabled=${!running} onClick=${() => stop.current.abort()}>Stop</button>
     </div>
-    ${points.length > 0 &&
-    html`<${Points} points=${points} range=${task ? [0, 1] : range} xLabel="KL, nats per answer" yLabel=${measured}
-        label=${points.map(({ name, x, y }) => `${name}: ${measured.toLowerCase()} ${short(y)} at a KL of ${short(x)}`).join("; ")} />
-      <div class="scrolled" tabindex="0" role="region" aria-label="The curve's numbers">
-        <table>
-          <thead><tr><th scope="col">Strength</th><th scope="col" class="number">${measured}</th>
-            <th scope="col" class="number">KL, nats</th><th scope="col" class="number">answers</th></tr></thead>
-          <tbody>${points.map(
-            ({ name, x, y, dx, dy, n }) => html`<tr><th scope="row">${name}</th>
-              <td class="number">${short(y)}${dy !== null && ` ± ${short(dy)}`}</td>
-              <td class="number">${short(x)}${dx !== null && ` ± ${short(dx)}`}</td><td class="number">${n}</td></tr>`,
-          )}</tbody>
-        </table>
-      </div>`}
+    ${
+      points.length > 0 &&
+      html`<${Points}
+          points=${points}
+          range=${task ? [0, 1] : range}
+          xLabel="KL, nats per answer"
+          yLabel=${measured}
+          label=${points.map(({ name, x, y }) => `${name}: ${short(y)} at a KL of ${short(x)}`).join("; ")}
+        />
+        <div class="scrolled" tabindex="0" role="region" aria-label="The curve's numbers">
+          <table>
+            <thead>
+              <tr>
+                <th scope="col">Strength</th>
+                <th scope="col" class="number">${measured}</th>
+                <th scope="col" class="number">KL, nats</th>
+                <th scope="col" class="number">answers</th>
+              </tr>
+            </thead>
+            <tbody>
+              ${points.map(
+                ({ name, x, y, dx, dy, n }) =>
+                  html`<tr>
+                    <th scope="row">${name}</th>
+                    <td class="number">${short(y)}${dy !== null && ` ± ${short(dy)}`}</td>
+                    <td class="number">${short(x)}${dx !== null && ` ± ${short(dx)}`}</td>
+                    <td class="number">${n}</td>
+                  </tr>`,
+              )}
+            </tbody>
+          </table>
+        </div>`
+    }
   </section>`;
 }

@@ -13,10 +13,14 @@ export function short(x) {
   const size = Math.abs(x);
   if (size >= 100) return x.toFixed(0);
   if (size >= 10) return x.toFixed(1);
-  return size === 0 || size >= 0.01 ? x.toFixed(2) : x.toExponential(0);
+  return size < 1e-9 || size >= 0.01 ? x.toFixed(2) : x.toExponential(0);
 }
 
-const COMPACT = new Intl.NumberFormat("en", { notation: "compact", compactDisplay: "long", maximumSignificantDigits: 2 });
+const COMPACT = new Intl.NumberFormat("en", {
+  notation: "compact",
+  compactDisplay: "long",
+  maximumSignificantDigits: 2,
+});
 
 /** A probability from its logarithm, however small: 1 in 4 thousand, or 1 in 10^18. */
 export function chance(logProbability) {

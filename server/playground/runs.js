@@ -105,7 +105,7 @@ function prefixOf({ run, side, choice, at, tokenId, text }) {
   return [...path.slice(0, at), forced];
 }
 
-/** The tokens of an answer from the end of the prompt on, those before its branch included; null while it is sampled. */
+/** The tokens of an answer from the end of the prompt on, those before its branch too; null while it is sampled. */
 export function pathOf(run, side, choice) {
   const tokens = run[side]?.choices[choice]?.guidance?.tokens;
   return tokens ? [...run.prefix, ...tokens] : null;
@@ -145,7 +145,8 @@ async function sample(run, side, dispatch, signal) {
   const [path, body] = requestOf({ ...run.settings, kl_total: left(run) }, side, ids, room);
   try {
     for await (const chunk of stream(path, body, signal)) {
-      const promptIds = chunk.prompt_token_ids ?? chunk.choices?.find((choice) => choice.prompt_token_ids)?.prompt_token_ids;
+      const promptIds =
+        chunk.prompt_token_ids ?? chunk.choices?.find((choice) => choice.prompt_token_ids)?.prompt_token_ids;
       if (promptIds) dispatch({ type: "prompt", id: run.id, ids: promptIds });
       for (const choice of chunk.choices ?? []) {
         const text = choice.text ?? choice.delta?.content ?? "";

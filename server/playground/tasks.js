@@ -1,6 +1,7 @@
 /** Examples to begin with, and tasks whose reward is known from the prompt: a sum, and a path through a graph. */
 
-const SHOTS = [[1, 5, 3], [7, 8, 6], [4, 2, 9], [9, 9, 3], [2, 6, 1], [5, 7, 8], [8, 3, 4], [6, 4, 7]]; // prettier-ignore
+// prettier-ignore
+const SHOTS = [[1, 5, 3], [7, 8, 6], [4, 2, 9], [9, 9, 3], [2, 6, 1], [5, 7, 8], [8, 3, 4], [6, 4, 7]];
 
 const question = ([a, b, c]) => `Question: What is ${a} + ${b} + ${c}?\nAnswer:`;
 const solved = ([a, b, c]) => `${a} + ${b} = ${a + b}. ${a + b} + ${c} = ${a + b + c}. The answer is ${a + b + c}.`;

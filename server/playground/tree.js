@@ -16,7 +16,8 @@ function Answer({ run, side, choice, task, shown, beside, onShow, onBeside }) {
     <div class="branch">
       <button class="link" aria-current=${same(shown, where) ? "true" : undefined} onClick=${() => onShow(where)}>
         ${reward !== null && html`<b class=${reward ? "right" : "wrong"}>${reward ? "✓" : "✗"}</b> `}
-        <small>${name}${guidance && side === "guided" && `, KL ${short(guidance.kl)}`}</small> ${named(text.slice(0, 60)) || "…"}
+        <small>${name}${guidance && side === "guided" && `, KL ${short(guidance.kl)}`}</small>
+        ${" "}${text ? named(text.slice(0, 60)) : "…"}
       </button>
       <button class="small" aria-pressed=${same(beside, where)} onClick=${() => onBeside(where)}>Beside</button>
     </div>
@@ -32,8 +33,12 @@ function Run({ run, runs, level, ...rest }) {
   return html`<li>
     <span>${title}</span>
     <ul>
+      ${run.guided.error && html`<li><small>${run.guided.error.message}</small></li>`}
       ${sides.flatMap((side) =>
-        run[side].choices.map((_, choice) => html`<${Answer} ...${rest} run=${run} side=${side} choice=${choice} />`),
+        run[side].choices.map(
+          (choice, i) =>
+            (choice.text || !run[side].error) && html`<${Answer} ...${rest} run=${run} side=${side} choice=${i} />`,
+        ),
       )}
       ${branches.map((branch) => html`<${Run} ...${rest} run=${branch} runs=${runs} level=${level + 1} />`)}
     </ul>
@@ -44,11 +49,13 @@ export function Tree({ runs, taskFor, ...rest }) {
   const roots = runs.filter((run) => !run.from || !runs.some((one) => one.id === run.from.run));
   return html`<section aria-labelledby="tree-title" class="card">
     <h2 id="tree-title">Answers and branches</h2>
-    <p class="hint">Choose an answer to show it. “Beside” puts one next to it. Branches stand under what they go on from.</p>
+    <p class="hint">
+      Choose an answer to show it. “Beside” puts one next to it. Branches stand under what they go on from.
+    </p>
     <ul class="tree">
-      ${[...roots].reverse().map(
-        (run) => html`<${Run} ...${rest} task=${taskFor(run)} run=${run} runs=${runs} level=${0} />`,
-      )}
+      ${[...roots]
+        .reverse()
+        .map((run) => html`<${Run} ...${rest} task=${taskFor(run)} run=${run} runs=${runs} level=${0} />`)}
     </ul>
   </section>`;
 }
