@@ -1,6 +1,6 @@
 /** An answer, token by token: coloured by KL or by value, and chosen by mouse or arrow keys. */
 
-import { chance, inText, short } from "./format.js";
+import { chance, inText, named, short } from "./format.js";
 import { figure, html, useLayoutEffect, useMemo, useRef } from "./ui.js";
 
 const MOST_KL = 2; // nats: what is more has the same colour
@@ -53,7 +53,13 @@ export function Tokens({ id, label, path, steps, text, colour, range, selected, 
     marked.current = { shades: [], option: null };
     return path?.map(
       (token, i) =>
-        html`<span id=${`${id}-${i}`} data-i=${i} role="option" class=${token.forced ? "forced" : ""}>
+        html`<span
+          id=${`${id}-${i}`}
+          data-i=${i}
+          role="option"
+          class=${token.forced ? "forced" : undefined}
+          aria-label=${token.text.trim() ? undefined : named(token.text)}
+        >
           ${inText(token.text) || "·"}
         </span>`,
     );

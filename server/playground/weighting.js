@@ -3,8 +3,8 @@
  *
  * It mirrors `qsharp_core/policy.py`, `returns.py` and `budget.py` in float64. Scores do not depend on eta, so eta,
  * method and tail can change without asking the server again. Log-probabilities and KL are in nats, values in units of
- * reward. A slider asks for some 10,000 candidates at each of its moves: hence loops, and what does not depend on eta is
- * kept.
+ * reward. A slider asks for some 10,000 candidates at each of its moves: hence loops, and what does not depend on eta
+ * is kept.
  */
 
 export function logSumExp(values) {
