@@ -78,17 +78,13 @@ def measured(page: Page, url: str, answer: bytes, tokens: int, rounds: int) -> d
     def replay(route: Route) -> None:
         route.fulfill(body=answer, content_type="text/event-stream")
 
-    page.goto(f"{url}/playground/")
-    page.get_by_role("button", name="Send").wait_for()
-    page.locator('aside [name="n"]').fill("1")
-    page.get_by_label("The model by itself beside it").uncheck()
     page.route("**/v1/completions", replay)
     drawn, frames = list[float](), list[float]()
     for _ in range(rounds):
-        page.reload()
+        page.goto(f"{url}/playground/")
+        page.locator("aside .primary:enabled").wait_for()
         page.locator('aside [name="n"]').fill("1")
         page.get_by_label("The model by itself beside it").uncheck()
-        page.locator("aside .primary:enabled").wait_for()
         drawn.append(page.evaluate(DRAWN, tokens - 1))
         page.wait_for_timeout(1000)  # the curve over etas is drawn when the rest is
         frames += page.evaluate(MOVED)
