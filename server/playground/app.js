@@ -135,7 +135,7 @@ function App() {
           server?.critics.length === 0 &&
           html`<p class="error" role="alert">No critic is loaded, so answers cannot be guided yet.</p>`
         }
-        ${!main && html`<${Terms} />`}
+        <${Terms} open=${!main} />
         ${
           main &&
           html`
@@ -215,7 +215,7 @@ function App() {
             ${tree}
           `
         }
-        ${curve} ${main && html`<${Terms} />`}
+        ${curve}
       </main>
     </div>
   `;

@@ -150,7 +150,7 @@ export function Form({ settings, server, busy, wrong, onChange, onSend, onStop }
       options=${critics.length ? critics : [["", "none is loaded"]]}
       invalid=${invalid("critic")}
     />
-    <details>
+    <details open=${wrong?.startsWith("guidance.") || undefined}>
       <summary>More about guidance</summary>
       <div class="grid">
         <${Choice}

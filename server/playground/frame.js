@@ -30,9 +30,12 @@ export function Header({ server, onKey, keyWanted }) {
   </header>`;
 }
 
-export function Terms() {
-  return html`<section class="card terms" aria-labelledby="terms-title">
-    <h2 id="terms-title">What you see</h2>
+/** What the words mean, in full until there is an answer to look at. */
+export function Terms({ open }) {
+  return html`<details class="card terms" open=${open}>
+    <summary>
+      <h2>What you see: critic, eta, KL and value</h2>
+    </summary>
     <dl>
       <dt>Critic</dt>
       <dd>
@@ -55,5 +58,5 @@ export function Terms() {
         good token is drawn.
       </dd>
     </dl>
-  </section>`;
+  </details>`;
 }
