@@ -10,7 +10,7 @@ from server.request.call import GuidedCall
 from server.request.schema import DistributionInfo, StepCandidates
 
 MOST_NUMBERS = 1_000_000  # of a response; as JSON some 20 bytes each
-CONTEXT = 8  # tokens of the prompt that the first token's text may depend on
+CONTEXT = 8  # tokens before one that its text may depend on
 HALF = "\ufffd"  # stands for a character that is not complete
 
 
@@ -69,16 +69,16 @@ class TokenTexts:
             token_ids: the text's.
         """
         ids = [*context[-CONTEXT:], *token_ids]
-        begun = len(ids) - len(token_ids)
-        start, shown = 0, begun  # the text from `shown` on is not yet added, and depends on tokens from `start` on
+        shown = len(ids) - len(token_ids)  # the text of the tokens before is there already
         pieces = []
-        for end in range(begun, len(ids)):
-            before, after = self._decoded(ids[start:shown]), self._decoded(ids[start : end + 1])
-            if after.endswith(HALF) and end + 1 < len(ids):
+        for end in range(shown + 1, len(ids) + 1):
+            start = max(0, shown - CONTEXT)
+            before, after = self._decoded(ids[start:shown]), self._decoded(ids[start:end])
+            if after.endswith(HALF) and end < len(ids):
                 pieces.append("")
                 continue
-            pieces.append(after[len(before) :])
-            start, shown = shown, end + 1
+            pieces.append(after[len(before.rstrip(HALF)) :])  # the context may end within a character
+            shown = end
         return pieces
 
     def singles(self, token_ids: Sequence[int]) -> list[str]:
