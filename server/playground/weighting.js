@@ -37,6 +37,9 @@ export function expectedReward(distribution, outputs) {
   return expected;
 }
 
+const POINTS = 32; // of a bracket
+const ROUNDS = 7; // brackets within brackets, the last of them 32^-7 = 3e-11 wide
+
 const kept = new WeakMap();
 
 /** What of a step does not depend on eta: log-probabilities of atoms, expectations, and the masses under ref. */
@@ -134,12 +137,18 @@ function within(budget, logRefs, whole) {
     return { ...whole, logRatios, tailLogRatio, kl, strength: a };
   };
   if (!(budget > 0)) return at(0);
+  // The engine's own brackets, so that what is left for later tokens is the same to the last digits.
   let low = 0;
-  let high = 1;
-  for (let i = 0; i < 48; i++) {
-    const middle = (low + high) / 2;
-    if (at(middle).kl <= budget) low = middle;
-    else high = middle;
+  let width = 1;
+  for (let round = 0; round < ROUNDS; round++) {
+    let [first, beyond] = [0, POINTS];
+    while (beyond - first > 1) {
+      const middle = (first + beyond) >> 1;
+      if (at(low + width * (middle / POINTS)).kl <= budget) first = middle;
+      else beyond = middle;
+    }
+    width /= POINTS;
+    low += width * first;
   }
   const made = at(low);
   return { ...made, kl: Math.min(made.kl, budget) };

@@ -74,7 +74,7 @@ def page(server: Server, open_page: Open) -> Page:
 
 def fill(page: Page, **fields: Any) -> None:
     """Fills in the request; names as the API has them."""
-    for details in page.locator("details:not([open]) summary").all():
+    for details in page.locator("aside details:not([open]) summary").all():
         details.click()
     for name, value in fields.items():
         control = page.locator(f'aside [name="{name}"], aside [name="guidance.{name}"]')
@@ -102,7 +102,7 @@ def send(page: Page, button: Locator | None = None) -> list[dict[str, Any]]:
 
 
 def finished(page: Page) -> None:
-    expect(page.get_by_role("button", name="Send")).to_be_enabled()
+    expect(page.get_by_role("button", name="Send")).to_be_enabled(timeout=60_000)
     expect(page.locator("#shown-0")).to_be_visible()
 
 
@@ -223,7 +223,7 @@ def tokens_of(server: Server, prompt: str) -> list[int]:
 
 def test_a_chat_message_is_answered(page: Page) -> None:
     fill(page, prompt="Hi", max_tokens=6, n=1, critic="fast@1", candidates=4, min_prob=0)
-    page.get_by_label("Chat message").check()
+    page.get_by_role("radio", name="Chat message").check()
     asked = send(page)
     assert [one["messages"] for one in asked] == [[{"role": "user", "content": "Hi"}]] * 2
     (branch,) = send(page, page.locator("td button").first)[:1]

@@ -95,8 +95,8 @@ def test_the_page_computes_what_the_engine_does(page: Page) -> None:
     got = page.evaluate(SCRIPT, [(FOLDER / "weighting.js").read_text(), [case for case, _ in cases]])
     clipped = 0
     for (case, wanted), numbers in zip(cases, got, strict=True):
-        # At eta 1e6 the value is a million times a logarithm, of which the last digit is 1e-16. The engine's strength
-        # is 3e-11 too small at most, and tilts are as large as 1 / eta.
+        # At eta 1e6 the value is a million times a logarithm, of which the last digit is 1e-16. A strength is rounded
+        # to 3e-11, in one case up and in the other down where they meet, and tilts are as large as 1 / eta.
         eta = case["settings"]["eta"]
         rounded = 1e-9 if wanted["strength"] == 1 else 1e-9 + 3e-10 / eta
         near = {"value": 1e-9 * max(1.0, eta), "strength": 1e-10, "kl": rounded, "logprob": rounded}
