@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from qsharp_core.answers import VOTES, Vote
 from qsharp_core.wire.guidance import METHODS
 from trainer.api.calling import run
 from trainer.api.reward import Verifiers, judge_of
@@ -17,8 +18,6 @@ from trainer.rollouts.client import ServerClient
 from trainer.rollouts.parameters import sampling_of
 from trainer.rollouts.retrying import Tell
 from trainer.tasks import registry
-from trainer.tasks.answers import VOTES
-from trainer.tasks.base import Vote
 from trainer.tasks.sources import Source, task_from
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from qsharp_core.answers import VOTES
 from qsharp_core.wire.guidance import METHODS
 from trainer.api.calling import by_flags
 from trainer.api.evaluate import evaluate
@@ -18,7 +19,6 @@ from trainer.commands.options import add_guidance_arguments, add_task_arguments,
 from trainer.evaluation.evaluate import PLOT, REPORT
 from trainer.evaluation.table import tables
 from trainer.rewards.verifiers import OWN
-from trainer.tasks.answers import VOTES
 from trainer.tasks.sources import task_of
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from tqdm import tqdm
 
+from qsharp_core.answers import Vote
 from trainer.evaluation.report import EvaluationReport, SettingReport
 from trainer.evaluation.settings import EvaluateError, Evaluation, Setting
 from trainer.evaluation.statistics import JudgedSample, summary
@@ -22,7 +23,7 @@ from trainer.rollouts.client import JSONObject, ServerClient
 from trainer.rollouts.collection import digest, seed_of
 from trainer.rollouts.concurrency import each
 from trainer.rollouts.journal import Journal
-from trainer.tasks.base import Problem, Vote, no_vote
+from trainer.tasks.base import Problem, no_vote
 
 SAMPLES, REPORT, PLOT = "samples.jsonl", "report.json", "report.png"
 
