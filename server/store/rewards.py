@@ -40,7 +40,8 @@ class Prediction(NamedTuple):
 
     Attributes:
         critic: `name@version`.
-        value: `V` at the first step at which the critic was asked, in units of reward; None if it never was.
+        value: `V` at the first step at which the critic was asked, in units of reward; None if it never was, and for
+            what a search has chosen, of which this is no prediction.
         kl: KL divergence from the reference in nats, summed over its tokens.
     """
 
@@ -152,12 +153,14 @@ def parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _known(connection: Connection, ids: Sequence[str]) -> dict[str, _Rewarded]:
-    columns = [rollouts.c[name] for name in ("id", "owner", "reward", *Prediction._fields)]
+    columns = [rollouts.c[name] for name in ("id", "owner", "reward", "guidance", *Prediction._fields)]
     query = select(*columns).order_by(rollouts.c.id).with_for_update()
     known: dict[str, _Rewarded] = {}
     for part in parts(ids):
-        for name, owner, reward, *fields in connection.execute(query.where(rollouts.c.id.in_(part))):
+        for name, owner, reward, guidance, *fields in connection.execute(query.where(rollouts.c.id.in_(part))):
             prediction = Prediction(*fields)
+            if isinstance(guidance, dict) and "search" in guidance:
+                prediction = prediction._replace(value=None)  # of a sample that was chosen it predicts nothing
             known[name] = _Rewarded(owner, reward, None if prediction.eta is None else prediction)
     for name, history in histories(connection, [name for name, one in known.items() if one.reward is not None]).items():
         known[name].history = history
