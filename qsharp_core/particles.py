@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 
-class Step(Protocol):
+class ReportedStep(Protocol):
     """What is known of one token.
 
     Attributes:
@@ -49,7 +49,7 @@ class PathWeight:
     asked: bool = False
     waiting: float = 0.0
 
-    def take(self, steps: Iterable[Step], eta: float) -> None:
+    def take(self, steps: Iterable[ReportedStep], eta: float) -> None:
         """Adds the path's next tokens."""
         for step in steps:
             if not math.isnan(step.value):
@@ -78,7 +78,7 @@ class Weights:
         self._log_norm = 0.0  # of the weights before the last resampling
         self.resamplings = 0
 
-    def take(self, particle: int, steps: Iterable[Step]) -> None:
+    def take(self, particle: int, steps: Iterable[ReportedStep]) -> None:
         """Adds a particle's next tokens."""
         self._paths[particle].take(steps, self._eta)
 

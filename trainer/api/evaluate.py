@@ -11,7 +11,8 @@ from trainer.evaluation.evaluate import PLOT
 from trainer.evaluation.evaluate import evaluate as sample_and_report
 from trainer.evaluation.plot import plot
 from trainer.evaluation.report import EvaluationReport
-from trainer.evaluation.settings import EvaluateError, Evaluation, Setting
+from trainer.evaluation.searches import search_of
+from trainer.evaluation.settings import EvaluateError, Evaluation, settings_of
 from trainer.rewards.verifiers import MEMORY_GIB, OWN, TIMEOUT, TaskRef
 from trainer.rollouts.address import default_key, default_url
 from trainer.rollouts.client import ServerClient
@@ -29,6 +30,9 @@ def evaluate(
     samples: int = 1,
     eta: float | Sequence[float] | None = None,
     method: str | Sequence[str] | None = None,
+    search: str | Sequence[str] | None = None,
+    kl_total: float | Sequence[float] | None = None,
+    kl_token: float | Sequence[float] | None = None,
     verifier: Verifiers | None = None,
     split: str = "held_out",
     limit: int | None = None,
@@ -65,6 +69,8 @@ def evaluate(
         samples: of each problem, under each setting.
         eta: one or several; None is the critic's own.
         method: `qsharp` (None), `cd`, or both.
+        search: one or several besides, as `best_of:n=8`; each sample is then the best of a search of its own.
+        kl_total, kl_token: one budget or several besides, in nats.
         verifier: see `reward`; None is the task's own reward.
         split: of the prompts.
         limit: only the first so many problems.
@@ -86,7 +92,13 @@ def evaluate(
     found_task, spec = task_from(prompts)
     ref = TaskRef(found_task, spec or task)
     judge = judge_of(verifier or OWN, workers, timeout, verifier_memory, tell)
-    wanted = [eta] if isinstance(eta, int | float) else list(eta or [])
+    wanted = _listed(eta)
+    searches = [search] if isinstance(search, str) else list(search or [])
+    try:
+        for one in searches:
+            search_of(one)
+    except ValueError as error:
+        raise EvaluateError(str(error)) from error
     methods = [method] if isinstance(method, str) else list(method or METHODS[:1])
     options = {"candidates": candidates, "min_prob": min_prob, "tail": tail}
 
@@ -109,7 +121,7 @@ def evaluate(
                 model=model or await client.model(),
                 samples=samples,
                 sampling=sampling_of(ref.task.sampling, temperature, top_p, top_k, max_tokens, stop),
-                settings=tuple(Setting(way, value) for way in dict.fromkeys(methods) for value in dict.fromkeys(etas)),
+                settings=settings_of(methods, etas, searches, _listed(kl_total), _listed(kl_token)),
                 critic=found["id"] if found else None,
                 guidance=tuple((name, value) for name, value in options.items() if value is not None),
                 scored=scores,
@@ -125,6 +137,10 @@ def evaluate(
     report = run(work())
     plot(Path(out) / PLOT, report)
     return report
+
+
+def _listed(numbers: float | Sequence[float] | None) -> list[float]:
+    return [numbers] if isinstance(numbers, int | float) else list(numbers or [])
 
 
 def _vote(name: str) -> Vote:

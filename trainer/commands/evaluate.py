@@ -2,6 +2,8 @@
 
     qsharp evaluate --task sums --eta 0.05 --eta 0.1 --method qsharp --method cd --samples 4 --out runs/evaluation
 
+With `--search` each sample is the best of a search of its own, and `tokens` counts those of all its samples.
+
 Writes `report.json`, `report.png` and `samples.jsonl`; the same command goes on where it was stopped.
 """
 
@@ -51,6 +53,20 @@ def _parser() -> argparse.ArgumentParser:
     group = add_guidance_arguments(parser)
     group.add_argument("--eta", type=float, action="append", help="may be repeated; default: the critic's own")
     group.add_argument("--method", choices=METHODS, action="append", help="may be repeated; default: qsharp")
+    group.add_argument(
+        "--search",
+        action="append",
+        metavar="KIND:FIELD=VALUE,…",
+        help="also with this search, as best_of:n=8,by=majority or particles:n=8,every=16; may be repeated",
+    )
+    for flag, spent in (("--kl-total", "a completion"), ("--kl-token", "a token")):
+        group.add_argument(
+            flag,
+            type=float,
+            action="append",
+            metavar="NATS",
+            help=f"also with this budget for {spent}; may be repeated",
+        )
     add_verifier_arguments(parser, [OWN])
     parser.add_argument(
         "--vote", help=f"what completions vote for: {', '.join(VOTES)} or module:function; default: the task's"

@@ -133,28 +133,35 @@ class _Run:
 
     def key(self, problem: Problem, setting: Setting) -> str:
         """Names the samples of a problem under a setting; their seed derives from it."""
-        return digest([self._identity, asdict(setting), problem.id, problem.request(), problem.answer, problem.data])[
-            :32
-        ]
+        asked = [problem.id, problem.request(), problem.answer, problem.data]
+        return digest([self._identity, setting.identity(), *asked])[:32]
 
     async def sample(self, problem: Problem, setting: Setting, key: str) -> list[SampleEntry]:
         """Samples a problem under a setting, judges the completions and has the critic score them."""
         evaluation = self._evaluation
         route, question = problem.request()
+        count = setting.samples or evaluation.samples
         body = {
             **question,
             **evaluation.sampling.fields(),
             "model": evaluation.model,
-            "n": setting.samples or evaluation.samples,
+            "n": count,
             "seed": seed_of(key),
             "eta": setting.eta,
             "return_token_ids": True,
         }
         if setting.eta is not None:
-            body["guidance"] = {"critic": evaluation.critic, "method": setting.method, **dict(evaluation.guidance)}
-        answer = await self._client.post(route, body)
-        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-        prompt = answer.get("prompt_token_ids") or choices[0].get("prompt_token_ids")
+            options = {"method": setting.method, **dict(evaluation.guidance), **setting.guidance()}
+            body["guidance"] = {"critic": evaluation.critic, **options}
+        # The choices of one search are its best ones, and no samples of what it returns.
+        apart = setting.search is not None
+        bodies = [{**body, "n": 1, "seed": seed_of(f"{key}/{i}")} for i in range(count)] if apart else [body]
+        choices: list[JSONObject] = []
+        for one in bodies:
+            answer = await self._client.post(route, one)
+            found = sorted(answer["choices"], key=lambda choice: choice["index"])
+            prompt = answer.get("prompt_token_ids") or found[0].get("prompt_token_ids")
+            choices += found
         scores = await self._scores(prompt, [choice["token_ids"] for choice in choices])
         return [await self._entry(problem, choice, score) for choice, score in zip(choices, scores, strict=True)]
 
@@ -164,11 +171,13 @@ class _Run:
         case = Case(completion=text, problem=problem, prompt=prompt, messages=problem.messages)
         verdict = await self._judge.judge(case, self._task)
         self.failures += [f"problem {problem.id}: {name} {why}" for name, why in verdict.failures.items()]
+        guidance = choice.get("guidance") or {}
+        search = guidance.get("search") or {"tokens_spent": len(choice["token_ids"])}
         return SampleEntry(
             text=text,
             reward=verdict.reward,
-            kl=(choice.get("guidance") or {}).get("kl", 0.0),
-            tokens=len(choice["token_ids"]),
+            kl=guidance.get("kl", 0.0),
+            tokens=search["tokens_spent"],
             vote=self._vote(text),
             score=score,
         )

@@ -59,13 +59,13 @@ def draw(axes: Axes, report: EvaluationReport, levels: bool = False) -> None:
             axes.axhline(height, color=GREY, linewidth=1, linestyle=style, label=text)
     spare = iter(OTHERS * len(report.results))
     coloured: list[tuple[SettingReport, str]] = []
-    for method in dict.fromkeys(r.method for r in report.results if r.guided):
-        points = by_strength(r for r in report.results if r.method == method and r.accuracy is not None)
-        colour = COLOURS.get(method) or next(spare)
+    for way in dict.fromkeys(r.way for r in report.results if r.guided):
+        points = by_strength(r for r in report.results if r.way == way and r.accuracy is not None)
+        colour = COLOURS.get(way) or next(spare)
         axes.errorbar(
             [r.point[0] for r in points], [r.point[1] for r in points],
             xerr=[r.kl_se or 0.0 for r in points], yerr=[r.accuracy_se or 0.0 for r in points],
-            color=colour, marker="o", markersize=5, capsize=2.5, linewidth=1.5, label=NAMES.get(method, method),
+            color=colour, marker="o", markersize=5, capsize=2.5, linewidth=1.5, label=NAMES.get(way, way),
         )  # fmt: skip
         coloured += [(r, colour) for r in points]
     axes.set(

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from trainer.evaluation.settings import REFERENCE
+from trainer.evaluation.settings import REFERENCE, way_of
 from trainer.reports import Report, ReportPart
 
 
@@ -23,7 +23,7 @@ class Figures(ReportPart):
         accuracy: mean reward (pass@1).
         gain: accuracy less the reference's, paired by problem.
         kl: KL divergence to the reference in nats, per completion.
-        tokens: tokens per completion.
+        tokens: tokens per completion; with a search, those of all its samples.
         majority: reward of the answer that most of a problem's samples give.
         weighted_majority: reward of the answer with the most weight, where the critic's scores are the weights.
         oracle: the greatest reward among a problem's samples.
@@ -58,11 +58,19 @@ class Figures(ReportPart):
 
 
 class SettingReport(Figures):
-    """A setting and its figures; `samples` is None unless the setting overrides the evaluation's number."""
+    """A setting and its figures; see `evaluation.settings.Setting`."""
 
     method: str
     eta: float | None
     samples: int | None
+    kl_total: float | None = None
+    kl_token: float | None = None
+    search: str | None = None
+
+    @property
+    def way(self) -> str:
+        """The method with its search and its budgets, whose points over eta are a curve of their own."""
+        return way_of(self.method, self)
 
     @property
     def guided(self) -> bool:

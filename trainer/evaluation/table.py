@@ -7,6 +7,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from trainer.evaluation.report import SettingReport
+from trainer.evaluation.settings import way_of
 
 NAMES = {"qsharp": "Q♯", "cd": "CD"}
 """Methods as people know them."""
@@ -65,7 +66,7 @@ def table(results: Sequence[SettingReport], published: PublishedRows | None = No
             "" if r.kl is None else _estimate(r.kl, r.kl_se, ".2f"),
             "" if r.tokens is None else f"{r.tokens:.1f}",
             str(r.n),
-            *((published or {}).get((r.method, r.eta), ())),
+            *((published or {}).get((r.way, r.eta), ())),
         )
     return rows
 
@@ -78,7 +79,8 @@ def _empty(*titles: str) -> Table:
 
 
 def _setting(result: SettingReport) -> tuple[str, str]:
-    return NAMES.get(result.method, result.method), f"{result.eta:g}" if result.guided else "–"
+    way = way_of(NAMES.get(result.method, result.method), result)
+    return way, f"{result.eta:g}" if result.guided else "–"
 
 
 def _reward(result: SettingReport, name: str, graded: bool) -> str:

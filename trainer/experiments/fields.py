@@ -2,12 +2,22 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from qsharp_core.wire.guidance import METHODS, MethodName, TailName
-from trainer.evaluation.settings import REFERENCE, Evaluation, Setting
+from trainer.evaluation.searches import checked
+from trainer.evaluation.settings import REFERENCE, Evaluation, settings_of
 from trainer.loop.settings import CriticRecipe, LoopSettings
 from trainer.rewards.verifiers import OWN, Judge, TaskRef, Weighted
 from trainer.rollouts.parameters import SamplingParameters
@@ -75,14 +85,20 @@ class ServerFields(RecipeFields):
     patience: PositiveFloat = 1800.0
 
 
+MEASURED = dict.fromkeys(("etas", "methods", "searches", "kl_totals", "kl_tokens", "limit"), True)
+"""The fields of a recipe's evaluation that may change from one run to the next."""
+
+
 class EvaluationFields(RecipeFields):
-    """What is measured, beside the reference: every method at every eta.
+    """What is measured, beside the reference: every method at every eta, also with each search and each budget.
 
     Attributes:
         split: the split whose problems are measured.
         samples: completions of each problem under each setting.
         limit: only the first so many problems are measured; None is all of them.
         etas, methods: of the settings.
+        searches: of further settings, as `best_of:n=8`.
+        kl_totals, kl_tokens: budgets of further settings, in nats.
         scored: whether the critic scores each completion, for best-of-k and weighted majorities.
     """
 
@@ -91,6 +107,9 @@ class EvaluationFields(RecipeFields):
     limit: PositiveInt | None = None
     etas: tuple[PositiveFloat, ...] = (0.1,)
     methods: tuple[MethodName, ...] = METHODS
+    searches: tuple[Annotated[str, AfterValidator(checked)], ...] = ()
+    kl_totals: tuple[PositiveFloat, ...] = ()
+    kl_tokens: tuple[PositiveFloat, ...] = ()
     scored: bool = True
 
     def of(self, recipe: "SampledFields", model: str, critic: str, task: Task) -> Evaluation:
@@ -107,7 +126,7 @@ class EvaluationFields(RecipeFields):
             model=model,
             samples=self.samples,
             sampling=recipe.sampling.of(task),
-            settings=tuple(Setting(method, eta) for method in self.methods for eta in self.etas),
+            settings=settings_of(self.methods, self.etas, self.searches, self.kl_totals, self.kl_tokens),
             critic=critic,
             guidance=recipe.guidance.options(),
             scored=self.scored,
