@@ -13,7 +13,6 @@ from prometheus_client import Counter, Gauge, Histogram, Summary
 
 from qsharp_core.vllm_plugin.telemetry import StepFacts
 from qsharp_core.wire.critics import CriticStatus
-from qsharp_core.wire.guidance import Method
 from qsharp_core.wire.search import KINDS, SearchKind
 from server.store.rewards import RewardResult
 
@@ -237,8 +236,9 @@ def observe_rewards(results: Iterable[RewardResult], range_of: Callable[[str], S
         ROLLOUT_REWARDS.inc()
         prediction = result.prediction
         ROLLOUT_REWARD.labels(str(prediction is not None).lower()).observe(result.reward)
-        if prediction is None or prediction.value is None or prediction.method != Method.QSHARP:
+        if prediction is None or not prediction.binds:
             continue
+        assert prediction.value is not None
         if (reward_range := range_of(prediction.critic)) is not None:
             low, high = reward_range
             # V = max over policies of E[reward] - eta KL, and the guided policy is where the maximum is.

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import httpx
 import torch
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
@@ -34,6 +33,7 @@ from tqdm import tqdm
 from benchmarks.guidance.growth import token_bytes
 from benchmarks.guidance.pairs import PAIRS, Pair
 from benchmarks.guidance.serving import server
+from benchmarks.scrape import read_metrics
 from benchmarks.soak.clients import Client, Critics, Tally, ids
 from benchmarks.soak.footprint import Footprint
 from benchmarks.soak.ledger import stored
@@ -175,15 +175,6 @@ async def progress(until: float, tally: Tally, footprint: Footprint) -> None:
             )
             await asyncio.sleep(min(LOOK_SECONDS, max(0.1, until - now)))
         bar.update(total - bar.n)
-
-
-async def read_metrics(http: httpx.AsyncClient) -> Counter[str]:
-    """The server's counters and gauges, each summed over its labels."""
-    found: Counter[str] = Counter()
-    for family in text_string_to_metric_families((await http.get("/metrics")).text):
-        values = [s.value for s in family.samples if s.name in (family.name, family.name + "_total")]
-        found[family.name] = sum(values)  # type: ignore[assignment]
-    return found
 
 
 async def wait_until_idle(http: httpx.AsyncClient, critics: Critics) -> dict[str, float]:

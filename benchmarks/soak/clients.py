@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import random
 import time
 import uuid
@@ -131,6 +132,8 @@ class Client:
                 "tail": dice.choice(("floor", "keep", "drop")), "method": dice.choice(("qsharp", "qsharp", "cd")),
                 "detail": dice.choice(("summary", "tokens")),
             }  # fmt: skip
+            if dice.random() < 0.3:
+                asked["guidance"]["kl_total"] = dice.choice((0.001, 0.1, 2.0))
         return asked
 
     async def _whole(self, asked: dict[str, Any]) -> dict[int, Choice]:
@@ -207,6 +210,7 @@ def _check_guidance(
         judge(guided == total, "not guided throughout")
     else:
         judge(guided <= total, "tokens_guided")
+    judge(got["kl"] <= settings.get("kl_total", math.inf) * (1 + 1e-12), "over budget")
     judge(got["critic"] in critics.allowed.get(name, {name}), "critic")
     if settings["detail"] == "tokens":
         entries = got["tokens"]

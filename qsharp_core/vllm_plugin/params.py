@@ -22,6 +22,7 @@ from typing import Any
 from qsharp_core.errors import GuidanceError
 from qsharp_core.wire.guidance import (
     BUDGET_RANGE,
+    BUDGETS,
     DEFAULT_CANDIDATES,
     DEFAULT_METHOD,
     DEFAULT_MIN_PROB,
@@ -78,10 +79,10 @@ class GuidanceParams:
             raise GuidanceError(f"critic must be a string, got {self.critic!r}", "critic")
         if self.id is not None:
             _number(self.id, "id", 0, 2**63 - 1, whole=True)
-        if self.kl_total is not None:
-            _number(self.kl_total, "kl_total", 0, BUDGET_RANGE[1])
-        if self.kl_token is not None:
-            _number(self.kl_token, "kl_token", *BUDGET_RANGE)
+        least = {"kl_total": 0.0, "kl_token": BUDGET_RANGE[0]}
+        for name in BUDGETS:
+            if (budget := getattr(self, name)) is not None:
+                _number(budget, name, least[name], BUDGET_RANGE[1])
 
     @classmethod
     def from_extra_args(cls, extra_args: Mapping[str, Any] | None) -> "GuidanceParams | None":

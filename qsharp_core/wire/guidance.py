@@ -35,7 +35,8 @@ assert tuple(Method) == METHODS
 
 PREFIX = "qsharp_"  # of the fields in `extra_args`, whose name space other plugins share
 ETA_RANGE = (1e-6, 1e6)
-BUDGET_RANGE = (1e-6, 1e6)  # of `kl_total` and `kl_token`, in nats
+BUDGETS = ("kl_total", "kl_token")
+BUDGET_RANGE = (1e-6, 1e6)  # of these, in nats
 DEFAULT_TAIL: TailName = "floor"
 DEFAULT_METHOD: MethodName = "qsharp"
 DEFAULT_CANDIDATES = 20

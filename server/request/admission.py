@@ -56,9 +56,10 @@ def admit(
         raise wrong("guidance.candidates", options.candidates, accepted["guidance.candidates"])
     if options.samples is not None and options.samples > settings.max_search:
         raise wrong("guidance.search.n", options.samples, accepted["guidance.search.n"])
+    follows_critic = eta is None and _leaves_eta_to_critic(request, options, model)
     detail = options.detail or "summary"
     searches = options.search is not None
-    needed = request.eta is not None or detail == "tokens" or bool(request.store) or searches
+    needed = request.eta is not None or follows_critic or detail == "tokens" or bool(request.store) or searches
     if _only_scores(request, needed):
         return None
     if model is not None:
@@ -66,7 +67,6 @@ def admit(
     if _searches_beams(request, needed or (model is not None and eta is not None)):
         return None
     wanted = options.critic or (model.critic if model is not None else None)
-    follows_critic = eta is None and _leaves_eta_to_critic(request, options, model)
     critic = _critic(wanted, model, catalog) if eta is not None or follows_critic or wanted is not None else None
     if follows_critic:
         assert critic is not None

@@ -16,6 +16,7 @@ from qsharp_core.errors import GuidanceError
 from qsharp_core.rollouts.records import Rollout, Route, first_valid_position, new_id
 from qsharp_core.rollouts.text import DEEPEST, is_deeper
 from qsharp_core.vllm_plugin.params import GuidanceParams
+from qsharp_core.wire.guidance import BUDGETS
 from qsharp_core.wire.metadata import CUT, FORCED, PARENT
 from server import metrics
 from server.access.principal import UNNAMED, Principal
@@ -250,8 +251,7 @@ def _seed_of(draft: Draft, search: SearchReport) -> int | None:
 
 def _options(guidance: GuidanceParams, search: Search | None) -> Mapping[str, Any]:
     """What a rollout keeps of its guidance beside what has a column of its own."""
-    names = ("candidates", "min_prob", "tail", "kl_total", "kl_token")
-    options: dict[str, Any] = {name: getattr(guidance, name) for name in names}
+    options: dict[str, Any] = {name: getattr(guidance, name) for name in ("candidates", "min_prob", "tail", *BUDGETS)}
     options["search"] = None if search is None else search.model_dump(exclude_none=True)
     return {name: value for name, value in options.items() if value is not None}
 

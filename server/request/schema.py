@@ -154,8 +154,11 @@ class ChoiceGuidance(BaseModel):
     tokens: list[TokenGuidance] | None = None
 
     def dump(self) -> Mapping[str, Any]:
-        """This as JSON's data, with `tokens` only where the request asked for them."""
-        return self.model_dump(exclude={"tokens"} if self.tokens is None else None)
+        """This as JSON's data, without what the request did not ask for."""
+        unasked = {name for name in ("kl_budget", "search", "tokens") if getattr(self, name) is None}
+        if self.kl_budget is None:
+            unasked.add("steps_clipped")
+        return self.model_dump(exclude=unasked)
 
 
 def accepts(max_candidates: int, max_search: int) -> dict[str, str]:

@@ -1,12 +1,13 @@
 """Rewards: what is given, what became of it, and how the writer stores it."""
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from qsharp_core.rollouts.records import Reward
 from qsharp_core.rollouts.text import clean
+from qsharp_core.wire.guidance import BUDGETS, Method
 from server.store.tables import rewards, rollouts
 
 IN = 1000  # ids in one IN (…)
@@ -40,9 +41,9 @@ class Prediction(NamedTuple):
 
     Attributes:
         critic: `name@version`.
-        value: `V` at the first step at which the critic was asked, in units of reward; None if it never was, and for
-            what a search has chosen, of which this is no prediction.
+        value: `V` at the first step at which the critic was asked, in units of reward; None if it never was.
         kl: KL divergence from the reference in nats, summed over its tokens.
+        guidance: its other options.
     """
 
     critic: str
@@ -50,6 +51,17 @@ class Prediction(NamedTuple):
     eta: float
     value: float | None
     kl: float
+    guidance: Mapping[str, Any] | None = None
+
+    @property
+    def binds(self) -> bool:
+        """Whether `value` says what is to be expected.
+
+        Then the critic was asked, nothing held its guidance back, and no search chose the rollout among others, or cut
+        it.
+        """
+        altered = self.guidance is not None and any(name in self.guidance for name in (*BUDGETS, "search"))
+        return self.value is not None and self.method == Method.QSHARP and not altered
 
 
 class RewardResult(NamedTuple):
@@ -153,14 +165,12 @@ def parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _known(connection: Connection, ids: Sequence[str]) -> dict[str, _Rewarded]:
-    columns = [rollouts.c[name] for name in ("id", "owner", "reward", "guidance", *Prediction._fields)]
+    columns = [rollouts.c[name] for name in ("id", "owner", "reward", *Prediction._fields)]
     query = select(*columns).order_by(rollouts.c.id).with_for_update()
     known: dict[str, _Rewarded] = {}
     for part in parts(ids):
-        for name, owner, reward, guidance, *fields in connection.execute(query.where(rollouts.c.id.in_(part))):
+        for name, owner, reward, *fields in connection.execute(query.where(rollouts.c.id.in_(part))):
             prediction = Prediction(*fields)
-            if isinstance(guidance, dict) and "search" in guidance:
-                prediction = prediction._replace(value=None)  # of a sample that was chosen it predicts nothing
             known[name] = _Rewarded(owner, reward, None if prediction.eta is None else prediction)
     for name, history in histories(connection, [name for name, one in known.items() if one.reward is not None]).items():
         known[name].history = history

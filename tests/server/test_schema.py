@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from qsharp_core.errors import GuidanceError, NoCriticError, UnknownCriticError
 from qsharp_core.wire.critics import CriticStatus
+from qsharp_core.wire.guidance import BUDGETS
 from server.critics.catalog import CriticCatalog
 from server.request.admission import admit
 from server.request.schema import (
@@ -22,10 +23,10 @@ from server.settings import Settings
 PLAIN: dict[str, Any] = {"prompt": "ab", "max_tokens": 3}
 
 
-def described(name: str, version: str, *, active: bool = True) -> CriticStatus:
+def described(name: str, version: str, *, active: bool = True, **card: Any) -> CriticStatus:
     return CriticStatus(
         name=name, version=version, path="/x", active=active, leaving=False, users=0, max_length=64, native=False,
-        reward_range=(0.0, 1.0), kv_blocks=4, kv_blocks_used=0, card={},
+        reward_range=(0.0, 1.0), kv_blocks=4, kv_blocks_used=0, card=card,
     )  # fmt: skip
 
 
@@ -63,6 +64,7 @@ def test_bad_eta_is_named_with_what_it_accepts(value: str) -> None:
         *(("method", value) for value in ['"beam"', "true"]),
         *(("detail", value) for value in ['"all"', "0"]),
         *(("critic", value) for value in ["3", '["a"]']),
+        *((budget, value) for budget in BUDGETS for value in ["0", "-1", "1e-7", "1e7", "NaN", '"2"', "true", "[1]"]),
         ("strength", "1"),
     ],
 )
@@ -121,12 +123,35 @@ def test_guidance_without_any_critic() -> None:
         ({"vllm_xargs": {"qsharp_eta": 0.1}}, "vllm_xargs"),
         ({"eta": 1, "use_beam_search": True}, "use_beam_search"),
         ({"eta": 1, "echo": True, "max_tokens": 0}, "max_tokens"),
+        ({"guidance": {"kl_total": 2.0}}, "eta"),  # this critic recommends none
+        ({"guidance": {"kl_token": 2.0}, "use_beam_search": True}, "use_beam_search"),
     ],
 )
 def test_combinations_that_cannot_be_heeded_are_refused(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(GuidanceError) as raised:
         settle(catalog_of(described("a", "1")), **fields)
     assert raised.value.param == param
+
+
+def test_a_budget_without_eta_takes_the_critics() -> None:
+    catalog = catalog_of(described("a", "1", recommended_eta=0.3))
+    call = settle(catalog, guidance={"kl_total": 2.0})
+    assert (call.params.eta, call.params.kl_total, call.params.kl_token) == (0.3, 2.0, None)
+    assert call.budget.model_dump() == {"total": 2.0, "token": None}
+    assert settle(catalog, Settings(default_eta=0.5), guidance={"kl_total": 2.0}).params.eta == 0.5
+    assert settle(catalog, eta=None, guidance={"kl_total": 2.0}).params is None
+    with pytest.raises(NoCriticError):
+        settle(CriticCatalog(), guidance={"kl_total": 2.0})
+
+
+def test_the_server_limits_what_requests_may_spend() -> None:
+    catalog, limited = catalog_of(described("a", "1")), Settings(max_kl_total=2.0, max_kl_token=0.5)
+    params = settle(catalog, limited, eta=1, guidance={"kl_total": 1.5}).params
+    assert (params.kl_total, params.kl_token) == (1.5, 0.5)
+    with pytest.raises(GuidanceError, match="kl_total must be a number from 1e-06 to 2, in nats") as raised:
+        settle(catalog, limited, eta=1, guidance={"kl_total": 2.5})
+    assert raised.value.param == "guidance.kl_total"
+    assert settle(catalog, eta=1).budget is None
 
 
 def test_a_server_with_fewer_candidates_than_the_default() -> None:

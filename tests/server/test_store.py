@@ -31,7 +31,7 @@ from tests.server.conftest import outside
 
 Result = TypeVar("Result")
 # Of what `made` makes.
-PREDICTED = Prediction("sums@3", "qsharp", eta=0.1, value=0.5, kl=1.25)
+PREDICTED = Prediction("sums@3", "qsharp", 0.1, 0.5, 1.25, {"candidates": 20, "tail": "floor"})
 
 
 def made(**fields: Any) -> Rollout:

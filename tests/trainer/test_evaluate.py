@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainer.evaluation.evaluate import _Run
-from trainer.evaluation.settings import Setting
+from trainer.evaluation.settings import Setting, every_setting
 from trainer.tasks.base import Problem
 
 
@@ -51,3 +51,14 @@ def test_what_was_judged_by_another_answer_is_judged_again(change: dict[str, Any
     setting = Setting("reference")
     assert run.key(problem, setting) == run.key(replace(problem), setting)
     assert run.key(problem, setting) != run.key(replace(problem, **change), setting)
+
+
+def test_settings_are_every_combination_once() -> None:
+    made = every_setting(["qsharp", "qsharp"], [0.1, 0.3], [None, 2.0], [0.05])
+    assert [(s.eta, s.kl_total, s.kl_token) for s in made] == [
+        (0.1, None, 0.05), (0.1, 2.0, 0.05), (0.3, None, 0.05), (0.3, 2.0, 0.05)
+    ]  # fmt: skip
+    assert made[1].label == "qsharp, eta 0.1, ≤ 2 nats and ≤ 0.05 a token"
+    assert made[1].guidance() == {"kl_total": 2.0, "kl_token": 0.05}
+    assert made[0].identity() == {"method": "qsharp", "eta": 0.1, "samples": None, "kl_token": 0.05}
+    assert every_setting(["cd"], [1.0]) == (Setting("cd", 1.0),)

@@ -47,6 +47,19 @@ def results(sign: float = 1.0) -> list[SettingReport]:
     ]  # fmt: skip
 
 
+BUDGETS: list[dict[str, Any]] = [{"kl_total": 0.25}, {"kl_total": 0.5}, {"kl_token": 0.05}]
+
+
+def limited() -> list[SettingReport]:
+    """The reference, guidance at an eta, and the same within three budgets."""
+    reference, _, free, *_ = results()
+    within = [
+        free.model_copy(update={"kl": 0.2 * i, "accuracy": 0.5 + 0.05 * i, **budget})
+        for i, budget in enumerate(BUDGETS, 1)
+    ]
+    return [reference, free, *within]
+
+
 def report(**fields: Any) -> EvaluationReport:
     about: dict[str, Any] = {
         "task": "sums", "verifiers": {}, "split": "held_out", "model": "m", "samples": 4, "sampling": {},
@@ -74,6 +87,19 @@ def test_tables_fit_eighty_columns(graded: bool) -> None:
         assert "pass@1" in text
         assert "+19.5 ± 3.1" in text
     assert "75.1 ± 3.2 %" in text or graded
+
+
+def test_budgets_are_told_in_tables_and_plots() -> None:
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(*tables(4, limited()))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    for told in ("Q♯ ≤ 0.25 nats", "Q♯ ≤ 0.5 nats", "Q♯ ≤ 0.05 a token"):
+        assert text.count(told) == 2
+    axes = Figure(figsize=(7.2, 4.8), dpi=140, layout="constrained").add_subplot()
+    draw(axes, report(results=limited()))
+    assert {note.get_text() for note in axes.texts} == {"η = 0.1", "≤ 0.25 nats", "≤ 0.5 nats", "≤ 0.05 a token"}
+    assert {"Q♯", "Q♯ within a budget"} <= {text.get_text() for text in axes.get_legend().get_texts()}  # type: ignore[union-attr]
 
 
 def test_free_texts_have_no_majority() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from qsharp_core.answers import VOTES, Vote
 from qsharp_core.wire.guidance import METHODS
@@ -12,7 +13,7 @@ from trainer.evaluation.evaluate import evaluate as sample_and_report
 from trainer.evaluation.plot import plot
 from trainer.evaluation.report import EvaluationReport
 from trainer.evaluation.searches import search_of
-from trainer.evaluation.settings import EvaluateError, Evaluation, settings_of
+from trainer.evaluation.settings import EvaluateError, Evaluation, every_setting
 from trainer.rewards.verifiers import MEMORY_GIB, OWN, TIMEOUT, TaskRef
 from trainer.rollouts.address import default_key, default_url
 from trainer.rollouts.client import ServerClient
@@ -20,6 +21,8 @@ from trainer.rollouts.parameters import sampling_of
 from trainer.rollouts.retrying import Tell
 from trainer.tasks import registry
 from trainer.tasks.sources import Source, task_from
+
+Number = TypeVar("Number", float, float | None)
 
 
 def evaluate(
@@ -30,9 +33,9 @@ def evaluate(
     samples: int = 1,
     eta: float | Sequence[float] | None = None,
     method: str | Sequence[str] | None = None,
-    search: str | Sequence[str] | None = None,
-    kl_total: float | Sequence[float] | None = None,
-    kl_token: float | Sequence[float] | None = None,
+    kl_total: float | Sequence[float | None] | None = None,
+    kl_token: float | Sequence[float | None] | None = None,
+    search: str | Sequence[str | None] | None = None,
     verifier: Verifiers | None = None,
     split: str = "held_out",
     limit: int | None = None,
@@ -69,8 +72,8 @@ def evaluate(
         samples: of each problem, under each setting.
         eta: one or several; None is the critic's own.
         method: `qsharp` (None), `cd`, or both.
-        search: one or several besides, as `best_of:n=8`; each sample is then the best of a search of its own.
-        kl_total, kl_token: one budget or several besides, in nats.
+        kl_total, kl_token: budgets of nats for a completion and for each token, one or several; None is without.
+        search: one or several, as `best_of:n=8`; None is without. Each sample is then found by a search of its own.
         verifier: see `reward`; None is the task's own reward.
         split: of the prompts.
         limit: only the first so many problems.
@@ -92,10 +95,10 @@ def evaluate(
     found_task, spec = task_from(prompts)
     ref = TaskRef(found_task, spec or task)
     judge = judge_of(verifier or OWN, workers, timeout, verifier_memory, tell)
-    wanted = _listed(eta)
-    searches = [search] if isinstance(search, str) else list(search or [])
+    wanted = _several(eta)
+    searches = [search] if isinstance(search, str) else list(search or ())
     try:
-        for one in searches:
+        for one in filter(None, searches):
             search_of(one)
     except ValueError as error:
         raise EvaluateError(str(error)) from error
@@ -121,7 +124,7 @@ def evaluate(
                 model=model or await client.model(),
                 samples=samples,
                 sampling=sampling_of(ref.task.sampling, temperature, top_p, top_k, max_tokens, stop),
-                settings=settings_of(methods, etas, searches, _listed(kl_total), _listed(kl_token)),
+                settings=every_setting(methods, etas, _several(kl_total), _several(kl_token), searches),
                 critic=found["id"] if found else None,
                 guidance=tuple((name, value) for name, value in options.items() if value is not None),
                 scored=scores,
@@ -139,8 +142,8 @@ def evaluate(
     return report
 
 
-def _listed(numbers: float | Sequence[float] | None) -> list[float]:
-    return [numbers] if isinstance(numbers, int | float) else list(numbers or [])
+def _several(numbers: float | Sequence[Number] | None) -> list[Number | float]:
+    return [numbers] if isinstance(numbers, int | float) else list(numbers or ())
 
 
 def _vote(name: str) -> Vote:

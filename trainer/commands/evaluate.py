@@ -53,20 +53,22 @@ def _parser() -> argparse.ArgumentParser:
     group = add_guidance_arguments(parser)
     group.add_argument("--eta", type=float, action="append", help="may be repeated; default: the critic's own")
     group.add_argument("--method", choices=METHODS, action="append", help="may be repeated; default: qsharp")
-    group.add_argument(
-        "--search",
-        action="append",
-        metavar="KIND:FIELD=VALUE,…",
-        help="also with this search, as best_of:n=8,by=majority or particles:n=8,every=16; may be repeated",
-    )
-    for flag, spent in (("--kl-total", "a completion"), ("--kl-token", "a token")):
+    for flag, of in (("--kl-total", "a completion"), ("--kl-token", "each token")):
         group.add_argument(
             flag,
-            type=float,
+            type=options.nats,
             action="append",
             metavar="NATS",
-            help=f"also with this budget for {spent}; may be repeated",
+            help=f"most KL divergence that {of} may spend; may be repeated, `none` is without",
         )
+    group.add_argument(
+        "--search",
+        type=options.search,
+        action="append",
+        metavar="KIND:FIELD=VALUE,…",
+        help="search for each sample, as best_of:n=8,by=majority or particles:n=8,every=16; may be repeated, `none` is "
+        "without",
+    )
     add_verifier_arguments(parser, [OWN])
     parser.add_argument(
         "--vote", help=f"what completions vote for: {', '.join(VOTES)} or module:function; default: the task's"

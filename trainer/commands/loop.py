@@ -24,7 +24,7 @@ from trainer.api.reward import judge_of
 from trainer.commands import options
 from trainer.commands.interruption import until_told
 from trainer.commands.training_options import add_settings_arguments, add_storage_arguments, settings_of
-from trainer.evaluation.settings import Setting
+from trainer.evaluation.settings import every_setting
 from trainer.loop.activation import ServedCritic
 from trainer.loop.rounds import REPORT, run_loop
 from trainer.loop.settings import Budget, CriticRecipe, EvaluationPlan, LoopSettings
@@ -170,7 +170,7 @@ def _evaluation(args: argparse.Namespace) -> EvaluationPlan | None:
     return EvaluationPlan(
         split=args.eval_split,
         samples=args.eval_samples,
-        settings=tuple(Setting(method, eta) for method in dict.fromkeys(methods) for eta in dict.fromkeys(etas)),
+        settings=every_setting(methods, etas),
     )
 
 

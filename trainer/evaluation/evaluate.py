@@ -133,8 +133,8 @@ class _Run:
 
     def key(self, problem: Problem, setting: Setting) -> str:
         """Names the samples of a problem under a setting; their seed derives from it."""
-        asked = [problem.id, problem.request(), problem.answer, problem.data]
-        return digest([self._identity, setting.identity(), *asked])[:32]
+        what = [setting.identity(), problem.id, problem.request(), problem.answer, problem.data]
+        return digest([self._identity, *what])[:32]
 
     async def sample(self, problem: Problem, setting: Setting, key: str) -> list[SampleEntry]:
         """Samples a problem under a setting, judges the completions and has the critic score them."""

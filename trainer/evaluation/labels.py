@@ -22,7 +22,7 @@ Labelled = tuple[SettingReport, str]
 
 
 def write_etas(axes: Axes, points: Iterable[Labelled], form: str) -> None:
-    """Writes each point's eta beside it, in its colour.
+    """Writes each point's eta, or its budget, beside it, in its colour.
 
     Args:
         axes: their limits must be final; everything else must be drawn.
@@ -35,7 +35,7 @@ def write_etas(axes: Axes, points: Iterable[Labelled], form: str) -> None:
     taken = np.concatenate([np.empty((0, 2)), *_drawn(axes, labelled)])
     dots = axes.get_figure(root=True).dpi / 72  # type: ignore[union-attr]
     for r, colour in labelled:
-        text = form.format(r.eta)
+        text = r.budget or form.format(r.eta)
         size = np.array([0.62 * SIZE * len(text), 1.25 * SIZE]) * dots
         point = axes.transData.transform(r.point)
         low = min(

@@ -1,5 +1,6 @@
 """An evaluation's report as a plot of accuracy against KL."""
 
+import math
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
@@ -59,13 +60,15 @@ def draw(axes: Axes, report: EvaluationReport, levels: bool = False) -> None:
             axes.axhline(height, color=GREY, linewidth=1, linestyle=style, label=text)
     spare = iter(OTHERS * len(report.results))
     coloured: list[tuple[SettingReport, str]] = []
-    for way in dict.fromkeys(r.way for r in report.results if r.guided):
-        points = by_strength(r for r in report.results if r.way == way and r.accuracy is not None)
-        colour = COLOURS.get(way) or next(spare)
+    for curve in dict.fromkeys(_curve(r) for r in report.results if r.guided):
+        method, limited, search = curve
+        points = by_strength(r for r in report.results if _curve(r) == curve and r.accuracy is not None)
+        colour = (None if limited or search else COLOURS.get(method)) or next(spare)
+        label = " ".join(filter(None, (NAMES.get(method, method), "within a budget" if limited else None, search)))
         axes.errorbar(
             [r.point[0] for r in points], [r.point[1] for r in points],
             xerr=[r.kl_se or 0.0 for r in points], yerr=[r.accuracy_se or 0.0 for r in points],
-            color=colour, marker="o", markersize=5, capsize=2.5, linewidth=1.5, label=NAMES.get(way, way),
+            color=colour, marker="o", markersize=5, capsize=2.5, linewidth=1.5, label=label,
         )  # fmt: skip
         coloured += [(r, colour) for r in points]
     axes.set(
@@ -81,6 +84,11 @@ def draw(axes: Axes, report: EvaluationReport, levels: bool = False) -> None:
     write_etas(axes, coloured, "η = {:g}")
 
 
+def _curve(result: SettingReport) -> tuple[str, bool, str | None]:
+    """What the points of one curve have in common: the method, whether there is a budget, and the search."""
+    return result.method, bool(result.budget), result.search
+
+
 def _spread_out(axes: Axes, kls: list[float]) -> None:
     """Makes the axis of KL logarithmic beyond its least value, where one setting's KL would crowd all others."""
     if kls and max(kls) > CROWDED * statistics.median(kls) > 0:
@@ -92,5 +100,5 @@ def _spread_out(axes: Axes, kls: list[float]) -> None:
 
 
 def by_strength(results: Iterable[SettingReport]) -> list[SettingReport]:
-    """Guided settings in order, from weak guidance (a large eta) to strong guidance."""
-    return sorted(results, key=lambda r: -(r.eta or 0.0))
+    """Guided settings in order, from weak guidance (a large eta, or little budget) to strong guidance."""
+    return sorted(results, key=lambda r: (-(r.eta or 0.0), r.kl_total or math.inf, r.kl_token or math.inf))

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from trainer.evaluation.settings import REFERENCE, way_of
+from trainer.evaluation.settings import REFERENCE, budget_text
 from trainer.reports import Report, ReportPart
 
 
@@ -58,7 +58,7 @@ class Figures(ReportPart):
 
 
 class SettingReport(Figures):
-    """A setting and its figures; see `evaluation.settings.Setting`."""
+    """A setting (`evaluation.settings.Setting`) and its figures."""
 
     method: str
     eta: float | None
@@ -68,9 +68,9 @@ class SettingReport(Figures):
     search: str | None = None
 
     @property
-    def way(self) -> str:
-        """The method with its search and its budgets, whose points over eta are a curve of their own."""
-        return way_of(self.method, self)
+    def budget(self) -> str:
+        """What limits its KL divergence, as people read it; empty where nothing does."""
+        return budget_text(self.kl_total, self.kl_token)
 
     @property
     def guided(self) -> bool:

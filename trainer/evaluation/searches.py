@@ -35,12 +35,14 @@ def search_of(text: str) -> dict[str, Any]:
     return search
 
 
-def checked(text: str) -> str:
-    """The same text, if it is a search.
+def search_named(text: str) -> str | None:
+    """The same text; None for `none`, which is without a search.
 
     Raises:
-        ValueError: see `search_of`.
+        ValueError: it is no search.
     """
+    if text == "none":
+        return None
     search_of(text)
     return text
 

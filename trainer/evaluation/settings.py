@@ -1,10 +1,12 @@
 """What an evaluation measures."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any
 
 from qsharp_core.errors import QSharpError
+from qsharp_core.wire.guidance import BUDGETS
 from trainer.evaluation.searches import search_of
 from trainer.rewards.verifiers import Judge
 from trainer.rollouts.parameters import SamplingParameters
@@ -24,8 +26,8 @@ class Setting:
 
     Attributes:
         samples: overrides the evaluation's number.
-        kl_total, kl_token: budgets of KL divergence, in nats.
-        search: how each of them is searched for, as `trainer.evaluation.searches` spells it.
+        kl_total, kl_token: most nats that a completion, or each token, may spend.
+        search: how each completion is searched for, as `trainer.evaluation.searches` spells it.
     """
 
     method: str = REFERENCE
@@ -38,63 +40,42 @@ class Setting:
     @property
     def label(self) -> str:
         """The setting as people read it."""
-        return self.method if self.eta is None else f"{way_of(self.method, self)}, eta {self.eta:g}"
+        eta = "" if self.eta is None else f"eta {self.eta:g}"
+        parts = (self.method, eta, budget_text(self.kl_total, self.kl_token), self.search)
+        return ", ".join(part for part in parts if part)
+
+    def guidance(self) -> dict[str, Any]:
+        """The options of a request's `guidance` that are this setting's own: its budgets and its search."""
+        options: dict[str, Any] = {name: nats for name in BUDGETS if (nats := getattr(self, name)) is not None}
+        return options if self.search is None else {**options, "search": search_of(self.search)}
 
     def identity(self) -> dict[str, Any]:
         """What tells this setting from others, as JSON's data."""
-        later = ("kl_total", "kl_token", "search")  # which older evaluations do not have
-        fields = asdict(self)
-        return {name: value for name, value in fields.items() if name not in later or value is not None}
-
-    def guidance(self) -> dict[str, Any]:
-        """The options of the request's `guidance` that are this setting's own."""
-        budgets = {"kl_total": self.kl_total, "kl_token": self.kl_token}
-        options: dict[str, Any] = {name: value for name, value in budgets.items() if value is not None}
-        return options if self.search is None else {**options, "search": search_of(self.search)}
+        later = (*BUDGETS, "search")  # which older evaluations do not have
+        return {name: value for name, value in asdict(self).items() if name not in later or value is not None}
 
 
-class Limited(Protocol):
-    """What has budgets and a search; see `Setting`."""
-
-    @property
-    def kl_total(self) -> float | None: ...
-    @property
-    def kl_token(self) -> float | None: ...
-    @property
-    def search(self) -> str | None: ...
-
-
-def way_of(method: str, setting: Limited) -> str:
-    """The method as people read it, with its search and its budgets."""
-    parts = [
-        setting.search,
-        None if setting.kl_total is None else f"kl_total={setting.kl_total:g}",
-        None if setting.kl_token is None else f"kl_token={setting.kl_token:g}",
-    ]
-    return " ".join([method, *filter(None, parts)])
-
-
-def settings_of(
+def every_setting(
     methods: Iterable[str],
     etas: Iterable[float],
-    searches: Iterable[str] = (),
-    kl_totals: Iterable[float] = (),
-    kl_tokens: Iterable[float] = (),
+    kl_totals: Iterable[float | None] = (),
+    kl_tokens: Iterable[float | None] = (),
+    searches: Iterable[str | None] = (),
 ) -> tuple[Setting, ...]:
-    """Every method at every eta: by itself, with each search, and with each budget."""
-    listed = tuple(dict.fromkeys(etas))
-    ways = [
-        Setting(),
-        *(Setting(search=search) for search in searches),
-        *(Setting(kl_total=nats) for nats in kl_totals),
-        *(Setting(kl_token=nats) for nats in kl_tokens),
-    ]
-    return tuple(
-        replace(way, method=method, eta=eta)
-        for method in dict.fromkeys(methods)
-        for way in dict.fromkeys(ways)
-        for eta in listed
+    """A setting for each combination, repeated values once; no budget and no search where none is named."""
+    besides = tuple(product(tuple(kl_totals) or (None,), tuple(kl_tokens) or (None,), tuple(searches) or (None,)))
+    found = (
+        Setting(method, eta, None, total, token, search)
+        for method, eta in product(methods, etas)
+        for total, token, search in besides
     )
+    return tuple(dict.fromkeys(found))
+
+
+def budget_text(kl_total: float | None, kl_token: float | None) -> str:
+    """A budget as people read it; empty where there is none."""
+    limits = ((kl_total, "nats"), (kl_token, "a token"))
+    return " and ".join(f"≤ {most:g} {of}" for most, of in limits if most is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from trainer.evaluation.report import SettingReport
-from trainer.evaluation.settings import way_of
 
 NAMES = {"qsharp": "Q♯", "cd": "CD"}
 """Methods as people know them."""
@@ -53,7 +52,8 @@ def tables(
 def table(results: Sequence[SettingReport], published: PublishedRows | None = None, graded: bool = False) -> Table:
     """The first of `tables`."""
     rows = _empty(
-        "method", "eta", "mean reward" if graded else "pass@1", "gain" if graded else "gain, points", "gain\n/ s.e.",
+        "method", "eta",
+        "mean reward" if graded else "pass@1", "gain" if graded else "gain, points", "gain\n/ s.e.",
         "KL, nats", "tokens", "n", *(("published:\npass@1", "KL") if published else ()),
     )  # fmt: skip
     for r in results:
@@ -66,7 +66,7 @@ def table(results: Sequence[SettingReport], published: PublishedRows | None = No
             "" if r.kl is None else _estimate(r.kl, r.kl_se, ".2f"),
             "" if r.tokens is None else f"{r.tokens:.1f}",
             str(r.n),
-            *((published or {}).get((r.way, r.eta), ())),
+            *((published or {}).get((r.method, r.eta), ())),
         )
     return rows
 
@@ -79,8 +79,8 @@ def _empty(*titles: str) -> Table:
 
 
 def _setting(result: SettingReport) -> tuple[str, str]:
-    way = way_of(NAMES.get(result.method, result.method), result)
-    return way, f"{result.eta:g}" if result.guided else "–"
+    parts = (NAMES.get(result.method, result.method), result.budget, result.search)
+    return " ".join(part for part in parts if part), f"{result.eta:g}" if result.guided else "–"
 
 
 def _reward(result: SettingReport, name: str, graded: bool) -> str:

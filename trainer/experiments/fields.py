@@ -16,8 +16,8 @@ from pydantic import (
 )
 
 from qsharp_core.wire.guidance import METHODS, MethodName, TailName
-from trainer.evaluation.searches import checked
-from trainer.evaluation.settings import REFERENCE, Evaluation, settings_of
+from trainer.evaluation.searches import search_named
+from trainer.evaluation.settings import REFERENCE, Evaluation, every_setting
 from trainer.loop.settings import CriticRecipe, LoopSettings
 from trainer.rewards.verifiers import OWN, Judge, TaskRef, Weighted
 from trainer.rollouts.parameters import SamplingParameters
@@ -90,15 +90,15 @@ MEASURED = dict.fromkeys(("etas", "methods", "searches", "kl_totals", "kl_tokens
 
 
 class EvaluationFields(RecipeFields):
-    """What is measured, beside the reference: every method at every eta, also with each search and each budget.
+    """What is measured, beside the reference: every method at every eta.
 
     Attributes:
         split: the split whose problems are measured.
         samples: completions of each problem under each setting.
         limit: only the first so many problems are measured; None is all of them.
         etas, methods: of the settings.
-        searches: of further settings, as `best_of:n=8`.
-        kl_totals, kl_tokens: budgets of further settings, in nats.
+        kl_totals, kl_tokens: budgets of nats of the settings; None is without.
+        searches: of the settings, as `best_of:n=8`; `none` is without.
         scored: whether the critic scores each completion, for best-of-k and weighted majorities.
     """
 
@@ -107,9 +107,9 @@ class EvaluationFields(RecipeFields):
     limit: PositiveInt | None = None
     etas: tuple[PositiveFloat, ...] = (0.1,)
     methods: tuple[MethodName, ...] = METHODS
-    searches: tuple[Annotated[str, AfterValidator(checked)], ...] = ()
-    kl_totals: tuple[PositiveFloat, ...] = ()
-    kl_tokens: tuple[PositiveFloat, ...] = ()
+    kl_totals: tuple[PositiveFloat | None, ...] = ()
+    kl_tokens: tuple[PositiveFloat | None, ...] = ()
+    searches: tuple[Annotated[str, AfterValidator(search_named)], ...] = ()
     scored: bool = True
 
     def of(self, recipe: "SampledFields", model: str, critic: str, task: Task) -> Evaluation:
@@ -126,7 +126,7 @@ class EvaluationFields(RecipeFields):
             model=model,
             samples=self.samples,
             sampling=recipe.sampling.of(task),
-            settings=settings_of(self.methods, self.etas, self.searches, self.kl_totals, self.kl_tokens),
+            settings=every_setting(self.methods, self.etas, self.kl_totals, self.kl_tokens, self.searches),
             critic=critic,
             guidance=recipe.guidance.options(),
             scored=self.scored,

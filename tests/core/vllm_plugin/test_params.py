@@ -28,11 +28,19 @@ def test_wrong_eta_is_refused(eta: Any) -> None:
         ("candidates", 0), ("candidates", 257), ("candidates", 3.0), ("candidates", True), ("min_prob", -0.1),
         ("min_prob", 1.1), ("min_prob", "0"), ("tail", "cut"), ("method", "dpo"), ("critic", 3), ("id", -1),
         ("tial", 1),
+        *((budget, value) for budget in ("kl_total", "kl_token") for value in (0, -1.0, 1e-7, 1e7, "2", True)),
     ],
 )  # fmt: skip
 def test_wrong_fields_are_named(field: str, value: Any) -> None:
     with pytest.raises(GuidanceError, match=field):
         GuidanceParams.from_extra_args({"qsharp_eta": 0.1, f"qsharp_{field}": value})
+
+
+def test_a_budget_for_all_tokens_needs_an_id() -> None:
+    assert GuidanceParams.from_extra_args({"qsharp_eta": 0.1, "qsharp_id": 3, "qsharp_kl_total": 2}) is not None
+    assert GuidanceParams.from_extra_args({"qsharp_eta": 0.1, "qsharp_kl_token": 2}) is not None
+    with pytest.raises(GuidanceError, match="qsharp_id"):
+        GuidanceParams.from_extra_args({"qsharp_eta": 0.1, "qsharp_kl_total": 2})
 
 
 def test_fields_without_eta_are_refused() -> None:

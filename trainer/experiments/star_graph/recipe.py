@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from qsharp_core.critic.checkpoint import CARD, fingerprint, save
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.report import EvaluationReport
-from trainer.evaluation.settings import Evaluation, Setting
+from trainer.evaluation.settings import Evaluation, every_setting
 from trainer.experiments.star_graph import model, plot, reference, report, rollouts
 from trainer.experiments.star_graph.critic import Buffer, CriticTrainer, fresh_critic, right_arm
 from trainer.experiments.star_graph.report import CriticEntry, CriticLog, ReferenceLog, Stages, StarGraphOutcome
@@ -155,7 +155,7 @@ async def _evaluate(client: ServerClient, recipe: StarGraphRecipe, folder: Path,
         model=NAME,
         samples=1,
         sampling=SamplingParameters(max_tokens=task.sampling.max_tokens),
-        settings=tuple(Setting(method, eta) for method in settings.methods for eta in settings.etas),
+        settings=every_setting(settings.methods, settings.etas),
         critic=version.key,
         guidance=(("candidates", settings.candidates),),
         scored=False,
