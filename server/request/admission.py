@@ -47,15 +47,15 @@ def admit(
             f"extra_body.{min(inside)}",
         )
     options = request.guidance or GuidanceOptions()
+    limit, accepted = settings.max_candidates, _accepted(settings)
+    if options.samples is not None and options.samples > settings.max_search:
+        raise wrong("guidance.search.n", options.samples, accepted["guidance.search.n"])
     _check_seed(request, options)
     if model is not None:
         _check_agreement(request, options, model)
     eta = _eta(request, options, model, settings)
-    limit, accepted = settings.max_candidates, _accepted(settings)
     if options.candidates is not None and options.candidates > limit:
         raise wrong("guidance.candidates", options.candidates, accepted["guidance.candidates"])
-    if options.samples is not None and options.samples > settings.max_search:
-        raise wrong("guidance.search.n", options.samples, accepted["guidance.search.n"])
     follows_critic = eta is None and _leaves_eta_to_critic(request, options, model)
     detail = options.detail or "summary"
     searches = options.search is not None
