@@ -116,6 +116,28 @@ def test_every_number_of_every_choice(server: Server, stream: bool) -> None:
     assert compared > 500
 
 
+@pytest.mark.v2
+def test_every_number_on_the_v2_runner(server_v2: Server) -> None:
+    bodies = [
+        asked(search, prompt=prompt_ids(random.Random(i), 20), max_tokens=6, guidance={"critic": critic}, n=2)
+        for i, (search, critic) in enumerate(
+            [
+                ({**PARTICLES, "n": 3, "every": 2}, "fast"),
+                ({**BEST, "n": 3, "reject": {"every": 2, "keep": 0.5}}, "plain"),
+            ]
+        )
+    ]
+    for body in bodies:
+        body |= {"stream": False}
+
+    async def main() -> list[list[dict[str, Any]]]:
+        async with httpx.AsyncClient(base_url=server_v2.url, timeout=300) as http:
+            return await asyncio.gather(*(send(http, asyncio.Semaphore(1), body) for body in bodies))
+
+    for body, choices in zip(bodies, asyncio.run(main()), strict=True):
+        assert sum(check(server_v2, body, got) for got in choices) > 4
+
+
 # -- the best of several
 
 

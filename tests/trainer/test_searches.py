@@ -9,6 +9,9 @@ import pytest
 
 from qsharp_core.answers import whole_text
 from qsharp_core.errors import QSharpError
+from server.request.schema import ChoiceGuidance
+from server.request.search.fields import SearchReport
+from trainer.api.client import ReportedGuidance
 from trainer.evaluation.evaluate import _Run
 from trainer.evaluation.searches import search_of
 from trainer.evaluation.settings import EvaluateError, Evaluation, Setting, every_setting
@@ -105,3 +108,12 @@ def test_a_wrong_search_is_told_before_anything_is_asked() -> None:
     with pytest.raises(EvaluateError, match="one of the kinds stop, best_of, particles") as raised:
         evaluate("sums", out="/nowhere", search="tree:n=3")
     assert isinstance(raised.value, QSharpError)
+
+
+def test_the_python_client_knows_what_the_server_reports() -> None:
+    """Each field by its name, and none besides."""
+    report = SearchReport(kind="particles", n=8, sample=None, estimate=0.5, tokens_spent=90, log_estimate=-1.0)
+    shown = ReportedGuidance.model_validate(ChoiceGuidance(tokens_total=3, search=report).dump()).search
+    assert shown is not None
+    assert shown.model_dump() == report.model_dump()
+    assert not shown.model_extra
