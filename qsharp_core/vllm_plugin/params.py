@@ -49,7 +49,8 @@ class GuidanceParams:
         tail: what happens to the tokens that are no candidates; see `Tail`.
         method: which tilt is applied; see `Method`.
         id: the steps of the request are reported under it; None if they are not.
-        kl_total: most nats that all tokens may spend together; None if there is no such budget. It needs an `id`.
+        kl_total: most nats that all tokens may spend together; None if there is no such budget. It needs an `id`. 0 is
+            what is left where an earlier part of the completion has spent everything.
         kl_token: most nats that a token may spend; None if there is no such budget.
 
     Raises:
@@ -78,9 +79,10 @@ class GuidanceParams:
             raise GuidanceError(f"critic must be a string, got {self.critic!r}", "critic")
         if self.id is not None:
             _number(self.id, "id", 0, 2**63 - 1, whole=True)
+        least = {"kl_total": 0.0, "kl_token": BUDGET_RANGE[0]}
         for name in BUDGETS:
             if (budget := getattr(self, name)) is not None:
-                _number(budget, name, *BUDGET_RANGE)
+                _number(budget, name, least[name], BUDGET_RANGE[1])
 
     @classmethod
     def from_extra_args(cls, extra_args: Mapping[str, Any] | None) -> "GuidanceParams | None":

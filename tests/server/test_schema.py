@@ -43,7 +43,7 @@ def explained(body: str) -> GuidanceError:
     with pytest.raises(ValidationError) as raised:
         GuidedCompletionRequest.model_validate({**PLAIN, **json.loads(body)})
     errors = [{**error, "loc": ("body", *error["loc"])} for error in raised.value.errors()]
-    error = explain(errors, max_candidates=64)
+    error = explain(errors, max_candidates=64, max_search=16)
     assert error is not None
     return error
 
@@ -80,7 +80,7 @@ def test_guidance_must_be_an_object(value: str) -> None:
 
 
 def test_errors_of_other_fields_are_left_to_vllm() -> None:
-    assert explain([{"loc": ("body", "messages", 0, "metadata"), "type": "x", "input": 1}], 64) is None
+    assert explain([{"loc": ("body", "messages", 0, "metadata"), "type": "x", "input": 1}], 64, 16) is None
 
 
 @pytest.mark.parametrize("request_type", [GuidedCompletionRequest, GuidedChatCompletionRequest])

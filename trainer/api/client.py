@@ -44,6 +44,29 @@ class ReportedBudget(_Shown):
     token: float | None
 
 
+class ReportedSearch(_Shown):
+    """What was done to find a choice.
+
+    Attributes:
+        kind, n: of the search, and the number of its samples.
+        sample: which of them the choice is, from 0; None for particles.
+        estimate: the reward that the critic expects after the last token; None if it was never asked.
+        tokens_spent: tokens of all samples.
+        rejected: samples that were ended on the way.
+        resamplings: how often particles were resampled.
+        log_estimate: an estimate of `ln E_ref[exp(reward / eta)]`; None without particles.
+    """
+
+    kind: str
+    n: int
+    sample: int | None
+    estimate: float | None
+    tokens_spent: int
+    rejected: int = 0
+    resamplings: int = 0
+    log_estimate: float | None = None
+
+
 class ReportedGuidance(_Shown):
     """What is reported of a choice's guidance.
 
@@ -54,6 +77,7 @@ class ReportedGuidance(_Shown):
         tokens_guided, tokens_total: tokens whose step was guided, and all.
         kl_budget: what limited `kl`, if anything did.
         steps_clipped: at how many tokens it held guidance back.
+        search: what was done to find the choice, if it was searched for.
         tokens: an entry for each, with `detail="tokens"`.
     """
 
@@ -65,6 +89,7 @@ class ReportedGuidance(_Shown):
     tokens_total: int
     kl_budget: ReportedBudget | None = None
     steps_clipped: int = 0
+    search: ReportedSearch | None = None
     tokens: list[ReportedToken] | None = None
 
 

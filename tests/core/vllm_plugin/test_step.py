@@ -149,3 +149,10 @@ def test_one_row_that_is_not_finite_costs_itself_alone(processor: QSharpLogitsPr
     ((request, _, _),) = processor._rows.values()
     assert request.failure == "not_finite"
     assert all(tensor.isfinite().all() for tensor in engine.pool.stacked)
+
+
+def test_a_request_that_has_nothing_left_to_spend_is_the_references(processor: QSharpLogitsProcessor) -> None:
+    begin(processor, qsharp_id=5, qsharp_kl_total=0)
+    assert step(processor).abs().max() < 1e-5
+    begin(processor, qsharp_id=6, qsharp_kl_total=1e6)
+    assert step(processor).abs().max() > 0.1
