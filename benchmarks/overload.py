@@ -53,6 +53,7 @@ class Answers:
         took: how long each of them took, in seconds.
         tokens: how many tokens each of them has.
         kinds: how many of each kind and status there were.
+        rate: requests per second that arrived, which is less than was meant where the client is out of breath.
     """
 
     ended: list[float] = field(default_factory=list)
@@ -60,6 +61,7 @@ class Answers:
     tokens: list[int] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    rate: float = 0.0
 
     def goodput(self, since: float, until: float) -> float:
         """Tokens per second of requests that were served whole and ended in this time."""
@@ -133,8 +135,8 @@ async def arrivals(
     """Lets requests arrive at this rate, per second, and waits for those that are on their way at the end."""
     answers, running, started = Answers(), set(), time.monotonic()
     looked = at = 0.0
-    while (at := at + dice.expovariate(rate)) < seconds:
-        now = time.monotonic() - started
+    arrived = 0
+    while max(at := at + dice.expovariate(rate), now := time.monotonic() - started) < seconds:
         await asyncio.sleep(max(0.0, at - now))
         body = {
             "model": "model", "prompt": dice.choice(given_prompts), "max_tokens": TOKENS, "temperature": 1.0,
@@ -142,6 +144,7 @@ async def arrivals(
         }  # fmt: skip
         if dice.random() < 0.5:
             body |= {"eta": 0.2, "guidance": {"candidates": 8, "min_prob": 0}}
+        arrived += 1
         task = asyncio.create_task(one(http, body, started, answers))
         running.add(task)
         task.add_done_callback(running.discard)
@@ -152,6 +155,7 @@ async def arrivals(
             bar.set_postfix_str(
                 f"served={len(answers.ended)} refused={answers.kinds['503']} wrong={len(answers.wrong)}"
             )
+    answers.rate = arrived / (time.monotonic() - started)
     await asyncio.gather(*running)
     return answers
 
@@ -199,7 +203,7 @@ def report(
 ) -> list[str]:
     """Prints the parts of the time one below the other, and returns what is wrong."""
     wrong, length = list(answers.wrong), seconds / PARTS
-    title = f"{peak:,.0f} tokens/s at {rate:.1f} requests/s at most; {given.times:g} times as many arrive"
+    title = f"{peak:,.0f} tokens/s at {rate:.1f} requests/s at most; {answers.rate:.1f} requests/s arrived"
     table = Table("minute", "tokens/s", "of the peak", "p99, s", title=title)
     parts = [(i * length, (i + 1) * length) for i in range(PARTS)]
     for part in parts:
