@@ -165,8 +165,8 @@ class GuidedEngineClient:
 
     def _with_source(self, error: GuidanceError, params: SamplingParams) -> GuidanceError:
         """The error, with what to do where it is about a value that the client has not sent."""
-        name = error.param
-        if name is None or self._engine.model_config.get_diff_sampling_param().get(name) != getattr(params, name, None):
+        name, own = error.param, self._engine.model_config.get_diff_sampling_param()
+        if name is None or name not in own or own[name] != getattr(params, name):
             return error
         neutral = getattr(SamplingParams(), name)
         return GuidanceError(

@@ -110,7 +110,8 @@ def test_every_number_of_every_choice(server: Server, stream: bool) -> None:
             assert report["estimate"] == (
                 None if (wanted := estimate(got)) is None else pytest.approx(wanted, abs=1e-9)
             )
-            assert (report["log_estimate"] is None) == (search["kind"] != "particles" or got["value"] is None)
+            assert search["kind"] == "particles" or report["log_estimate"] is None
+            assert search["kind"] != "particles" or got["value"] is None or report["log_estimate"] is not None
             assert (report["sample"] is None) == (search["kind"] == "particles")
     print(f"{compared} tokens compared")
     assert compared > 500
@@ -158,14 +159,14 @@ def test_the_best_are_those_of_the_samples_that_a_plain_request_has(http: httpx.
 
 
 def test_rejection_spends_less_and_keeps_those_that_lead(http: httpx.Client) -> None:
-    body = asked({**BEST, "n": 16, "reject": {"every": 8, "keep": 0.25}}, max_tokens=40)
+    body = asked({**BEST, "n": 16, "reject": {"every": 8, "keep": 0.25}}, max_tokens=80)
     before = metric_of(http, "qsharp_search_rejections_total")
     (found,) = complete(http, body)
     report = found["guidance"]["search"]
     assert report["rejected"] == 15
-    # 16 samples of 8 tokens or a few more, 4 of 8 more, and one whole.
-    assert 16 * 9 <= report["tokens_spent"] <= 16 * 14 + 4 * 10 + 40
-    assert len(found["token_ids"]) == 40
+    # 16 samples of more than 8 tokens, as far as the first are ahead of the last, and one whole; 1,280 without.
+    assert 15 * 9 + 80 <= report["tokens_spent"] <= 700
+    assert len(found["token_ids"]) == 80
     assert metric_of(http, "qsharp_search_rejections_total") - before == 15
     (again,) = complete(http, body)
     assert again["token_ids"] == found["token_ids"]  # whoever was faster
@@ -279,7 +280,9 @@ def test_logprobs_end_with_the_choice(http: httpx.Client) -> None:
 # -- clients
 
 
-@pytest.mark.parametrize("search", [BEST, {**BEST, "reject": REJECT}, PARTICLES, STOP], ids=str)
+@pytest.mark.parametrize(
+    "search", [BEST, {**BEST, "reject": REJECT}, PARTICLES, STOP], ids=["best_of", "reject", "particles", "stop"]
+)
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_openai_client(client: openai.OpenAI, search: dict[str, Any], stream: bool) -> None:
     body: dict[str, Any] = {"eta": 0.2, "guidance": {"search": search}, "ignore_eos": True}
@@ -310,7 +313,7 @@ def test_the_openai_client(client: openai.OpenAI, search: dict[str, Any], stream
 
 def test_several_prompts_are_searched_apart(http: httpx.Client) -> None:
     for search in (BEST, PARTICLES):
-        found = complete(http, asked(search, prompt=[PROMPT, PROMPT[:7]], n=2))
+        found = complete(http, asked(search, prompt=[PROMPT, PROMPT[:7]], n=2, guidance={"min_prob": 0}))
         assert [choice["index"] for choice in found] == [0, 1, 2, 3]
         values = [choice["guidance"]["value"] for choice in found]
         assert values[0] == pytest.approx(values[1], abs=1e-4)
@@ -483,5 +486,6 @@ def test_searches_that_nobody_waits_for_leave_nothing_behind(server: Server, str
         time.sleep(0.2)
     else:
         pytest.fail(f"still held: {held}, {running} requests")
-    (found,) = complete(httpx.Client(base_url=server.url, timeout=60), asked(BEST))
+    with httpx.Client(base_url=server.url, timeout=60) as http:
+        (found,) = complete(http, asked(BEST))
     assert math.isfinite(found["guidance"]["kl"])
