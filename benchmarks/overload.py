@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import numpy as np
 from rich.console import Console
@@ -92,8 +93,9 @@ def main() -> None:
 async def overload(given: argparse.Namespace, pair: Pair, url: str) -> list[str]:
     """Looks for the peak, goes beyond it, and returns what was wrong."""
     dice, given_prompts = random.Random(given.seed), prompts(pair, 32, seed=given.seed)
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
+    # httpx looks through all of its connections for each request, and then hundreds of them do not arrive in time.
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(600)
+    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as http:
         peak, rate = await find_peak(http, dice, given_prompts)
         seconds = 60 * given.minutes
         footprint = Footprint()
@@ -103,7 +105,7 @@ async def overload(given: argparse.Namespace, pair: Pair, url: str) -> list[str]
 
 
 async def find_peak(
-    http: httpx.AsyncClient, dice: random.Random, given_prompts: list[list[int]]
+    http: aiohttp.ClientSession, dice: random.Random, given_prompts: list[list[int]]
 ) -> tuple[float, float]:
     """The greatest goodput, in tokens per second, and the rate of requests that were served at it."""
     peak, served, rate = 0.0, 0.0, 1.0
@@ -124,7 +126,7 @@ def served_rate(answers: Answers, since: float, until: float) -> float:
 
 
 async def arrivals(
-    http: httpx.AsyncClient,
+    http: aiohttp.ClientSession,
     dice: random.Random,
     given_prompts: list[list[int]],
     rate: float,
@@ -160,12 +162,13 @@ async def arrivals(
     return answers
 
 
-async def one(http: httpx.AsyncClient, body: dict[str, Any], started: float, answers: Answers) -> None:
+async def one(http: aiohttp.ClientSession, body: dict[str, Any], started: float, answers: Answers) -> None:
     """Sends a request, and notes whether it was served whole or refused whole."""
     began = time.monotonic()
     try:
-        answer = await http.post("/v1/completions", json=body)
-    except httpx.HTTPError as error:
+        async with http.post("/v1/completions", json=body) as got:
+            answer = httpx.Response(got.status, headers=dict(got.headers), content=await got.read())
+    except (aiohttp.ClientError, TimeoutError) as error:
         answers.wrong.append(f"{type(error).__name__}: {error}")
         return
     ended = time.monotonic()
