@@ -198,7 +198,7 @@ def encoded(body: Any, draw: random.Random) -> bytes:
 @pytest.mark.timeout(int(SECONDS) + 300)
 def test_valid_requests_with_odd_values(other: str) -> None:
     seed, until = random.randrange(2**32), time.monotonic() + SECONDS / 2
-    with httpx.Client(base_url=other, timeout=60) as http:
+    with httpx.Client(base_url=other, timeout=300) as http:
         valid, file = seeds(http), rollouts_file(http)
         assert pq.read_table(io.BytesIO(file)).num_rows > 0
 
