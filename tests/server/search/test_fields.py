@@ -1,6 +1,7 @@
 """A search's fields: what is refused, and how it is said."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -114,3 +115,10 @@ def test_what_particles_cannot_be_combined_with(fields: dict[str, Any], param: s
 )
 def test_what_particles_can_be_combined_with(fields: dict[str, Any]) -> None:
     check(ParticleSearch(kind="particles", n=4), SamplingParams(**fields))
+
+
+def test_the_references_examples_are_taken() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "reference.md").read_text()
+    examples = [json.loads(line) for line in page.splitlines() if line.startswith('{"guidance": {"search"')]
+    kinds = {settle(catalog_of(described("a", "1")), eta=0.1, **example).search.kind for example in examples}
+    assert kinds == {"stop", "best_of", "particles"}
