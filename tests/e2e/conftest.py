@@ -15,13 +15,11 @@ def other(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """The URL of a server that guides by default, with all of vLLM's routes and a store. It may lose its critics."""
     folder = tmp_path_factory.mktemp("other")
     critics = {name: server.critics[name] for name in ("fast", "native")}
-    arguments = flags(server.reference, critics, rows=8, blocks=40)
+    arguments = flags(server.reference, critics, rows=8, blocks=160)
+    # With room: its tests send many requests, and none is about memory.
     more = [
-        "--default-eta",
-        str(DEFAULT_ETA),
-        "--enable-scale-out",
-        "--rollouts",
-        f"sqlite:///{folder / 'rollouts.db'}",
-    ]
+        "--default-eta", str(DEFAULT_ETA), "--enable-scale-out", "--rollouts", f"sqlite:///{folder / 'rollouts.db'}",
+        "--max-num-batched-tokens", "512", "--additional-config", '{"qsharp": {"beside": true}}',
+    ]  # fmt: skip
     with serve([*arguments, *more], folder / "log") as url:
         yield url

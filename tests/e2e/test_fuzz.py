@@ -27,7 +27,7 @@ from tests.conftest import ADMIN_KEY
 
 SECONDS = float(os.environ.get("QSHARP_FUZZ_SECONDS", "90"))
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
-CLIENTS = 8  # at once, with odd values
+CLIENTS = 4  # at once, with odd values
 # vLLM's own: 501 of what this model cannot do, and messages of assistants that it does not read whole.
 NOT_OURS = {
     "/v1/systemone": [(501, "")],
