@@ -1,13 +1,27 @@
-"""A server beside the session's, for tests of what the session's is not started with."""
+"""Clients of the session's server, and a server beside it, for tests of what the session's is not started with."""
 
 from collections.abc import Iterator
 
+import httpx
+import openai
 import pytest
 
 from tests.conftest import Server, flags
 from trainer.serving import serve
 
 DEFAULT_ETA = 0.05
+
+
+@pytest.fixture
+def http(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=120) as made:
+        yield made
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

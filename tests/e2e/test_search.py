@@ -5,7 +5,6 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -22,18 +21,6 @@ REJECT = {"every": 4, "keep": 0.5}
 BEST = {"kind": "best_of", "n": 6}
 PARTICLES = {"kind": "particles", "n": 6, "every": 5, "resample_below": 0.9}
 STOP = {"kind": "stop", "below": 0.3}
-
-
-@pytest.fixture
-def http(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=120) as made:
-        yield made
-
-
-@pytest.fixture
-def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
 
 
 def asked(search: dict[str, Any] | None, **fields: Any) -> dict[str, Any]:
