@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
 from benchmarks.load import send
+from benchmarks.scrape import read_metrics
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.settings import Evaluation, Setting
 from trainer.rewards.verifiers import OWN, Judge, TaskRef, Weighted
@@ -119,10 +119,7 @@ async def speed(
 
 async def scored(http: httpx.AsyncClient) -> float:
     """Candidates that critics have scored so far."""
-    for family in text_string_to_metric_families((await http.get("/metrics")).text):
-        if family.name == "qsharp_scored_candidates":
-            return sum(sample.value for sample in family.samples if sample.name.endswith("_total"))
-    return 0.0
+    return (await read_metrics(http))["qsharp_scored_candidates"]
 
 
 def show(results: list[dict[str, Any]]) -> None:

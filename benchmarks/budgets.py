@@ -76,8 +76,8 @@ def main() -> None:
         pair = PAIRS[given.pair](folder / given.pair)
         flags = (
             "--critic", str(pair.critics["Q"]), "--critic", str(pair.native), "--max-queued", "1000",
-            "--num-gpu-blocks-override", "40", "--max-num-batched-tokens", "512",
-            "--critic-cache-gib", f"{LONGEST * token_bytes(pair.critic('V')) / 2**30:.6f}",
+            "--num-gpu-blocks-override", "72", "--max-num-batched-tokens", "512",
+            "--critic-cache-gib", f"{4 * LONGEST * token_bytes(pair.critic('V')) / 2**30:.6f}",
         )  # fmt: skip
         with server(pair, folder, "ours", flags=flags) as url:
             spent, preempted = asyncio.run(measure(given, pair, url))

@@ -1,6 +1,6 @@
 """What guidance costs, and what it saves that critics run beside the reference (docs/decisions.md), step by step.
 
-    python -m benchmarks.by_turns [--pair tiny] [--measures step native beside first] [--clock cpu]
+    python -m benchmarks.by_turns [--pair tiny] [--measures step native slack tight beside first] [--clock cpu]
 
 Of one engine, every other decoding step or wave of new prompts does without. Differences and ratios are between
 neighbours, so that what else the machine does matters little; `make bench` compares whole waves.
@@ -37,14 +37,14 @@ from benchmarks.guidance.pairs import Pair, Prompts
 from qsharp_core.vllm_plugin import processors, upstream
 
 TOKENS = 80
-What = Literal["beside", "guided"]
+What = Literal["beside", "guided", "budget"]
 Mode = Literal["with", "without", "by turns"]
 Clock = Literal["wall", "cpu"]
 Times = tuple[float, float]  # of neighbours, with and without, in milliseconds
 
 
 def switch(worker: Any, what: What, mode: Mode) -> tuple[list[float], list[float]]:
-    """Which of this worker's steps are from now on guided, or run critics beside.
+    """Which of this worker's steps are from now on guided, run critics beside, or are kept within their budget.
 
     A step that is not guided leaves its tokens to the next one that is. Returns of the last steps when they began, and
     the CPU time that each took, in seconds.
@@ -55,26 +55,31 @@ def switch(worker: Any, what: What, mode: Mode) -> tuple[list[float], list[float
         guide = processor.guide
         scorers = [critic.cached_scorer for critic in guide.registry.critics.values() if critic.cached_scorer]
         threads = [scorer._background for scorer in scorers]
-        assert what == "guided" or None not in threads, "vLLM leaves no core over"
+        assert what != "beside" or None not in threads, "vLLM leaves no core over"
         update_state, apply, after_sample = processor.update_state, guide.apply, processor.after_sample
+        limit = guide._limit
 
         def begin(batch_update: Any) -> None:
             worker.begun.append(time.perf_counter())
             worker.spent.append(-time.thread_time())
             worker.on = worker.mode == "with" or (worker.mode == "by turns" and len(worker.begun) % 2 == 1)
             for scorer, thread in zip(scorers, threads, strict=True):
-                scorer._background = thread if worker.on else None
+                scorer._background = thread if worker.on or worker.what == "budget" else None
             update_state(batch_update)
 
         def guided(*given: Any) -> None:
-            if worker.on or worker.what == "beside":
+            if worker.on or worker.what != "guided":
                 apply(*given)
+
+        def limited(budgets: Any, lengths: Any, candidates: Any, step: Any) -> Any:
+            return limit(budgets, lengths, candidates, step) if worker.on else (step, None)
 
         def end(sampled_token_ids: Any) -> None:
             after_sample(sampled_token_ids)
             worker.spent[-1] += time.thread_time()
 
         processor.update_state, guide.apply, processor.after_sample = begin, guided, end
+        guide._limit = limited
         worker.begun, worker.spent = [], []
     begun, spent = worker.begun, worker.spent
     worker.begun, worker.spent, worker.what, worker.mode = [], [], what, mode
@@ -115,11 +120,14 @@ class Measure:
     rows: tuple[int, ...]
     candidates: tuple[int, ...]
     waves: int
+    kl_total: float | None = None
 
 
 MEASURES = {
     "step": Measure("a step: guidance", "guided", ("V", "Q"), decoding, "alike", (32,), (4, 8, 20), 6),
     "native": Measure("a step: guidance", "guided", ("native",), decoding, "alike", (1, 8, 32), (20,), 6),
+    "slack": Measure("a step: slack budget", "budget", ("V", "native"), decoding, "alike", (32,), (20,), 6, 1e6),
+    "tight": Measure("a step: spent budget", "budget", ("V", "native"), decoding, "alike", (32,), (20,), 6, 1e-3),
     "beside": Measure("a step: beside", "beside", ("V", "Q"), decoding, "alike", (1, 32), (8,), 6),
     "first": Measure("a first token: beside", "beside", ("V", "Q"), first_tokens, "apart", (1, 8), (8,), 24),
 }
@@ -144,7 +152,9 @@ def main() -> None:
             for name in given.measures:
                 measure = MEASURES[name]
                 for head, rows, candidates in itertools.product(measure.heads, measure.rows, measure.candidates):
-                    ask = Ask(rows, TOKENS, pair.names[head], candidates, prompts=measure.prompts)
+                    ask = Ask(
+                        rows, TOKENS, pair.names[head], candidates, prompts=measure.prompts, kl_total=measure.kl_total
+                    )
                     title = f"{measure.name}, {head}, {rows} at once, {candidates} candidates"
                     waves = tqdm(range(measure.waves + 1), desc=title, unit="wave")
                     run = partial(measure.run, llm, pair, ask)

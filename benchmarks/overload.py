@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import numpy as np
 from rich.console import Console
@@ -53,6 +54,7 @@ class Answers:
         took: how long each of them took, in seconds.
         tokens: how many tokens each of them has.
         kinds: how many of each kind and status there were.
+        rate: requests per second that arrived, which is less than was meant where the client is out of breath.
     """
 
     ended: list[float] = field(default_factory=list)
@@ -60,6 +62,7 @@ class Answers:
     tokens: list[int] = field(default_factory=list)
     kinds: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    rate: float = 0.0
 
     def goodput(self, since: float, until: float) -> float:
         """Tokens per second of requests that were served whole and ended in this time."""
@@ -90,8 +93,9 @@ def main() -> None:
 async def overload(given: argparse.Namespace, pair: Pair, url: str) -> list[str]:
     """Looks for the peak, goes beyond it, and returns what was wrong."""
     dice, given_prompts = random.Random(given.seed), prompts(pair, 32, seed=given.seed)
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as http:
+    # httpx looks through all of its connections for each request, and then hundreds of them do not arrive in time.
+    connector, timeout = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(600)
+    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as http:
         peak, rate = await find_peak(http, dice, given_prompts)
         seconds = 60 * given.minutes
         footprint = Footprint()
@@ -101,7 +105,7 @@ async def overload(given: argparse.Namespace, pair: Pair, url: str) -> list[str]
 
 
 async def find_peak(
-    http: httpx.AsyncClient, dice: random.Random, given_prompts: list[list[int]]
+    http: aiohttp.ClientSession, dice: random.Random, given_prompts: list[list[int]]
 ) -> tuple[float, float]:
     """The greatest goodput, in tokens per second, and the rate of requests that were served at it."""
     peak, served, rate = 0.0, 0.0, 1.0
@@ -122,7 +126,7 @@ def served_rate(answers: Answers, since: float, until: float) -> float:
 
 
 async def arrivals(
-    http: httpx.AsyncClient,
+    http: aiohttp.ClientSession,
     dice: random.Random,
     given_prompts: list[list[int]],
     rate: float,
@@ -133,8 +137,8 @@ async def arrivals(
     """Lets requests arrive at this rate, per second, and waits for those that are on their way at the end."""
     answers, running, started = Answers(), set(), time.monotonic()
     looked = at = 0.0
-    while (at := at + dice.expovariate(rate)) < seconds:
-        now = time.monotonic() - started
+    arrived = 0
+    while max(at := at + dice.expovariate(rate), now := time.monotonic() - started) < seconds:
         await asyncio.sleep(max(0.0, at - now))
         body = {
             "model": "model", "prompt": dice.choice(given_prompts), "max_tokens": TOKENS, "temperature": 1.0,
@@ -142,6 +146,7 @@ async def arrivals(
         }  # fmt: skip
         if dice.random() < 0.5:
             body |= {"eta": 0.2, "guidance": {"candidates": 8, "min_prob": 0}}
+        arrived += 1
         task = asyncio.create_task(one(http, body, started, answers))
         running.add(task)
         task.add_done_callback(running.discard)
@@ -152,16 +157,18 @@ async def arrivals(
             bar.set_postfix_str(
                 f"served={len(answers.ended)} refused={answers.kinds['503']} wrong={len(answers.wrong)}"
             )
+    answers.rate = arrived / (time.monotonic() - started)
     await asyncio.gather(*running)
     return answers
 
 
-async def one(http: httpx.AsyncClient, body: dict[str, Any], started: float, answers: Answers) -> None:
+async def one(http: aiohttp.ClientSession, body: dict[str, Any], started: float, answers: Answers) -> None:
     """Sends a request, and notes whether it was served whole or refused whole."""
     began = time.monotonic()
     try:
-        answer = await http.post("/v1/completions", json=body)
-    except httpx.HTTPError as error:
+        async with http.post("/v1/completions", json=body) as got:
+            answer = httpx.Response(got.status, headers=dict(got.headers), content=await got.read())
+    except (aiohttp.ClientError, TimeoutError) as error:
         answers.wrong.append(f"{type(error).__name__}: {error}")
         return
     ended = time.monotonic()
@@ -199,7 +206,7 @@ def report(
 ) -> list[str]:
     """Prints the parts of the time one below the other, and returns what is wrong."""
     wrong, length = list(answers.wrong), seconds / PARTS
-    title = f"{peak:,.0f} tokens/s at {rate:.1f} requests/s at most; {given.times:g} times as many arrive"
+    title = f"{peak:,.0f} tokens/s at {rate:.1f} requests/s at most; {answers.rate:.1f} requests/s arrived"
     table = Table("minute", "tokens/s", "of the peak", "p99, s", title=title)
     parts = [(i * length, (i + 1) * length) for i in range(PARTS)]
     for part in parts:

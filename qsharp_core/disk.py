@@ -17,6 +17,22 @@ def fsync(path: Path) -> None:
 
 
 @contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Yields a path to write to, whose file becomes `path` at the end: the old file is there or the new one, whole.
+
+    Where the body raises, the old one stays.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        fsync(temporary)
+        temporary.replace(path)
+        fsync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder to write to, which becomes `folder` at the end: it is there as a whole or not at all.
 

@@ -13,6 +13,7 @@ from prometheus_client import Counter, Gauge, Histogram, Summary
 
 from qsharp_core.vllm_plugin.telemetry import StepFacts
 from qsharp_core.wire.critics import CriticStatus
+from qsharp_core.wire.search import KINDS, SearchKind
 from server.store.rewards import RewardResult
 
 logger = logging.getLogger("vllm.qsharp")
@@ -42,6 +43,13 @@ BUDGET_SPENT = Histogram(
     buckets=[0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99, 1.0],
 )
 COMPLETIONS = Counter("qsharp_completions", "Completed choices", ["guided", "finish_reason"])
+SEARCH_TOKENS = Counter("qsharp_search_tokens", "Tokens of all samples of completed searches", ["kind"])
+SEARCH_RESAMPLINGS = Counter(
+    "qsharp_search_resamplings", "Times that the particles of completed searches were resampled"
+)
+SEARCH_REJECTIONS = Counter("qsharp_search_rejections", "Samples of completed searches that were ended on the way")
+for _kind in KINDS:
+    SEARCH_TOKENS.labels(_kind)
 KV_BLOCKS = Gauge(
     "qsharp_critic_kv_blocks_used",
     "Blocks of a critic's key-value cache in use, in each engine",
@@ -198,6 +206,20 @@ def observe_choice(
             of_critic = BELLMAN_RESIDUAL.labels(*critic.split("@", 1))
             for residual in residuals:
                 of_critic.observe(abs(residual))
+
+
+def observe_search(kind: SearchKind, tokens: int, rejected: int = 0, resamplings: int = 0) -> None:
+    """Counts a completed search, whose choices count as choices besides.
+
+    Args:
+        kind: of the search.
+        tokens: of all its samples.
+        rejected: samples that were ended on the way.
+        resamplings: how often its particles were resampled.
+    """
+    SEARCH_TOKENS.labels(kind).inc(tokens)
+    SEARCH_REJECTIONS.inc(rejected)
+    SEARCH_RESAMPLINGS.inc(resamplings)
 
 
 def observe_rewards(results: Iterable[RewardResult], range_of: Callable[[str], Sequence[float] | None]) -> None:

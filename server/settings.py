@@ -63,6 +63,7 @@ class Settings(BaseSettings):
         le=BUDGET_RANGE[1],
         description="the largest guidance.kl_token, and that of requests that send none",
     )
+    max_search: int = Field(default=16, ge=1, description="the largest guidance.search.n a request may ask for")
     rollouts: SecretStr | None = Field(
         default=None, min_length=1, description="URL of the rollout store; without it `store: true` is refused"
     )

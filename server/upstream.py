@@ -3,9 +3,12 @@
 `qsharp_core.vllm_plugin.upstream` has the rest.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 from vllm.sampling_params import SamplingParams
+from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 
 try:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -14,7 +17,7 @@ except ImportError:  # from 0.33 on
     from vllm.entrypoints.common.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.entrypoints.common.startup import cli_env_setup
 
-__all__ = ["cli_env_setup", "make_arg_parser", "settled_by_engine", "validate_parsed_serve_args"]
+__all__ = ["Decoded", "cli_env_setup", "decoded", "make_arg_parser", "settled_by_engine", "validate_parsed_serve_args"]
 
 
 def settled_by_engine(engine_client: Any, params: SamplingParams) -> SamplingParams:
@@ -31,3 +34,41 @@ def settled_by_engine(engine_client: Any, params: SamplingParams) -> SamplingPar
     if processor.tokenizer is not None:
         settled.update_from_tokenizer(processor.tokenizer)
     return settled
+
+
+class Decoded(NamedTuple):
+    """The text of tokens.
+
+    Attributes:
+        text: without the stop string, unless that is to stay.
+        tokens: up to and with the one that completes a stop string; all of them if there is none.
+        stop: the stop string that was found.
+    """
+
+    text: str
+    tokens: int
+    stop: str | None
+
+
+def decoded(
+    tokenizer: Any, prompt: Sequence[int], tokens: Sequence[int], params: SamplingParams, *, ends_by_token: bool
+) -> Decoded:
+    """The text of tokens as vLLM makes it when it samples them one by one after the prompt.
+
+    Args:
+        tokenizer: the model's; None where there is none, and then the text is empty.
+        prompt: token ids before these tokens.
+        tokens: token ids of a completion.
+        params: as a handler passes them to `generate`.
+        ends_by_token: whether the last token is one that ended the completion.
+    """
+    request: Any = SimpleNamespace(
+        request_id="", prompt_token_ids=list(prompt), prompt_embeds=None, sampling_params=params
+    )
+    detokenizer = IncrementalDetokenizer.from_new_request(tokenizer if params.detokenize else None, request)
+    count, stop = 0, None
+    for count, token in enumerate(tokens, start=1):
+        stop = detokenizer.update([token], ends_by_token and count == len(tokens))
+        if stop is not None:
+            break
+    return Decoded(detokenizer.get_next_output_text(finished=True, delta=False), count, stop)

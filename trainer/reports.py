@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from qsharp_core.disk import whole_file
 from qsharp_core.errors import QSharpError
 
 
@@ -49,6 +50,5 @@ class Report(ReportPart):
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as indented JSON; the file is there whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    part.replace(path)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """One vLLM engine, with our logits processor, a peer's or none, and waves of requests through it."""
 
+import itertools
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import torch
 from benchmarks.guidance.pairs import BLOCK, Pair, Prompts, prompts
 
 ETA = 0.2
+_ids = itertools.count(1)
 # On CPUs vLLM's worker goes on polling for a second after its last message, on the core that another engine's worker is
 # bound to as well: wait that long before another engine is timed.
 SETTLE_SECONDS = 0.0 if torch.cuda.is_available() else 1.5
@@ -18,7 +20,10 @@ SETTLE_SECONDS = 0.0 if torch.cuda.is_available() else 1.5
 
 @dataclass(frozen=True)
 class Ask:
-    """What a wave of requests asks: `rows` at once, `tokens` each; not guided without a critic."""
+    """What a wave of requests asks: `rows` at once, `tokens` each; not guided without a critic.
+
+    With a `kl_total` each request may spend that many nats.
+    """
 
     rows: int
     tokens: int
@@ -26,6 +31,7 @@ class Ask:
     candidates: int = 8
     min_prob: float = 0.0
     prompts: Prompts = "alike"
+    kl_total: float | None = None
 
     @property
     def extra_args(self) -> dict[str, Any] | None:
@@ -77,9 +83,14 @@ def wave(llm: Any, pair: Pair, ask: Ask, seed: int, tokens: int) -> float:
     from vllm import SamplingParams
 
     given = [{"prompt_token_ids": ids} for ids in prompts(pair, ask.rows, seed, ask.prompts)]
-    params = SamplingParams(
-        temperature=1.0, max_tokens=tokens, ignore_eos=True, detokenize=False, extra_args=ask.extra_args
-    )
+    budget = [{} if ask.kl_total is None else {"qsharp_kl_total": ask.kl_total, "qsharp_id": next(_ids)} for _ in given]
+    params = [
+        SamplingParams(
+            temperature=1.0, max_tokens=tokens, ignore_eos=True, detokenize=False,
+            extra_args=ask.extra_args and ask.extra_args | more,
+        )
+        for more in budget
+    ]  # fmt: skip
     started = time.perf_counter()
     llm.generate(given, params, use_tqdm=False)
     return time.perf_counter() - started

@@ -50,7 +50,8 @@ class GuidanceParams:
         tail: what happens to the tokens that are no candidates; see `Tail`.
         method: which tilt is applied; see `Method`.
         id: the steps of the request are reported under it; None if they are not.
-        kl_total: most nats that all tokens may spend together; None if there is no such budget. It needs an `id`.
+        kl_total: most nats that all tokens may spend together; None if there is no such budget. It needs an `id`. 0 is
+            what is left where an earlier part of the completion has spent everything.
         kl_token: most nats that a token may spend; None if there is no such budget.
         report_candidates: whether the reports of its steps have their candidates, and what the critic said of each.
 
@@ -81,9 +82,10 @@ class GuidanceParams:
             raise GuidanceError(f"critic must be a string, got {self.critic!r}", "critic")
         if self.id is not None:
             _number(self.id, "id", 0, 2**63 - 1, whole=True)
+        least = {"kl_total": 0.0, "kl_token": BUDGET_RANGE[0]}
         for name in BUDGETS:
             if (budget := getattr(self, name)) is not None:
-                _number(budget, name, *BUDGET_RANGE)
+                _number(budget, name, least[name], BUDGET_RANGE[1])
         if not isinstance(self.report_candidates, bool):
             raise GuidanceError(
                 f"report_candidates must be true or false, got {self.report_candidates!r}", "report_candidates"

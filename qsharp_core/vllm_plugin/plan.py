@@ -36,8 +36,8 @@ class Budgets:
         if all(p.kl_total is None and p.kl_token is None for p in params):
             return None
         return cls(
-            total_R=column([p.kl_total or math.inf for p in params], device),
-            token_R=column([p.kl_token or math.inf for p in params], device),
+            total_R=column([math.inf if p.kl_total is None else p.kl_total for p in params], device),
+            token_R=column([math.inf if p.kl_token is None else p.kl_token for p in params], device),
             account_R=column([request.account for request in requests], device, torch.int64),
         )
 

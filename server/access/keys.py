@@ -7,7 +7,6 @@ qsharp serve --keys keys.json    # reads the file again when it changes
 import hashlib
 import json
 import logging
-import os
 import secrets
 import time
 from collections.abc import Iterable, Mapping
@@ -17,6 +16,7 @@ from typing import Annotated
 from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from qsharp_core.disk import whole_file
 from qsharp_core.errors import ConfigError
 from server.access.principal import UNNAMED, Principal
 
@@ -182,10 +182,6 @@ def _locked(path: Path) -> FileLock:
 
 
 def _write(path: Path, file: KeyFile) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as out:
-        out.write(json.dumps(file.model_dump(), indent=2) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(path)
+    with whole_file(path) as temporary:
+        temporary.touch(0o600)
+        temporary.write_text(json.dumps(file.model_dump(), indent=2) + "\n")

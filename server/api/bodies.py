@@ -10,7 +10,7 @@ from starlette.types import Message, Receive
 
 from qsharp_core.rollouts.text import DEEPEST, clean, cleaned, is_deeper
 from server.errors import HTTPError
-from server.request.schema import wrong
+from server.request.values import wrong
 
 Json = dict[str, Any]  # an object of JSON
 AnyBody = TypeVar("AnyBody", bound=BaseModel)

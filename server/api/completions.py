@@ -41,7 +41,8 @@ class GuidedRoute(APIRoute):
             try:
                 return await handler(request)
             except RequestValidationError as error:
-                ours = schema.explain(error.errors(), state_of(request).settings.max_candidates)
+                limits = state_of(request).settings
+                ours = schema.explain(error.errors(), limits.max_candidates, limits.max_search)
                 if ours is not None:
                     raise ours from error
                 raise
@@ -64,13 +65,13 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
     # Names the response, and with it what is stored: not for clients to choose.
     request.request_id = random_uuid()  # type: ignore[attr-defined]
     until_its_end = held(raw_request.scope)
-    samples = samples_of(request)
-    until_its_end.enter_context(state.slots.take(samples))
     model = state.models.find(request.model)  # type: ignore[attr-defined]
+    samples = samples_of(request)
     call = admit(request, state.settings, state.catalog, model)
     if call is not None:
         call.samples = samples
         until_its_end.callback(call.release)
+    until_its_end.enter_context(state.slots.take(samples))
     token, unguided = CALL.set(call), UNGUIDED.set(call is None)
     try:
         if request.store:
@@ -79,6 +80,7 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
             sender = principal_of(raw_request)
             call.recording = await recording.begin(request, body, state.store, state.tokenizer, call.params, sender)
             call.recording.model = model.served if model is not None else None
+            call.recording.search = call.search
         with answering_as(model):
             return await create(request, raw_request)
     finally:

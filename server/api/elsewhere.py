@@ -153,7 +153,7 @@ def _admit(body: bytes, path: str, scope: Scope) -> tuple[GuidedCall | None, Vir
             for name in ("vllm_xargs", "extra_args"):
                 refuse_private(holder.get(name), name)
     state = scope["app"].state.qsharp
-    held(scope).enter_context(state.slots.take(_samples(fields)))
+    held(scope).enter_context(state.slots.take(_samples(fields, state.settings.max_search)))
     model = state.models.find(fields.get("model"))
     ours = {name: fields[name] for name in ("eta", "guidance") if name in fields}
     if fields.get("store") is True and path != STORES_ITSELF:
@@ -167,7 +167,7 @@ def _admit(body: bytes, path: str, scope: Scope) -> tuple[GuidedCall | None, Vir
         request = GuidedRequest.model_validate(ours)
     except ValidationError as error:
         errors = [{**one, "loc": ("body", *one["loc"])} for one in error.errors()]
-        explained = schema.explain(errors, state.settings.max_candidates)
+        explained = schema.explain(errors, state.settings.max_candidates, state.settings.max_search)
         raise explained or GuidanceError(str(error), "guidance") from error
     if not ours and model is None and state.settings.default_eta is None:
         return None, None
@@ -180,11 +180,22 @@ def _admit(body: bytes, path: str, scope: Scope) -> tuple[GuidedCall | None, Vir
     return call, model
 
 
-def _samples(fields: Mapping[str, Any]) -> int:
-    """How many samples the request asks for, as far as that can be told before its handler looks at it."""
+def _samples(fields: Mapping[str, Any], max_search: int) -> int:
+    """How many samples the request asks for, as far as that can be told before its handler looks at it.
+
+    Args:
+        max_search: the most samples of a search; one of more is refused later.
+    """
     n, messages = fields.get("n"), fields.get("messages")
     conversations = len(messages) if isinstance(messages, list) and messages and isinstance(messages[0], list) else 1
-    return conversations * (n if isinstance(n, int) and n > 0 else 1)
+    search = _inner(_inner(fields, "guidance"), "search").get("n")
+    searched = min(search, max_search) if isinstance(search, int) else 1
+    return conversations * max(n if isinstance(n, int) else 1, searched, 1)
+
+
+def _inner(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    inner = fields.get(name)
+    return inner if isinstance(inner, dict) else {}
 
 
 def _misplaced(param: str) -> GuidanceError:

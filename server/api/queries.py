@@ -8,7 +8,8 @@ from fastapi import Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qsharp_core.errors import GuidanceError
-from server.request.schema import METADATA_ACCEPTS, Metadata, wrong
+from server.request.schema import METADATA_ACCEPTS, Metadata
+from server.request.values import wrong
 from server.store.filters import Filters, Order
 
 MOST = 1000  # rollouts in one answer

@@ -11,7 +11,7 @@ from server import metrics
 from server.access.principal import principal_of
 from server.api.bodies import BadRequestError, FieldProblem, checked, documented, json_object, problem_of
 from server.errors import NotFoundError
-from server.request.schema import Number, wrong
+from server.request.values import Number, wrong
 from server.state import state_of
 from server.store.rewards import GivenReward, RewardResult
 

@@ -216,6 +216,12 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
         help=f"most candidates a request may ask for ({Settings.model_fields['max_candidates'].default} unless given)",
     )
     add(
+        "--max-search",
+        type=int,
+        metavar="N",
+        help=f"most samples of a search for one prompt ({Settings.model_fields['max_search'].default} unless given)",
+    )
+    add(
         "--max-kl-total",
         type=float,
         metavar="NATS",

@@ -13,7 +13,8 @@ from qsharp_core.wire.guidance import (
 from server.critics.catalog import CriticCatalog, CriticInfo
 from server.errors import UnknownModelError
 from server.request.call import GuidedCall
-from server.request.schema import GuidanceOptions, GuidedRequest, accepts, wrong
+from server.request.schema import GuidanceOptions, GuidedRequest, accepts
+from server.request.values import wrong
 from server.request.virtual_models import VirtualModel
 from server.settings import NOT_CONFIGURED, Settings
 
@@ -37,7 +38,6 @@ def admit(
     """
     if request.store and settings.rollouts is None:
         raise GuidanceError(f"store must be false, null or absent: {NOT_CONFIGURED}", "store")
-    _check_seed(request)
     refuse_private(getattr(request, "vllm_xargs", None), "vllm_xargs")
     nested = (request.model_extra or {}).get("extra_body")
     if isinstance(nested, dict) and (inside := {"eta", "guidance", "store", "metadata"} & nested.keys()):
@@ -47,15 +47,25 @@ def admit(
             f"extra_body.{min(inside)}",
         )
     options = request.guidance or GuidanceOptions()
+    limit, accepted = settings.max_candidates, _accepted(settings)
+    if options.samples is not None and options.samples > settings.max_search:
+        raise wrong("guidance.search.n", options.samples, accepted["guidance.search.n"])
+    _check_seed(request, options)
     if model is not None:
         _check_agreement(request, options, model)
     eta = _eta(request, options, model, settings)
-    limit = settings.max_candidates
     if options.candidates is not None and options.candidates > limit:
-        raise wrong("guidance.candidates", options.candidates, accepts(limit)["guidance.candidates"])
+        raise wrong("guidance.candidates", options.candidates, accepted["guidance.candidates"])
     follows_critic = eta is None and _leaves_eta_to_critic(request, options, model)
     detail = options.detail or "summary"
-    needed = request.eta is not None or follows_critic or detail in ("tokens", "candidates") or bool(request.store)
+    searches = options.search is not None
+    needed = (
+        request.eta is not None
+        or follows_critic
+        or detail in ("tokens", "candidates")
+        or bool(request.store)
+        or searches
+    )
     if _only_scores(request, needed):
         return None
     if model is not None:
@@ -81,6 +91,8 @@ def admit(
             kl_token=_budget("kl_token", options.kl_token, settings.max_kl_token),
             report_candidates=detail == "candidates",
         )
+    elif searches:
+        raise GuidanceError(f"guidance.search goes by a critic's values: send eta, {accepted['eta']}", "eta")
     limits = {"max_tokens", "max_completion_tokens"} & request.model_fields_set
     call = GuidedCall(
         params=params,
@@ -88,17 +100,22 @@ def admit(
         detail=detail,
         limit_given=any(getattr(request, name) is not None for name in limits),
         prompt_field="messages" if hasattr(request, "messages") else "prompt",
+        search=options.search,
     )
     if call.critic is not None:
         call.release = call.critic.lease(call)
     return call
 
 
-def _check_seed(request: GuidedRequest) -> None:
-    """Refuses a seed from which the choices' own seeds, one more for each, would leave 64 bits."""
-    seed, n = getattr(request, "seed", None), getattr(request, "n", None) or 1
+def _accepted(settings: Settings) -> dict[str, str]:
+    return accepts(settings.max_candidates, settings.max_search)
+
+
+def _check_seed(request: GuidedRequest, options: GuidanceOptions) -> None:
+    """Refuses a seed from which the samples' own seeds, one more for each, would leave 64 bits."""
+    seed, n = getattr(request, "seed", None), max(getattr(request, "n", None) or 1, options.samples or 1)
     if seed is not None and seed + n - 1 >= 2**63:
-        raise GuidanceError(f"seed must be at most {2**63 - n} with n = {n}: each choice has a seed of its own", "seed")
+        raise GuidanceError(f"seed must be at most {2**63 - n} with n = {n}: each sample has a seed of its own", "seed")
 
 
 def refuse_private(extra: object, param: str) -> None:
@@ -130,7 +147,7 @@ def _check_has_eta(request: GuidedRequest, model: VirtualModel, settings: Settin
     if model.critic is not None and not said:
         raise GuidanceError(
             f"model names the critic {model.critic!r:.200}, which has no effect without eta: send "
-            f"{accepts(settings.max_candidates)['eta']}, or say {model.served}@eta=0.1@critic={model.critic:.200}",
+            f"{_accepted(settings)['eta']}, or say {model.served}@eta=0.1@critic={model.critic:.200}",
             "model",
         )
 
@@ -158,7 +175,7 @@ def _eta(
         return request.eta
     if settings.default_eta is None and not options.has_budget and (options_set := options.names_set()):
         raise GuidanceError(
-            f"guidance.{min(options_set)} has no effect without eta: send {accepts(settings.max_candidates)['eta']}",
+            f"guidance.{min(options_set)} has no effect without eta: send {_accepted(settings)['eta']}",
             "eta",
         )
     return settings.default_eta

@@ -14,6 +14,7 @@ from qsharp_core.wire.guidance import Detail
 from server.critics.catalog import CriticInfo
 from server.request.recording import Recording
 from server.request.schema import ChoiceGuidance, KLBudget
+from server.request.search.fields import Search
 
 
 @dataclass(eq=False)
@@ -26,6 +27,7 @@ class GuidedCall:
         detail: what its response reports.
         limit_given: whether the request itself limits how many tokens are sampled.
         prompt_field: the name of the request's field that holds its prompt.
+        search: how its choices are searched for; None if each is a sample of its own.
         results: what was done for each choice, by the choice's index in the response.
         prompts: how many of its prompts were handed to the engine so far.
         samples: how many samples it asks for, of all its prompts.
@@ -38,6 +40,7 @@ class GuidedCall:
     detail: Detail
     limit_given: bool
     prompt_field: str
+    search: Search | None = None
     results: dict[int, ChoiceGuidance] = field(default_factory=dict)
     prompts: int = 0
     samples: int = 1

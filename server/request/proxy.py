@@ -6,10 +6,9 @@ choice needs an id for its reports.
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from copy import copy
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,22 +16,26 @@ from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.utils.async_utils import merge_async_iterators
 
-from qsharp_core.errors import CriticFailure, GuidanceError
+from qsharp_core.errors import GuidanceError
 from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.vllm_plugin.processors import processor_class
 from qsharp_core.vllm_plugin.telemetry import Status
 from qsharp_core.wire.guidance import PREFIX
 from server import metrics
-from server.errors import SampleFailure
 from server.request.call import CALL, UNGUIDED, GuidedCall
 from server.request.candidates import TokenTexts, limit_tokens
 from server.request.masks import check_masks
+from server.request.sample import Generate, Outputs, Sampler, extra_args, one_of
 from server.request.schema import ChoiceGuidance
+from server.request.search.best_of import best_of
+from server.request.search.checks import check as check_search
+from server.request.search.fields import BestOfSearch, ParticleSearch, SearchReport, StopSearch
+from server.request.search.found import Decode, Terms, estimate
+from server.request.search.particles import particles
+from server.request.search.stop import watched
 from server.request.summary import add_candidates, choice_guidance, residuals
-from server.request.telemetry import TelemetryReceiver
-
-Outputs = AsyncGenerator[RequestOutput, None]
-Generate = Callable[[Any, SamplingParams, str], Outputs]  # prompt, parameters, the engine request's id
+from server.request.telemetry import TelemetryReceiver, TokenReport
+from server.upstream import Decoded, decoded
 
 
 class GuidedEngineClient:
@@ -113,8 +116,13 @@ class GuidedEngineClient:
         if not call.observed:
             return _counted(call, first, generate(prompt, sampling_params, request_id))
         params = self._admit(call, prompt, sampling_params)
+        sampler = Sampler(generate, self._abort, self._telemetry, self._timeout, request_id, call.params)
+        if call.search is not None and call.search.kind != "stop":
+            return self._searched(call, call.search, first, sampler, prompt, params)
         samples = [
-            self._sample(call, first + i, dict(prompt), _one_of(params, i), request_id, generate)
+            self._sampled(call, first + i, sampler, prompt, one_of(params, i))
+            if call.search is None
+            else self._watched(call, call.search, first + i, sampler, prompt, one_of(params, i))
             for i in range(params.n)
         ]
         merged = merge_async_iterators(*samples)
@@ -132,10 +140,12 @@ class GuidedEngineClient:
             param = "prompt_embeds" if prompt.get("type") == "embeds" else call.prompt_field
             raise GuidanceError(f"guidance needs a prompt of text or token ids: {param} cannot be combined", param)
         params = copy(params)
-        one = _one_of(params, 0)
-        one.extra_args = _extra_args(call, one, sample_id=0)
+        one = one_of(params, 0)
+        one.extra_args = extra_args(one, call.params or GuidanceParams(), sample_id=0)
         try:
             self._processor.validate_params(one)
+            if call.search is not None:
+                check_search(call.search, params)
         except GuidanceError as error:
             raise self._with_source(error, params) from error
         if call.critic is not None:
@@ -159,8 +169,8 @@ class GuidedEngineClient:
 
     def _with_source(self, error: GuidanceError, params: SamplingParams) -> GuidanceError:
         """The error, with what to do where it is about a value that the client has not sent."""
-        name = error.param
-        if name is None or self._engine.model_config.get_diff_sampling_param().get(name) != getattr(params, name, None):
+        name, own = error.param, self._engine.model_config.get_diff_sampling_param()
+        if name is None or name not in own or own[name] != getattr(params, name):
             return error
         neutral = getattr(SamplingParams(), name)
         return GuidanceError(
@@ -169,49 +179,101 @@ class GuidedEngineClient:
             name,
         )
 
-    async def _sample(
-        self, call: GuidedCall, index: int, prompt: Any, params: SamplingParams, request_id: str, generate: Generate
+    async def _sampled(
+        self, call: GuidedCall, index: int, sampler: Sampler, prompt: Any, params: SamplingParams
     ) -> Outputs:
-        """Samples one choice in an engine request of its own, and waits for the reports of all its tokens."""
-        sample = self._telemetry.register()
-        # vLLM aborts by the id it is given, which clients may repeat: make it unlike any other.
-        unique = f"{request_id}-{sample.id:x}"
-        sample.on_failure = lambda: self._abort(unique)
-        params.extra_args = _extra_args(call, params, sample.id)
-        tokens: list[int] = []
-        try:
-            async with aclosing(generate(prompt, params, unique)) as outputs:
-                async for output in outputs:
-                    (choice,) = output.outputs
-                    tokens.extend(choice.token_ids)
-                    prompt_length = len(output.prompt_token_ids)
-                    if choice.finish_reason is not None:
-                        if choice.finish_reason == "abort":
-                            sample.check()  # a failed step may be why it was aborted
-                        reports = await sample.wait(prompt_length, tokens, self._timeout)
-                        result = choice_guidance(call, reports)
-                        if call.detail == "candidates":  # decoding many tokens takes a while
-                            add = partial(add_candidates, call, result, reports, output.prompt_token_ids, self._texts)
-                            await asyncio.to_thread(add)
-                        call.results[index] = result
-                        metrics.observe_choice(
-                            guided=call.params is not None,
-                            finish_reason=choice.finish_reason,
-                            token_kls=[r.kl for r in reports if r.status == Status.GUIDED],
-                            value=result.value,
-                            residuals=residuals(call, reports),
-                            critic=result.critic,
-                            clipped=result.steps_clipped,
-                            budget=call.params.kl_total if call.params is not None else None,
-                        )
-                    else:
-                        sample.check(prompt_length + len(tokens))
-                    yield output
-        except CriticFailure as failure:
-            metrics.FAILURES.labels(failure.reason).inc()
-            raise SampleFailure(str(failure), failure.reason) from failure
-        finally:
-            sample.close()
+        """Samples one choice."""
+        sample = sampler.sample(prompt, params)
+        async with aclosing(sample.outputs()) as outputs:
+            async for output in outputs:
+                if (reason := output.outputs[0].finish_reason) is not None:
+                    await self._note(call, index, prompt, reason, sample.reports)
+                yield output
+
+    async def _watched(
+        self, call: GuidedCall, search: StopSearch, index: int, sampler: Sampler, prompt: Any, params: SamplingParams
+    ) -> Outputs:
+        """Samples one choice, which ends where its value falls."""
+        whole = params.output_kind == RequestOutputKind.FINAL_ONLY
+        params.output_kind = RequestOutputKind.DELTA
+        sample = sampler.sample(prompt, params, followed=True)
+        decode = self._decode(prompt, params)
+        async with aclosing(watched(sample, search.below, decode, whole=whole)) as outputs:
+            async for output in outputs:
+                if (reason := output.outputs[0].finish_reason) is not None:
+                    metrics.observe_search(search.kind, sample.spent)
+                    report = SearchReport(
+                        kind=search.kind,
+                        n=1,
+                        sample=0,
+                        estimate=estimate(sample.reports, _terms(call).eta),
+                        tokens_spent=sample.spent,
+                    )
+                    await self._note(call, index, prompt, reason, sample.reports, report)
+                yield output
+
+    async def _searched(
+        self,
+        call: GuidedCall,
+        search: BestOfSearch | ParticleSearch,
+        first: int,
+        sampler: Sampler,
+        prompt: Any,
+        params: SamplingParams,
+    ) -> Outputs:
+        """Samples more than there are choices, and yields the choices when they are found."""
+        terms = _terms(call)
+        if search.kind == "best_of":
+            found = await best_of(search, params.n, sampler, prompt, params, terms)
+        else:
+            found = await particles(search, params.n, sampler, prompt, params, terms, self._decode(prompt, params))
+        report = found[0].report
+        metrics.observe_search(search.kind, report.tokens_spent, report.rejected, report.resamplings)
+        for i, one in enumerate(found):
+            (choice,) = one.output.outputs
+            choice.index = i
+            assert choice.finish_reason is not None
+            await self._note(call, first + i, prompt, choice.finish_reason, one.reports, one.report)
+        output = found[0].output
+        output.outputs = [one.output.outputs[0] for one in found]
+        output.finished = True
+        yield output
+
+    def _decode(self, prompt: Any, params: SamplingParams) -> Decode:
+        """What makes text of tokens after this prompt."""
+
+        def decode(tokens: Sequence[int], ends_by_token: bool) -> Decoded:
+            ids = prompt["prompt_token_ids"]
+            return decoded(self._engine.tokenizer, ids, tokens, params, ends_by_token=ends_by_token)
+
+        return decode
+
+    async def _note(
+        self,
+        call: GuidedCall,
+        index: int,
+        prompt: Any,
+        finish_reason: str,
+        reports: list[TokenReport],
+        search: SearchReport | None = None,
+    ) -> None:
+        """Notes what was done for a choice that has ended."""
+        result = choice_guidance(call, reports)
+        result.search = search
+        if call.detail == "candidates":  # decoding many tokens takes a while
+            add = partial(add_candidates, call, result, reports, prompt["prompt_token_ids"], self._texts)
+            await asyncio.to_thread(add)
+        call.results[index] = result
+        metrics.observe_choice(
+            guided=call.params is not None,
+            finish_reason=finish_reason,
+            token_kls=[report.kl for report in reports if report.status == Status.GUIDED],
+            value=result.value,
+            residuals=residuals(call, reports),
+            critic=result.critic,
+            clipped=result.steps_clipped,
+            budget=call.params.kl_total if call.params is not None else None,
+        )
 
     def _abort(self, request_id: str) -> None:
         task = asyncio.ensure_future(self._engine.abort(request_id))
@@ -229,18 +291,12 @@ def without_ours(params: SamplingParams) -> SamplingParams:
     return params
 
 
-def _one_of(params: SamplingParams, index: int) -> SamplingParams:
-    """The parameters of the sample `index` of `n`, as vLLM's own `ParentRequest` makes them."""
-    child = copy(params)
-    child.n = 1
-    if params.seed is not None:
-        child.seed = params.seed + index
-    return child
-
-
-def _extra_args(call: GuidedCall, params: SamplingParams, sample_id: int) -> dict[str, Any]:
-    guidance = replace(call.params or GuidanceParams(), id=sample_id)
-    return {**(params.extra_args or {}), **guidance.to_extra_args()}
+def _terms(call: GuidedCall) -> Terms:
+    """What the values of a search's critic mean."""
+    assert call.params is not None
+    assert call.params.eta is not None
+    assert call.critic is not None
+    return Terms(call.params.eta, call.critic.status.reward_range)
 
 
 async def _streamed(merged: AsyncGenerator[tuple[int, RequestOutput], None], n: int) -> Outputs:

@@ -22,6 +22,7 @@ from server import metrics
 from server.access.principal import UNNAMED, Principal
 from server.request.draft import Draft, joined_text, sampling_of
 from server.request.schema import ChoiceGuidance, GuidedRequest
+from server.request.search.fields import Search, SearchReport
 from server.store.rollouts import RolloutStore
 
 logger = logging.getLogger("vllm.qsharp")
@@ -40,6 +41,7 @@ class Recording:
         metadata: what the client wants to be kept with the rollouts.
         owner: whom the rollouts belong to.
         model: the name of their model; None if it is the response's.
+        search: how the choices are searched for; None if each is a sample of its own.
         parent, cut: the stored rollout that the request continues, and after how many tokens; None for most requests.
         beginning: these `cut` tokens. The last of them differs from the parent's where the request forces another one.
         created: when the request came, in seconds since the epoch.
@@ -54,6 +56,7 @@ class Recording:
     metadata: Mapping[str, str]
     owner: str = UNNAMED
     model: str | None = None
+    search: Search | None = None
     parent: Rollout | None = None
     cut: int | None = None
     beginning: Sequence[int] = ()
@@ -146,6 +149,8 @@ class Recording:
             prompt, text, messages = self.parent.prompt_token_ids, self.parent.prompt_text, self.parent.messages
             tokens = [*self.beginning, *tokens]
             completion = joined_text(self.tokenizer, prompt, tokens, self.cut, draft)
+        if result.search is not None:
+            draft.seed = _seed_of(draft, result.search)
         guidance = self.guidance
         return Rollout(
             id=new_id(),
@@ -165,7 +170,7 @@ class Recording:
             eta=guidance.eta if guidance else None,
             method=guidance.method if guidance else None,
             critic=guidance.critic if guidance else None,
-            guidance=_options(guidance) if guidance else None,
+            guidance=_options(guidance, self.search) if guidance else None,
             first_valid_position=first_valid_position(
                 guided=guidance is not None, length=len(tokens), cut=self.cut, finish_reason=draft.finish_reason
             ),
@@ -237,9 +242,17 @@ async def begin(
     return recording
 
 
-def _options(guidance: GuidanceParams) -> Mapping[str, Any]:
+def _seed_of(draft: Draft, search: SearchReport) -> int | None:
+    """The seed that a choice was sampled with; None for particles, whose rounds have seeds of their own."""
+    if draft.params.seed is None or search.kind == "stop":
+        return draft.seed
+    return None if search.sample is None else draft.params.seed + search.sample
+
+
+def _options(guidance: GuidanceParams, search: Search | None) -> Mapping[str, Any]:
     """What a rollout keeps of its guidance beside what has a column of its own."""
-    options = {name: getattr(guidance, name) for name in ("candidates", "min_prob", "tail", *BUDGETS)}
+    options: dict[str, Any] = {name: getattr(guidance, name) for name in ("candidates", "min_prob", "tail", *BUDGETS)}
+    options["search"] = None if search is None else search.model_dump(exclude_none=True)
     return {name: value for name, value in options.items() if value is not None}
 
 

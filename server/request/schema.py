@@ -1,6 +1,5 @@
 """The fields that requests and responses have beside OpenAI's and vLLM's own, and how a wrong value is reported."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -23,9 +22,9 @@ from qsharp_core.wire.guidance import (
     TailName,
 )
 from qsharp_core.wire.metadata import LONGEST_KEY, LONGEST_VALUE, MOST_ENTRIES
-
-# A JSON number: no string, no bool, no NaN.
-Number = Annotated[float, Strict(), Field(allow_inf_nan=False)]
+from server.request.search import fields as search_fields
+from server.request.search.fields import Search, SearchReport
+from server.request.values import Number, wrong
 
 Budget = Annotated[Number, Field(ge=BUDGET_RANGE[0], le=BUDGET_RANGE[1])]
 
@@ -63,11 +62,19 @@ class GuidanceOptions(BaseModel):
     detail: Detail | None = Field(default=None, description="what the response reports, default summary")
     kl_total: Budget | None = Field(default=None, description="most nats of KL that a whole choice may spend")
     kl_token: Budget | None = Field(default=None, description="most nats of KL that each token may spend")
+    search: Annotated[Search, Field(discriminator="kind")] | None = Field(
+        default=None, description="how choices are searched for; default: each is a sample of its own"
+    )
 
     @property
     def has_budget(self) -> bool:
         """Whether the request limits its KL divergence."""
         return self.kl_total is not None or self.kl_token is not None
+
+    @property
+    def samples(self) -> int | None:
+        """How many samples a search takes of each prompt; None where each choice is one."""
+        return None if self.search is None else self.search.samples
 
     def names_set(self) -> set[str]:
         """Names of the options that the request sets, except `detail`, which changes nothing but the report."""
@@ -175,6 +182,7 @@ class ChoiceGuidance(BaseModel):
         tokens_guided, tokens_total: how many of its tokens were sampled under guidance, and how many there are.
         kl_budget: what limited `kl`; None if nothing did.
         steps_clipped: at how many tokens the budget held the guidance back.
+        search: what was done to find the choice; None if it is a sample of its own.
         tokens: an entry for each token; None unless the request asked for them.
         distribution: what the critic's outputs mean; None unless the request asked for candidates and was guided.
     """
@@ -187,16 +195,25 @@ class ChoiceGuidance(BaseModel):
     tokens_total: int
     kl_budget: KLBudget | None = None
     steps_clipped: int = 0
+    search: SearchReport | None = None
     tokens: list[SerializeAsAny[TokenGuidance]] | None = None
     distribution: DistributionInfo | None = None
 
     def dump(self) -> Mapping[str, Any]:
-        """This as JSON's data, with `tokens` and `distribution` only where the request asked for them."""
-        return self.model_dump(exclude={name for name in ("tokens", "distribution") if getattr(self, name) is None})
+        """This as JSON's data, without what the request did not ask for."""
+        asked = ("kl_budget", "search", "tokens", "distribution")
+        unasked = {name for name in asked if getattr(self, name) is None}
+        if self.kl_budget is None:
+            unasked.add("steps_clipped")
+        return self.model_dump(exclude=unasked)
 
 
-def accepts(max_candidates: int) -> dict[str, str]:
-    """For error messages: what each of our fields accepts, by the field's name."""
+def accepts(max_candidates: int, max_search: int) -> dict[str, str]:
+    """For error messages: what each of our fields accepts, by the field's name.
+
+    Args:
+        max_candidates, max_search: the most candidates, and samples of a search, that this server allows.
+    """
     low, high = ETA_RANGE
     return {
         "eta": f"a number from {low:g} to {high:g}, or null",
@@ -209,24 +226,27 @@ def accepts(max_candidates: int) -> dict[str, str]:
         "guidance.detail": f"one of {', '.join(DETAILS)}",
         "guidance.kl_total": f"a number from {BUDGET_RANGE[0]:g} to {BUDGET_RANGE[1]:g}, in nats, or null",
         "guidance.kl_token": f"a number from {BUDGET_RANGE[0]:g} to {BUDGET_RANGE[1]:g}, in nats, or null",
+        **search_fields.accepts(max_search),
         "store": "true, false or null",
         "metadata": METADATA_ACCEPTS,
     }
 
 
-def explain(errors: Sequence[Any], max_candidates: int) -> GuidanceError | None:
+def explain(errors: Sequence[Any], max_candidates: int, max_search: int) -> GuidanceError | None:
     """Our error for the first of pydantic's errors that is about one of our fields; None if none is.
 
     Args:
         errors: of FastAPI's `RequestValidationError`.
-        max_candidates: the most candidates that this server allows.
+        max_candidates, max_search: see `accepts`.
     """
-    accepted = accepts(max_candidates)
+    accepted = accepts(max_candidates, max_search)
     for error in errors:
         # ("body", pydantic's own markers such as "function-wrap[…]", the field, …)
         name, *inner = [part for part in map(str, error["loc"][1:]) if "[" not in part] or [""]
         if name not in GuidedRequest.model_fields:
             continue
+        if name == "guidance" and inner and inner[0] == "search":
+            return search_fields.explain(error, max_search)
         if name == "guidance" and inner and error["type"] == "extra_forbidden":
             known = ", ".join(GuidanceOptions.model_fields)
             return GuidanceError(f"guidance.{inner[-1]} is not known; guidance takes {known}", f"guidance.{inner[-1]}")
@@ -234,15 +254,3 @@ def explain(errors: Sequence[Any], max_candidates: int) -> GuidanceError | None:
         param = f"guidance.{option}" if name == "guidance" and option else name
         return wrong(param, error.get("input"), accepted[param])
     return None
-
-
-def wrong(param: str, value: object, accepted: str) -> GuidanceError:
-    """The error for a field whose value it does not accept.
-
-    Args:
-        param: the field's name, as the client writes it.
-        value: what the request has there.
-        accepted: what the field accepts, in words that follow "must be".
-    """
-    text = json.dumps(value, default=repr)
-    return GuidanceError(f"{param} must be {accepted}; got {text if len(text) <= 100 else text[:97] + '...'}", param)

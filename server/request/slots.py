@@ -45,7 +45,8 @@ class Slots:
 
 
 def samples_of(request: Any) -> int:
-    """How many samples a request for completions asks for: its prompts times `n`."""
+    """How many samples a request for completions asks for: its prompts times `n`, or times what it searches among."""
     prompt: Any = getattr(request, "prompt", None)
     prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
-    return prompts * (request.n or 1)
+    guidance = request.guidance
+    return prompts * max(request.n or 1, (guidance and guidance.samples) or 1)

@@ -68,6 +68,11 @@ class ReportedSample:
         self._reports: dict[int, TokenReport] = {}
         self._news = asyncio.Event()
 
+    @property
+    def steps(self) -> int:
+        """How many of its tokens were reported so far."""
+        return len(self._reports)
+
     def take(self, position: int, report: TokenReport, reason: str | None) -> None:
         """Keeps a report that has arrived.
 
@@ -104,28 +109,28 @@ class ReportedSample:
             )
         raise CriticFailure(f"the critic failed while it guided this request: {reason}", reason)
 
-    async def wait(self, prompt_length: int, token_ids: Sequence[int], timeout: float) -> list[TokenReport]:
-        """The reports of all tokens of the choice, in order, as soon as they have arrived.
+    async def wait(self, start: int, token_ids: Sequence[int], timeout: float) -> list[TokenReport]:
+        """The reports of tokens, in order, as soon as they have arrived.
 
         Args:
-            prompt_length: tokens of the prompt.
-            token_ids: the choice's tokens.
+            start: position of the first of these tokens; of a choice's first token it is the length of the prompt.
+            token_ids: the tokens.
             timeout: seconds to wait.
 
         Raises:
             CriticFailure: the critic failed, or reports are missing after `timeout` seconds.
             GuidanceError: see `check`.
         """
-        end = prompt_length + len(token_ids)
+        end = start + len(token_ids)
         arrived = 0
         try:
             async with asyncio.timeout(timeout):
                 while True:
                     self.check(end)
-                    while arrived < len(token_ids) and self._matches(prompt_length + arrived, token_ids[arrived]):
+                    while arrived < len(token_ids) and self._matches(start + arrived, token_ids[arrived]):
                         arrived += 1
                     if arrived == len(token_ids):
-                        return [self._reports[position] for position in range(prompt_length, end)]
+                        return [self._reports[position] for position in range(start, end)]
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError as error:

@@ -55,9 +55,13 @@ class Prediction(NamedTuple):
 
     @property
     def binds(self) -> bool:
-        """Whether `value` says what is to be expected: the critic was asked, and nothing held its guidance back."""
-        limited = self.guidance is not None and any(name in self.guidance for name in BUDGETS)
-        return self.value is not None and self.method == Method.QSHARP and not limited
+        """Whether `value` says what is to be expected.
+
+        Then the critic was asked, nothing held its guidance back, and no search chose the rollout among others, or cut
+        it.
+        """
+        altered = self.guidance is not None and any(name in self.guidance for name in (*BUDGETS, "search"))
+        return self.value is not None and self.method == Method.QSHARP and not altered
 
 
 class RewardResult(NamedTuple):

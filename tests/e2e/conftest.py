@@ -1,7 +1,9 @@
-"""A server beside the session's, for tests of what the session's is not started with."""
+"""Clients of the session's server, and a server beside it, for tests of what the session's is not started with."""
 
 from collections.abc import Iterator
 
+import httpx
+import openai
 import pytest
 
 from tests.conftest import Server, flags
@@ -10,18 +12,28 @@ from trainer.serving import serve
 DEFAULT_ETA = 0.05
 
 
+@pytest.fixture
+def http(server: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=server.url, timeout=120) as made:
+        yield made
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
 @pytest.fixture(scope="session")
 def other(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server that guides by default, with all of vLLM's routes and a store. It may lose its critics."""
     folder = tmp_path_factory.mktemp("other")
     critics = {name: server.critics[name] for name in ("fast", "native")}
-    arguments = flags(server.reference, critics, rows=8, blocks=40)
+    arguments = flags(server.reference, critics, rows=8, blocks=160)
+    # With room: its tests send many requests, and none is about memory.
     more = [
-        "--default-eta",
-        str(DEFAULT_ETA),
-        "--enable-scale-out",
-        "--rollouts",
-        f"sqlite:///{folder / 'rollouts.db'}",
-    ]
+        "--default-eta", str(DEFAULT_ETA), "--enable-scale-out", "--rollouts", f"sqlite:///{folder / 'rollouts.db'}",
+        "--max-num-batched-tokens", "512", "--additional-config", '{"qsharp": {"beside": true}}',
+    ]  # fmt: skip
     with serve([*arguments, *more], folder / "log") as url:
         yield url

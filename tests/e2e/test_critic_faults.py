@@ -5,14 +5,12 @@ import json
 import random
 import resource
 import shutil
-from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
-import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import ADMIN_KEY, Server
@@ -21,12 +19,6 @@ from tests.support import models
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 BODY = {"model": "tiny", "prompt": [*range(20, 40)], "ignore_eos": True, "return_token_ids": True}
-
-
-@pytest.fixture
-def http(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=120) as made:
-        yield made
 
 
 def status(http: httpx.Client, key: str) -> dict[str, Any]:

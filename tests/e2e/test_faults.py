@@ -77,6 +77,21 @@ def test_overload_refuses_whole_requests_at_once_and_says_when_to_come_again(lim
     assert asyncio.run(burst(limited, 1, 1, False))[0].status_code == 200  # everything was given back
 
 
+@pytest.mark.parametrize("search", [{"kind": "best_of", "n": 8}, {"kind": "particles", "n": 8, "every": 4}])
+def test_a_search_counts_with_all_that_it_samples(limited: str, search: dict[str, Any]) -> None:
+    """Two of eight samples each are more than the twelve that there are, although each returns one choice."""
+
+    async def main() -> list[httpx.Response]:
+        body = {**BODY, "max_tokens": 60, "eta": 0.1, "guidance": {"search": search}}
+        async with httpx.AsyncClient(base_url=limited, timeout=120) as http:
+            return list(await asyncio.gather(*(http.post("/v1/completions", json=body) for _ in range(2))))
+
+    answers = asyncio.run(main())
+    assert sorted(answer.status_code for answer in answers) == [200, 503]
+    assert [len(answer.json()["choices"]) for answer in answers if answer.status_code == 200] == [1]
+    assert asyncio.run(burst(limited, 1, LIMIT, False))[0].status_code == 200  # everything was given back
+
+
 def test_told_to_end_it_takes_nothing_more_and_ends_what_it_has(limited: str) -> None:
     process = psutil.Process(process_of(limited))
 

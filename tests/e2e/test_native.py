@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -19,12 +18,6 @@ from tests.support import models, oracle
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 PROMPT = list(range(20, 40))
-
-
-@pytest.fixture
-def http(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=120) as made:
-        yield made
 
 
 def asking(critic: str, prompt: list[int], **more: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 import httpx
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 from qsharp_core import cli
 from tests.conftest import ADMIN_KEY
@@ -45,7 +49,7 @@ def guided(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guided]:
     flags = [
         str(model), "--served-model-name", "tree", "--dtype", "float32", "--enforce-eager", "--max-model-len", "32",
         "--max-num-seqs", "32", "--kv-cache-memory-bytes", "50000000", "--admin-key", ADMIN_KEY,
-        "--rollouts", str(root / "rollouts.db"), "--critic-root", str(root),
+        "--rollouts", str(root / "rollouts.db"), "--critic-root", str(root), "--max-search", "64",
     ]  # fmt: skip
     with serve(flags, root / "log") as made:
         to = ["--url", made]
@@ -132,3 +136,69 @@ def test_the_recipe_measures_the_closed_form(guided: Guided) -> None:
 def test_where_the_methods_turn(guided: Guided) -> None:
     assert turned_right(sampled(guided.url, 0.15, "qsharp")) > 0.8
     assert turned_right(sampled(guided.url, 0.005, "cd")) < 0.05
+
+
+# -- search under a critic that is wrong inside the tree and right at its leaves
+
+WRONG_ETA = 0.15
+ATOMS = (0.0, 0.1, 1.0)
+# The law of the reward after each node: of `left` worth 0.3 at this eta, of `right` 0.1, of leaves what they earn.
+SAYS = {
+    "left": (1 - 0.00814, 0.0, 0.00814), "right": (1 - 0.001208, 0.0, 0.001208), "sure": (0.0, 1.0, 0.0),
+    "win": (0.0, 0.0, 1.0), "lose": (1.0, 0.0, 0.0),
+}  # fmt: skip
+
+
+def write_wrong_critic(folder: Path, model: Path) -> Path:
+    """A V head on the tree's own model, whose last hidden state is the last node's unit vector, times a number."""
+    backbone = AutoModelForCausalLM.from_pretrained(model).model
+    backbone.save_pretrained(folder / "backbone")
+    with torch.inference_mode():
+        scale = backbone(torch.tensor([[IDS["left"]]])).last_hidden_state[0, -1, IDS["left"]].item()
+    weight = torch.zeros(len(ATOMS), backbone.config.hidden_size)
+    for name, law in SAYS.items():
+        weight[:, IDS[name]] = torch.tensor([max(math.log(p) if p else -40.0, -40.0) for p in law]) / scale
+    save_file({"weight": weight, "bias": torch.zeros(len(ATOMS))}, folder / "head.safetensors")
+    card = {
+        "format": 1, "name": "wrong", "version": "1", "head": "V",
+        "distribution": {"kind": "categorical", "atoms": list(ATOMS)}, "reward_range": [0.0, 1.0],
+    }  # fmt: skip
+    (folder / "critic.json").write_text(json.dumps(card))
+    return folder
+
+
+def test_particles_make_up_for_a_critic_that_contradicts_itself(guided: Guided) -> None:
+    """Their law is the optimal one, and plain guidance goes astray; both through the server."""
+    root = guided.run.parent
+    folder = write_wrong_critic(root / "wrong", root / "model")
+    admin = {"Authorization": f"Bearer {ADMIN_KEY}"}
+    loaded = httpx.post(f"{guided.url}/v1/critics", json={"path": str(folder)}, headers=admin, timeout=120)
+    assert loaded.status_code < 300, loaded.text
+    leaves = [node for node in NODES.values() if node.reward is not None]
+    mass = {leaf.name: 0.5 * leaf.chance * math.exp((leaf.reward or 0.0) / WRONG_ETA) for leaf in leaves}
+    total = sum(mass.values())
+
+    def law(seed: int, n: int, search: dict[str, Any] | None) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        body = {
+            "model": "tree", "prompt": "root", "max_tokens": 2, "eta": WRONG_ETA, "seed": seed, "n": n,
+            "guidance": {"critic": "wrong", "detail": "tokens", "min_prob": 0, "search": search},
+        }  # fmt: skip
+        answer = httpx.post(f"{guided.url}/v1/completions", json=body, timeout=120)
+        assert answer.status_code == 200, answer.text
+        reports = [choice["guidance"] for choice in answer.json()["choices"]]
+        ends = [NAMES[got["tokens"][-1]["token_id"]] for got in reports]
+        return {name: ends.count(name) / n for name in mass}, reports
+
+    plain, reports = law(0, 200, None)
+    assert plain["sure"] == pytest.approx(0.79, abs=0.13)  # exp(0.3 / eta) against exp(0.1 / eta)
+    for got in reports:
+        first = got["tokens"][0]
+        wanted = {"left": 0.3, "right": 0.1}[NAMES[first["token_id"]]]
+        assert first["value"] + WRONG_ETA * (first["logprob"] - first["ref_logprob"]) == pytest.approx(wanted, abs=1e-2)
+    found = [law(seed, 64, {"kind": "particles", "n": 64, "every": 1}) for seed in range(1, 21)]
+    means = {name: sum(one[name] for one, _ in found) / len(found) for name in mass}
+    assert means == {name: pytest.approx(mass[name] / total, abs=0.06) for name in mass}
+    estimates = [math.exp(of_choices[0]["search"]["log_estimate"]) for _, of_choices in found]
+    error = statistics.stdev(estimates) / math.sqrt(len(estimates))
+    assert statistics.fmean(estimates) == pytest.approx(total, abs=4 * error)
+    assert error < 0.2 * total

@@ -40,11 +40,12 @@ def test_the_outcome_of_a_guided_rollout_is_its_reward_less_what_the_kl_cost() -
         RewardResult("gone critic", 2.0, True, prediction._replace(critic="b@1")),
         RewardResult("another method", 2.0, True, prediction._replace(method="cd")),
         RewardResult("within a budget", 2.0, True, prediction._replace(guidance={"kl_total": 9.0})),
+        RewardResult("the best of several", 2.0, True, prediction._replace(guidance={"search": {"kind": "best_of"}})),
         RewardResult("unguided", 1.0, True),
     ]
     metrics.observe_rewards(results, {"a@1": (-2.0, 3.0)}.get)
-    assert value("qsharp_rollout_rewards_total") - before["rewards"] == 6
-    assert value(rewards["sum"], guided="true") - before["guided"] == 2.0 - 1.0 + 2.0 + 2.0 + 2.0
+    assert value("qsharp_rollout_rewards_total") - before["rewards"] == 7
+    assert value(rewards["sum"], guided="true") - before["guided"] == 2.0 - 1.0 + 2.0 + 2.0 + 2.0 + 2.0
     assert value(rewards["count"], guided="false") - before["unguided"] == 1
     # The value 0.5 is half of the way from -2 to 3; the outcome 2 - 0.5 * 1.2 = 1.4 is 0.68 of it.
     assert value("qsharp_value_calibration_ratio_sum", value="0.55") == pytest.approx(0.68)

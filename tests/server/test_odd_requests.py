@@ -270,6 +270,6 @@ def leaves_out(http: TestClient, store: RolloutStore, good: list[Rollout], bad: 
 
 
 def test_the_words_for_metadata_name_their_limits() -> None:
-    assert "at most 16 strings" in accepts(64)["metadata"]
+    assert "at most 16 strings" in accepts(64, 16)["metadata"]
     with pytest.raises(ValueError, match="at most 16"):
         GuidedCompletionRequest(model="m", prompt="p", metadata={str(i): "x" for i in range(17)})

@@ -1,6 +1,7 @@
 """Requests' own fields: what is refused, and how it is said."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from server.request.schema import (
 )
 from server.settings import Settings
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 PLAIN: dict[str, Any] = {"prompt": "ab", "max_tokens": 3}
 
 
@@ -41,7 +43,7 @@ def explained(body: str) -> GuidanceError:
     with pytest.raises(ValidationError) as raised:
         GuidedCompletionRequest.model_validate({**PLAIN, **json.loads(body)})
     errors = [{**error, "loc": ("body", *error["loc"])} for error in raised.value.errors()]
-    error = explain(errors, max_candidates=64)
+    error = explain(errors, max_candidates=64, max_search=16)
     assert error is not None
     return error
 
@@ -78,7 +80,7 @@ def test_guidance_must_be_an_object(value: str) -> None:
 
 
 def test_errors_of_other_fields_are_left_to_vllm() -> None:
-    assert explain([{"loc": ("body", "messages", 0, "metadata"), "type": "x", "input": 1}], 64) is None
+    assert explain([{"loc": ("body", "messages", 0, "metadata"), "type": "x", "input": 1}], 64, 16) is None
 
 
 @pytest.mark.parametrize("request_type", [GuidedCompletionRequest, GuidedChatCompletionRequest])
@@ -86,6 +88,12 @@ def test_whole_numbers_and_nulls_pass(request_type: Any) -> None:
     body = {**PLAIN, "messages": [{"role": "user", "content": "hi"}], "eta": 1, "guidance": {"min_prob": None}}
     request = request_type.model_validate(body)
     assert request.eta == 1.0
+
+
+@pytest.mark.parametrize("name", ["sums", "sums-guided", "sums-budget"])
+def test_examples_are_requests(name: str) -> None:
+    body = json.loads((EXAMPLES / f"{name}.json").read_text())
+    assert GuidedCompletionRequest.model_validate(body).model_extra == {}
 
 
 def settle(catalog: CriticCatalog, settings: Settings | None = None, **fields: Any) -> Any:

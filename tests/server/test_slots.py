@@ -66,4 +66,11 @@ def test_the_answer_says_when_to_come_again() -> None:
     ],
 )  # fmt: skip
 def test_what_a_request_asks_for(prompt: Any, n: int | None, samples: int) -> None:
-    assert samples_of(SimpleNamespace(prompt=prompt, n=n)) == samples
+    assert samples_of(SimpleNamespace(prompt=prompt, n=n, guidance=None)) == samples
+
+
+@pytest.mark.parametrize(("n", "searched", "samples"), [(1, 8, 8), (3, 8, 8), (9, 8, 9), (None, None, 1), (2, None, 2)])
+def test_a_search_takes_as_many_as_it_samples(n: int | None, searched: int | None, samples: int) -> None:
+    guidance = SimpleNamespace(samples=searched)
+    assert samples_of(SimpleNamespace(prompt="a", n=n, guidance=guidance)) == samples
+    assert samples_of(SimpleNamespace(prompt=["a", "b"], n=n, guidance=guidance)) == 2 * samples

@@ -7,6 +7,12 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+from vllm import SamplingParams
 from vllm.entrypoints.launchers import launcher
 from vllm.entrypoints.openai.chat_completion import api_router as chat_router
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
@@ -127,3 +133,42 @@ def _startup() -> Any:
 
 async def _ignore(message: Any) -> None:
     pass
+
+
+@pytest.fixture(scope="module")
+def of_bytes() -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are bytes, after an end token."""
+    names = ["<end>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokens = Tokenizer(BPE({name: i for i, name in enumerate(names)}, []))
+    tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<end>")
+
+
+@given(st.text(min_size=1, max_size=12), st.text(max_size=4), st.integers(0, 60))
+def test_tokens_are_decoded_as_vllm_does_it(
+    of_bytes: PreTrainedTokenizerFast, text: str, before: str, length: int
+) -> None:
+    """Whatever characters the tokens are parts of; those of an unfinished one are no text yet."""
+    prompt, tokens = (of_bytes.encode(part, add_special_tokens=False) for part in (before, text))
+    whole = upstream.decoded(of_bytes, prompt, tokens, SamplingParams(), ends_by_token=False)
+    assert whole == (text, len(tokens), None)
+    part = upstream.decoded(of_bytes, prompt, tokens[:length], SamplingParams(), ends_by_token=False)
+    assert part.text == text.encode()[:length].decode(errors="ignore")
+    ended = upstream.decoded(of_bytes, prompt, [*tokens, 0], SamplingParams(), ends_by_token=True)
+    assert ended == (text, len(tokens) + 1, None)
+
+
+@given(st.text("aé€😀", min_size=3, max_size=12), st.integers(0, 11), st.booleans())
+def test_stop_strings_are_found_where_they_end(
+    of_bytes: PreTrainedTokenizerFast, text: str, start: int, kept: bool
+) -> None:
+    stop = text[start % len(text) :][:2]
+    params = SamplingParams(stop=[stop], include_stop_str_in_output=kept)
+    tokens = of_bytes.encode(text, add_special_tokens=False)
+    at = text.index(stop)
+    found = upstream.decoded(of_bytes, [], tokens, params, ends_by_token=False)
+    assert found == (text[: at + len(stop)] if kept else text[:at], len(text[: at + len(stop)].encode()), stop)
+
+
+def test_a_model_without_a_tokenizer_has_no_text() -> None:
+    assert upstream.decoded(None, [1], [2, 3], SamplingParams(), ends_by_token=False) == ("", 2, None)

@@ -109,7 +109,7 @@ def respond(fake: FakeServer, body: dict[str, Any], chat: bool, owner: str) -> t
     given = "".join(m["content"] for m in body["messages"]) if chat else body["prompt"]
     prompt = given if isinstance(given, str) else "".join(map(chr, given))
     guidance, metadata = body.get("guidance") or {}, body.get("metadata") or {}
-    eta, method = body["eta"], guidance.get("method", "qsharp")
+    eta, method = body["eta"] if "kl_total" not in guidance else body.get("eta", 0.1), guidance.get("method", "qsharp")
     parent = fake.store.get(metadata["qsharp_parent"], owner=None) if "qsharp_parent" in metadata else None
     cut = int(metadata["qsharp_cut"]) if parent else None
     beginning = list(parent.completion_token_ids[:cut]) if parent else []

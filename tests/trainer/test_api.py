@@ -92,6 +92,10 @@ def test_a_client_has_typed_answers(fake: FakeServer) -> None:
     assert all(one.guidance is not None and one.guidance.kl > 0 for one in answer.choices)
     assert fake.seen[-1]["guidance"] == {"critic": "fake@1"}
     assert (fake.seen[-1]["eta"], fake.seen[-1]["model"]) == (0.1, "fake")
+    client.complete(SUMS[0], guidance={"kl_total": 2.0})
+    assert "eta" not in fake.seen[-1]  # the server takes the critic's
+    client.complete(SUMS[0], guidance={"detail": "tokens"})
+    assert fake.seen[-1]["eta"] is None
     chat = client.chat("Hello!", seed=1)
     assert chat.texts == [chat.choices[0].text] != [""]
     assert fake.seen[-1]["messages"] == [{"role": "user", "content": "Hello!"}]

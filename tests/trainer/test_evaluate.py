@@ -59,6 +59,6 @@ def test_settings_are_every_combination_once() -> None:
         (0.1, None, 0.05), (0.1, 2.0, 0.05), (0.3, None, 0.05), (0.3, 2.0, 0.05)
     ]  # fmt: skip
     assert made[1].label == "qsharp, eta 0.1, ≤ 2 nats and ≤ 0.05 a token"
-    assert made[1].budget == {"kl_total": 2.0, "kl_token": 0.05}
+    assert made[1].guidance() == {"kl_total": 2.0, "kl_token": 0.05}
     assert made[0].identity() == {"method": "qsharp", "eta": 0.1, "samples": None, "kl_token": 0.05}
     assert every_setting(["cd"], [1.0]) == (Setting("cd", 1.0),)

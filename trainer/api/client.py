@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from qsharp_core.wire.guidance import BUDGETS
 from trainer.api.calling import run
 from trainer.rollouts.address import default_key, default_url
 from trainer.rollouts.client import JSONObject, ServerClient
@@ -23,13 +24,47 @@ class _Shown(BaseModel):
 
 
 class ReportedToken(_Shown):
-    """A sampled token, with `detail="tokens"`; log-probabilities in nats, `value` in units of reward."""
+    """A sampled token, with `detail="tokens"`; log-probabilities in nats, `value` in units of reward.
+
+    `strength` is the share of the tilt that was within the budget.
+    """
 
     token_id: int
     kl: float
     ref_logprob: float
     logprob: float
     value: float | None
+    strength: float = 1.0
+
+
+class ReportedBudget(_Shown):
+    """What limited a choice's KL divergence, or each token's, in nats."""
+
+    total: float | None
+    token: float | None
+
+
+class ReportedSearch(_Shown):
+    """What was done to find a choice.
+
+    Attributes:
+        kind, n: of the search, and the number of its samples.
+        sample: which of them the choice is, from 0; None for particles.
+        estimate: the reward that the critic expects after the last token; None if it was never asked.
+        tokens_spent: tokens of all samples.
+        rejected: samples that were ended on the way.
+        resamplings: how often particles were resampled.
+        log_estimate: an estimate of `ln E_ref[exp(reward / eta)]`; None without particles.
+    """
+
+    kind: str
+    n: int
+    sample: int | None
+    estimate: float | None
+    tokens_spent: int
+    rejected: int = 0
+    resamplings: int = 0
+    log_estimate: float | None = None
 
 
 class ReportedGuidance(_Shown):
@@ -40,6 +75,9 @@ class ReportedGuidance(_Shown):
         kl: to the model itself, in nats, over the choice's tokens.
         value: what the critic expected where it was first asked, in units of reward; None if it never was.
         tokens_guided, tokens_total: tokens whose step was guided, and all.
+        kl_budget: what limited `kl`, if anything did.
+        steps_clipped: at how many tokens it held guidance back.
+        search: what was done to find the choice, if it was searched for.
         tokens: an entry for each, with `detail="tokens"`.
     """
 
@@ -49,6 +87,9 @@ class ReportedGuidance(_Shown):
     value: float | None = None
     tokens_guided: int = 0
     tokens_total: int
+    kl_budget: ReportedBudget | None = None
+    steps_clipped: int = 0
+    search: ReportedSearch | None = None
     tokens: list[ReportedToken] | None = None
 
 
@@ -118,8 +159,10 @@ class Client:
 
         Args:
             prompt: text or token ids.
-            eta: strength of the guidance, in units of reward; smaller is stronger, None is the model itself.
-            guidance: its options, such as `{"critic": "sums@2", "candidates": 8, "detail": "tokens"}`.
+            eta: strength of the guidance, in units of reward; smaller is stronger, None is the model itself, and with a
+                budget what the critic recommends.
+            guidance: its options, such as `{"critic": "sums@2", "candidates": 8, "detail": "tokens"}`, or a budget of
+                nats, `{"kl_total": 2.0}`.
             fields: further fields of the request, such as `n`, `max_tokens`, `stop`, `seed`, `store`.
 
         Raises:
@@ -188,20 +231,24 @@ class Client:
         guidance: Mapping[str, Any] | None,
         fields: Mapping[str, Any],
     ) -> Completions:
-        body = {**DEFAULTS, **question, "eta": eta, **({"guidance": dict(guidance)} if guidance else {}), **fields}
-        answer = self._call("POST", route, body)
+        options = dict(guidance or {})
+        # Without an eta of its own a budget takes the critic's; null would mean no guidance at all.
+        strength = {} if eta is None and not options.keys().isdisjoint(BUDGETS) else {"eta": eta}
+        body = {**DEFAULTS, **question, **strength, **({"guidance": options} if options else {}), **fields}
+        answer = self._call("POST", route, body, named=False)
         for choice in answer["choices"]:
             if "message" in choice:
                 choice["text"] = choice["message"].get("content") or ""
         return Completions.model_validate(answer)
 
-    def _call(self, method: str, path: str, body: JSONObject | None = None) -> JSONObject:
+    def _call(self, method: str, path: str, body: JSONObject | None = None, *, named: bool = True) -> JSONObject:
+        """The server's answer; a body that is not `named` gets the name of the served model, unless it has one."""
+
         async def work() -> JSONObject:
             async with ServerClient(self.url, key=self.api_key, patience=self._patience, tell=self._tell) as server:
                 if method == "GET":
                     return await server.get(path)
                 assert body is not None
-                named = {"model": await server.model(), **body} if "eta" in body else body
-                return await server.post(path, named)
+                return await server.post(path, body if named else {"model": await server.model(), **body})
 
         return run(work())

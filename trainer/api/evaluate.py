@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from qsharp_core.answers import VOTES, Vote
 from qsharp_core.wire.guidance import METHODS
 from trainer.api.calling import run
 from trainer.api.reward import Verifiers, judge_of
@@ -11,6 +12,7 @@ from trainer.evaluation.evaluate import PLOT
 from trainer.evaluation.evaluate import evaluate as sample_and_report
 from trainer.evaluation.plot import plot
 from trainer.evaluation.report import EvaluationReport
+from trainer.evaluation.searches import search_of
 from trainer.evaluation.settings import EvaluateError, Evaluation, every_setting
 from trainer.rewards.verifiers import MEMORY_GIB, OWN, TIMEOUT, TaskRef
 from trainer.rollouts.address import default_key, default_url
@@ -18,8 +20,6 @@ from trainer.rollouts.client import ServerClient
 from trainer.rollouts.parameters import sampling_of
 from trainer.rollouts.retrying import Tell
 from trainer.tasks import registry
-from trainer.tasks.answers import VOTES
-from trainer.tasks.base import Vote
 from trainer.tasks.sources import Source, task_from
 
 Number = TypeVar("Number", float, float | None)
@@ -35,6 +35,7 @@ def evaluate(
     method: str | Sequence[str] | None = None,
     kl_total: float | Sequence[float | None] | None = None,
     kl_token: float | Sequence[float | None] | None = None,
+    search: str | Sequence[str | None] | None = None,
     verifier: Verifiers | None = None,
     split: str = "held_out",
     limit: int | None = None,
@@ -72,6 +73,7 @@ def evaluate(
         eta: one or several; None is the critic's own.
         method: `qsharp` (None), `cd`, or both.
         kl_total, kl_token: budgets of nats for a completion and for each token, one or several; None is without.
+        search: one or several, as `best_of:n=8`; None is without. Each sample is then found by a search of its own.
         verifier: see `reward`; None is the task's own reward.
         split: of the prompts.
         limit: only the first so many problems.
@@ -94,6 +96,12 @@ def evaluate(
     ref = TaskRef(found_task, spec or task)
     judge = judge_of(verifier or OWN, workers, timeout, verifier_memory, tell)
     wanted = _several(eta)
+    searches = [search] if isinstance(search, str) else list(search or ())
+    try:
+        for one in filter(None, searches):
+            search_of(one)
+    except ValueError as error:
+        raise EvaluateError(str(error)) from error
     methods = [method] if isinstance(method, str) else list(method or METHODS[:1])
     options = {"candidates": candidates, "min_prob": min_prob, "tail": tail}
 
@@ -116,7 +124,7 @@ def evaluate(
                 model=model or await client.model(),
                 samples=samples,
                 sampling=sampling_of(ref.task.sampling, temperature, top_p, top_k, max_tokens, stop),
-                settings=every_setting(methods, etas, _several(kl_total), _several(kl_token)),
+                settings=every_setting(methods, etas, _several(kl_total), _several(kl_token), searches),
                 critic=found["id"] if found else None,
                 guidance=tuple((name, value) for name, value in options.items() if value is not None),
                 scored=scores,

@@ -2,6 +2,8 @@
 
     qsharp evaluate --task sums --eta 0.05 --eta 0.1 --method qsharp --method cd --samples 4 --out runs/evaluation
 
+With `--search` each sample is the best of a search of its own, and `tokens` counts those of all its samples.
+
 Writes `report.json`, `report.png` and `samples.jsonl`; the same command goes on where it was stopped.
 """
 
@@ -10,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from qsharp_core.answers import VOTES
 from qsharp_core.wire.guidance import METHODS
 from trainer.api.calling import by_flags
 from trainer.api.evaluate import evaluate
@@ -18,7 +21,6 @@ from trainer.commands.options import add_guidance_arguments, add_task_arguments,
 from trainer.evaluation.evaluate import PLOT, REPORT
 from trainer.evaluation.table import tables
 from trainer.rewards.verifiers import OWN
-from trainer.tasks.answers import VOTES
 from trainer.tasks.sources import task_of
 
 
@@ -59,6 +61,14 @@ def _parser() -> argparse.ArgumentParser:
             metavar="NATS",
             help=f"most KL divergence that {of} may spend; may be repeated, `none` is without",
         )
+    group.add_argument(
+        "--search",
+        type=options.search,
+        action="append",
+        metavar="KIND:FIELD=VALUE,…",
+        help="search for each sample, as best_of:n=8,by=majority or particles:n=8,every=16; may be repeated, `none` is "
+        "without",
+    )
     add_verifier_arguments(parser, [OWN])
     parser.add_argument(
         "--vote", help=f"what completions vote for: {', '.join(VOTES)} or module:function; default: the task's"

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from qsharp_core.suggestions import did_you_mean
 from qsharp_core.wire.guidance import BUDGET_RANGE, TAILS
+from trainer.evaluation.searches import search_named
 from trainer.rewards.verifiers import MEMORY_GIB, TIMEOUT
 from trainer.rollouts.address import default_key, default_url
 from trainer.rollouts.retrying import FIRST_PATIENCE, PATIENCE
@@ -53,6 +54,14 @@ def nats(text: str) -> float | None:
     if value is not None and not BUDGET_RANGE[0] <= value <= BUDGET_RANGE[1]:
         raise argparse.ArgumentTypeError(f"must be {BUDGET_RANGE[0]:g} to {BUDGET_RANGE[1]:g}, or none; got {text}")
     return value
+
+
+def search(text: str) -> str | None:
+    """Parses a search, or `none`."""
+    try:
+        return search_named(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def names(text: str) -> list[str]:

@@ -1,6 +1,7 @@
 """`qsharp evaluate`: a task's accuracy against KL, over `eta` and methods.
 
 settings    what is measured
+searches    a search as command lines and recipes spell it
 evaluate    samples, judges and scores what is missing, and writes the report
 statistics  estimates and their standard errors: pure functions
 report      report.json as a model

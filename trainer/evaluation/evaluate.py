@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from tqdm import tqdm
 
+from qsharp_core.answers import Vote
 from trainer.evaluation.report import EvaluationReport, SettingReport
 from trainer.evaluation.settings import EvaluateError, Evaluation, Setting
 from trainer.evaluation.statistics import JudgedSample, summary
@@ -22,7 +23,7 @@ from trainer.rollouts.client import JSONObject, ServerClient
 from trainer.rollouts.collection import digest, seed_of
 from trainer.rollouts.concurrency import each
 from trainer.rollouts.journal import Journal
-from trainer.tasks.base import Problem, Vote, no_vote
+from trainer.tasks.base import Problem, no_vote
 
 SAMPLES, REPORT, PLOT = "samples.jsonl", "report.json", "report.png"
 
@@ -139,21 +140,28 @@ class _Run:
         """Samples a problem under a setting, judges the completions and has the critic score them."""
         evaluation = self._evaluation
         route, question = problem.request()
+        count = setting.samples or evaluation.samples
         body = {
             **question,
             **evaluation.sampling.fields(),
             "model": evaluation.model,
-            "n": setting.samples or evaluation.samples,
+            "n": count,
             "seed": seed_of(key),
             "eta": setting.eta,
             "return_token_ids": True,
         }
         if setting.eta is not None:
-            body["guidance"] = {"critic": evaluation.critic, "method": setting.method}
-            body["guidance"] |= {**dict(evaluation.guidance), **setting.budget}
-        answer = await self._client.post(route, body)
-        choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-        prompt = answer.get("prompt_token_ids") or choices[0].get("prompt_token_ids")
+            options = {"method": setting.method, **dict(evaluation.guidance), **setting.guidance()}
+            body["guidance"] = {"critic": evaluation.critic, **options}
+        # The choices of one search are its best ones, and no samples of what it returns.
+        apart = setting.search is not None
+        bodies = [{**body, "n": 1, "seed": seed_of(f"{key}/{i}")} for i in range(count)] if apart else [body]
+        choices: list[JSONObject] = []
+        for one in bodies:
+            answer = await self._client.post(route, one)
+            found = sorted(answer["choices"], key=lambda choice: choice["index"])
+            prompt = answer.get("prompt_token_ids") or found[0].get("prompt_token_ids")
+            choices += found
         scores = await self._scores(prompt, [choice["token_ids"] for choice in choices])
         return [await self._entry(problem, choice, score) for choice, score in zip(choices, scores, strict=True)]
 
@@ -163,11 +171,13 @@ class _Run:
         case = Case(completion=text, problem=problem, prompt=prompt, messages=problem.messages)
         verdict = await self._judge.judge(case, self._task)
         self.failures += [f"problem {problem.id}: {name} {why}" for name, why in verdict.failures.items()]
+        guidance = choice.get("guidance") or {}
+        search = guidance.get("search") or {"tokens_spent": len(choice["token_ids"])}
         return SampleEntry(
             text=text,
             reward=verdict.reward,
-            kl=(choice.get("guidance") or {}).get("kl", 0.0),
-            tokens=len(choice["token_ids"]),
+            kl=guidance.get("kl", 0.0),
+            tokens=search["tokens_spent"],
             vote=self._vote(text),
             score=score,
         )

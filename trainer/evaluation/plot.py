@@ -60,11 +60,11 @@ def draw(axes: Axes, report: EvaluationReport, levels: bool = False) -> None:
             axes.axhline(height, color=GREY, linewidth=1, linestyle=style, label=text)
     spare = iter(OTHERS * len(report.results))
     coloured: list[tuple[SettingReport, str]] = []
-    for method, limited in dict.fromkeys((r.method, bool(r.budget)) for r in report.results if r.guided):
-        curve = (r for r in report.results if (r.method, bool(r.budget)) == (method, limited))
-        points = by_strength(r for r in curve if r.accuracy is not None)
-        colour = (None if limited else COLOURS.get(method)) or next(spare)
-        label = NAMES.get(method, method) + (" within a budget" if limited else "")
+    for curve in dict.fromkeys(_curve(r) for r in report.results if r.guided):
+        method, limited, search = curve
+        points = by_strength(r for r in report.results if _curve(r) == curve and r.accuracy is not None)
+        colour = (None if limited or search else COLOURS.get(method)) or next(spare)
+        label = " ".join(filter(None, (NAMES.get(method, method), "within a budget" if limited else None, search)))
         axes.errorbar(
             [r.point[0] for r in points], [r.point[1] for r in points],
             xerr=[r.kl_se or 0.0 for r in points], yerr=[r.accuracy_se or 0.0 for r in points],
@@ -82,6 +82,11 @@ def draw(axes: Axes, report: EvaluationReport, levels: bool = False) -> None:
     axes.margins(x=0.08)
     _spread_out(axes, [r.point[0] for r, _ in coloured])
     write_etas(axes, coloured, "η = {:g}")
+
+
+def _curve(result: SettingReport) -> tuple[str, bool, str | None]:
+    """What the points of one curve have in common: the method, whether there is a budget, and the search."""
+    return result.method, bool(result.budget), result.search
 
 
 def _spread_out(axes: Axes, kls: list[float]) -> None:

@@ -23,7 +23,7 @@ class Figures(ReportPart):
         accuracy: mean reward (pass@1).
         gain: accuracy less the reference's, paired by problem.
         kl: KL divergence to the reference in nats, per completion.
-        tokens: tokens per completion.
+        tokens: tokens per completion; with a search, those of all its samples.
         majority: reward of the answer that most of a problem's samples give.
         weighted_majority: reward of the answer with the most weight, where the critic's scores are the weights.
         oracle: the greatest reward among a problem's samples.
@@ -65,6 +65,7 @@ class SettingReport(Figures):
     samples: int | None
     kl_total: float | None = None
     kl_token: float | None = None
+    search: str | None = None
 
     @property
     def budget(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from qsharp_core.errors import QSharpError
 from qsharp_core.wire.guidance import BUDGETS
+from trainer.evaluation.searches import search_of
 from trainer.rewards.verifiers import Judge
 from trainer.rollouts.parameters import SamplingParameters
 from trainer.tasks.base import Task
@@ -26,6 +27,7 @@ class Setting:
     Attributes:
         samples: overrides the evaluation's number.
         kl_total, kl_token: most nats that a completion, or each token, may spend.
+        search: how each completion is searched for, as `trainer.evaluation.searches` spells it.
     """
 
     method: str = REFERENCE
@@ -33,21 +35,24 @@ class Setting:
     samples: int | None = None
     kl_total: float | None = None
     kl_token: float | None = None
+    search: str | None = None
 
     @property
     def label(self) -> str:
         """The setting as people read it."""
         eta = "" if self.eta is None else f"eta {self.eta:g}"
-        return ", ".join(part for part in (self.method, eta, budget_text(self.kl_total, self.kl_token)) if part)
+        parts = (self.method, eta, budget_text(self.kl_total, self.kl_token), self.search)
+        return ", ".join(part for part in parts if part)
 
-    @property
-    def budget(self) -> dict[str, float]:
-        """The options of a request's `guidance` that limit its KL divergence."""
-        return {name: nats for name in BUDGETS if (nats := getattr(self, name)) is not None}
+    def guidance(self) -> dict[str, Any]:
+        """The options of a request's `guidance` that are this setting's own: its budgets and its search."""
+        options: dict[str, Any] = {name: nats for name in BUDGETS if (nats := getattr(self, name)) is not None}
+        return options if self.search is None else {**options, "search": search_of(self.search)}
 
     def identity(self) -> dict[str, Any]:
         """What tells this setting from others, as JSON's data."""
-        return {name: value for name, value in asdict(self).items() if name not in BUDGETS or value is not None}
+        later = (*BUDGETS, "search")  # which older evaluations do not have
+        return {name: value for name, value in asdict(self).items() if name not in later or value is not None}
 
 
 def every_setting(
@@ -55,10 +60,15 @@ def every_setting(
     etas: Iterable[float],
     kl_totals: Iterable[float | None] = (),
     kl_tokens: Iterable[float | None] = (),
+    searches: Iterable[str | None] = (),
 ) -> tuple[Setting, ...]:
-    """A setting for each combination, repeated values once; no budget where none is named."""
-    totals, tokens = tuple(kl_totals) or (None,), tuple(kl_tokens) or (None,)
-    found = (Setting(*way, None, *budget) for way in product(methods, etas) for budget in product(totals, tokens))
+    """A setting for each combination, repeated values once; no budget and no search where none is named."""
+    besides = tuple(product(tuple(kl_totals) or (None,), tuple(kl_tokens) or (None,), tuple(searches) or (None,)))
+    found = (
+        Setting(method, eta, None, total, token, search)
+        for method, eta in product(methods, etas)
+        for total, token, search in besides
+    )
     return tuple(dict.fromkeys(found))
 
 

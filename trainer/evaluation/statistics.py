@@ -23,7 +23,7 @@ class JudgedSample:
     Attributes:
         reward: None if the completion could not be judged.
         kl: KL divergence to the reference in nats, over the completion.
-        tokens: tokens of the completion.
+        tokens: tokens of the completion; of one that a search has found, those of all samples of the search.
         vote: the answer that the completion gives; None is no vote.
         score: the reward that the critic expects after the last token; None if the critic was not asked.
     """

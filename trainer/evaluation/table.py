@@ -79,8 +79,8 @@ def _empty(*titles: str) -> Table:
 
 
 def _setting(result: SettingReport) -> tuple[str, str]:
-    name = f"{NAMES.get(result.method, result.method)} {result.budget}".rstrip()
-    return name, f"{result.eta:g}" if result.guided else "–"
+    parts = (NAMES.get(result.method, result.method), result.budget, result.search)
+    return " ".join(part for part in parts if part), f"{result.eta:g}" if result.guided else "–"
 
 
 def _reward(result: SettingReport, name: str, graded: bool) -> str:

@@ -16,6 +16,7 @@ from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.plot import GREY, by_strength
 from trainer.evaluation.report import SettingReport
 from trainer.experiments.fields import (
+    MEASURED,
     SERVED,
     EvaluationFields,
     RecipeFields,
@@ -63,7 +64,7 @@ class Ablation(SampledFields):
 
     # More variants, or measurements, may be added later.
     FREE: ClassVar[dict[str, Any]] = {
-        "server": True, "variants": True, "evaluate": {"etas": True, "methods": True, "limit": True}
+        "server": True, "variants": True, "evaluate": MEASURED
     }  # fmt: skip
 
     kind: Literal["ablation"]

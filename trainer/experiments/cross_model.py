@@ -17,7 +17,7 @@ from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.plot import draw
 from trainer.evaluation.report import EvaluationReport, SettingReport
 from trainer.evaluation.table import tables
-from trainer.experiments.fields import EvaluationFields, RecipeFields, SampledFields
+from trainer.experiments.fields import MEASURED, EvaluationFields, RecipeFields, SampledFields
 from trainer.experiments.files import RecipeError
 from trainer.experiments.quantise import Quantise, with_own_embeddings, write_quantised
 from trainer.experiments.report import Outcome
@@ -54,7 +54,7 @@ class CrossModel(SampledFields):
     """
 
     FREE: ClassVar[dict[str, Any]] = {
-        "server": True, "evaluate": {"etas": True, "methods": True, "limit": True}
+        "server": True, "evaluate": MEASURED
     }  # fmt: skip
 
     kind: Literal["cross_model"]

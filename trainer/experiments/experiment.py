@@ -16,6 +16,7 @@ from trainer.evaluation.plot import plot
 from trainer.evaluation.report import SettingReport
 from trainer.evaluation.table import tables
 from trainer.experiments.fields import (
+    MEASURED,
     EvaluationFields,
     Published,
     RolloutFields,
@@ -49,7 +50,7 @@ class Experiment(SampledFields):
 
     # More may be measured later, on another server.
     FREE: ClassVar[dict[str, Any]] = {
-        "server": True, "published": True, "evaluate": {"etas": True, "methods": True, "limit": True}
+        "server": True, "published": True, "evaluate": MEASURED
     }  # fmt: skip
 
     kind: Literal["experiment"]

@@ -2,11 +2,21 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from qsharp_core.wire.guidance import METHODS, MethodName, TailName
+from trainer.evaluation.searches import search_named
 from trainer.evaluation.settings import REFERENCE, Evaluation, every_setting
 from trainer.loop.settings import CriticRecipe, LoopSettings
 from trainer.rewards.verifiers import OWN, Judge, TaskRef, Weighted
@@ -75,6 +85,10 @@ class ServerFields(RecipeFields):
     patience: PositiveFloat = 1800.0
 
 
+MEASURED = dict.fromkeys(("etas", "methods", "searches", "kl_totals", "kl_tokens", "limit"), True)
+"""The fields of a recipe's evaluation that may change from one run to the next."""
+
+
 class EvaluationFields(RecipeFields):
     """What is measured, beside the reference: every method at every eta.
 
@@ -84,6 +98,7 @@ class EvaluationFields(RecipeFields):
         limit: only the first so many problems are measured; None is all of them.
         etas, methods: of the settings.
         kl_totals, kl_tokens: budgets of nats of the settings; None is without.
+        searches: of the settings, as `best_of:n=8`; `none` is without.
         scored: whether the critic scores each completion, for best-of-k and weighted majorities.
     """
 
@@ -94,6 +109,7 @@ class EvaluationFields(RecipeFields):
     methods: tuple[MethodName, ...] = METHODS
     kl_totals: tuple[PositiveFloat | None, ...] = ()
     kl_tokens: tuple[PositiveFloat | None, ...] = ()
+    searches: tuple[Annotated[str, AfterValidator(search_named)], ...] = ()
     scored: bool = True
 
     def of(self, recipe: "SampledFields", model: str, critic: str, task: Task) -> Evaluation:
@@ -110,7 +126,7 @@ class EvaluationFields(RecipeFields):
             model=model,
             samples=self.samples,
             sampling=recipe.sampling.of(task),
-            settings=every_setting(self.methods, self.etas, self.kl_totals, self.kl_tokens),
+            settings=every_setting(self.methods, self.etas, self.kl_totals, self.kl_tokens, self.searches),
             critic=critic,
             guidance=recipe.guidance.options(),
             scored=self.scored,

@@ -1,7 +1,7 @@
 """Verifiers that read nothing but text and are quick, so that they need no process of their own (`verifiers.QUICK`)."""
 
+from qsharp_core.answers import last_number, number_of
 from trainer.rewards.base import Case
-from trainer.tasks.answers import last_number, number_of
 from trainer.tasks.star_graph import solves
 
 

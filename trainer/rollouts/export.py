@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from tenacity import Retrying
 from tqdm import tqdm
 
+from qsharp_core.disk import whole_file
 from trainer.rollouts.errors import RequestError, TransientError, check, describe
 from trainer.rollouts.retrying import Patience
 
@@ -40,15 +41,11 @@ def export(
         RequestError
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
+    with whole_file(out) as part:
         patience = patience if isinstance(patience, Patience) else Patience(patience)
         rows: int = Retrying(**patience.policy())(_download, url, part, query, key, patience)
         if rows < least:
             raise RequestError(f"no stored rollout matches: {out} was not written")
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
     return rows
 
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qsharp_core.answers import Vote, whole_text
 from qsharp_core.errors import QSharpError
 from qsharp_core.suggestions import did_you_mean
 
@@ -53,12 +54,6 @@ class SamplingDefaults:
 
 
 Reward = Callable[[Problem, str], float | Awaitable[float | None] | None]
-Vote = Callable[[str], str | None]
-
-
-def whole_text(text: str) -> str | None:
-    """The answer that a completion votes for in a majority, if that is its whole text; None if the text is empty."""
-    return text.strip() or None
 
 
 def no_vote(text: str) -> str | None:

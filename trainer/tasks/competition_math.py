@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from trainer.tasks.answers import last_boxed
+from qsharp_core.answers import last_boxed
 from trainer.tasks.base import Problem, SamplingDefaults, Task, TaskError
 from trainer.tasks.benchmarks import Source, asked, correct
 

@@ -12,7 +12,8 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from trainer.tasks.base import Problem, Task, TaskError, Vote, no_vote
+from qsharp_core.answers import Vote
+from trainer.tasks.base import Problem, Task, TaskError, no_vote
 
 
 class Line(BaseModel):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from trainer.tasks.answers import vote_number
+from qsharp_core.answers import vote_number
 from trainer.tasks.base import Problem, SamplingDefaults, Task, TaskError
 from trainer.tasks.benchmarks import Source, asked, correct
 

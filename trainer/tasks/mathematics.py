@@ -9,7 +9,7 @@ import re
 
 from math_verify import parse, verify
 
-from trainer.tasks.answers import CURRENCIES, ascii_digits, last_boxed
+from qsharp_core.answers import CURRENCIES, ascii_digits, last_boxed
 
 _CURRENCY = re.compile(rf"\\\$|[{CURRENCIES}]|(?<!\$)\$(?=-?[\d.,]+(?:[^$\d]*$|\s))")
 _THOUSANDS = re.compile(r"(?<=\d)\\[,;:! ](?=\d{3}(?!\d))")  # apart by a space

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from qsharp_core.disk import fsync
+from qsharp_core.disk import fsync, whole_file
 from trainer.training.outputs import Outputs
 from trainer.training.report import HeldOutLine, MetricsLine
 from trainer.training.settings import TrainingError, TrainSettings
@@ -167,10 +167,8 @@ class Run:
         return sorted(self.folder.glob("checkpoint-*"))
 
     def _save_best(self, model: nn.Module) -> None:
-        temporary = self.folder / ".best.tmp"
-        save_file({k: v.detach().contiguous().cpu() for k, v in model.named_parameters()}, temporary)
-        fsync(temporary)
-        temporary.rename(self.folder / "best.safetensors")
+        with whole_file(self.folder / "best.safetensors") as temporary:
+            save_file({k: v.detach().contiguous().cpu() for k, v in model.named_parameters()}, temporary)
 
     def keep_best(
         self, model: nn.Module, progress: Progress, loss: float | None, epoch: int, *, write: bool
@@ -246,8 +244,5 @@ def _check_same(folder: Path, card: RunCard, settings: TrainSettings, data: str)
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    fsync(temporary)
-    temporary.rename(path)
-    fsync(path.parent)
+    with whole_file(path) as temporary:
+        temporary.write_text(text)

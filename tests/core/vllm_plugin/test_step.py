@@ -154,6 +154,13 @@ def test_one_row_that_is_not_finite_costs_itself_alone(processor: QSharpLogitsPr
     assert all(tensor.isfinite().all() for tensor in engine.pool.stacked)
 
 
+def test_a_request_that_has_nothing_left_to_spend_is_the_references(processor: QSharpLogitsProcessor) -> None:
+    begin(processor, qsharp_id=5, qsharp_kl_total=0)
+    assert step(processor).abs().max() < 1e-5
+    begin(processor, qsharp_id=6, qsharp_kl_total=1e6)
+    assert step(processor).abs().max() > 0.1
+
+
 @pytest.fixture
 def reported(processor: QSharpLogitsProcessor, tmp_path: Path) -> Iterator[Any]:
     """Returns the next report that the processor has sent."""

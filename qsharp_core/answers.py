@@ -7,9 +7,12 @@ What is no number is the library's matter (`trainer.tasks.mathematics`).
 
 import re
 import unicodedata
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Literal, get_args
 
-from trainer.tasks.base import Vote, whole_text
+Vote = Callable[[str], str | None]  # the answer that a completion's text votes for; None if it votes for none
+VoteName = Literal["text", "number", "boxed"]
 
 _BOXED = re.compile(r"\\f?box(?:ed)?\s*\{")
 _LONGEST = 400  # characters: an exponent or a fraction beyond it is no answer, but would cost memory
@@ -84,6 +87,11 @@ def number_of(text: str) -> Fraction | None:
     return last_number(last_boxed(text) or text)
 
 
+def whole_text(text: str) -> str | None:
+    """A completion's vote for its whole text; None if the text is empty."""
+    return text.strip() or None
+
+
 def vote_number(text: str) -> str | None:
     """A completion's vote for a number: equal numbers are one vote, however they are written."""
     number = number_of(text)
@@ -107,4 +115,5 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 VOTES: dict[str, Vote] = {"text": whole_text, "number": vote_number, "boxed": last_boxed}
-"""What a completion votes for, by the name on the command line."""
+"""What a completion votes for, by its name in requests and on the command line."""
+assert tuple(VOTES) == get_args(VoteName)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from qsharp_core.answers import VOTES, last_boxed, number_of
 from trainer.rewards.base import Case
 from trainer.rewards.builtin import numeric
 from trainer.tasks import competition_math, gsm8k
-from trainer.tasks.answers import VOTES, last_boxed, number_of
 from trainer.tasks.base import Problem, TaskError
 from trainer.tasks.mathematics import equal
 
