@@ -31,10 +31,13 @@ CLIENTS = 4  # at once, with odd values
 # vLLM's own: 501 of what this model cannot do, and messages of assistants that it does not read whole.
 NOT_OURS = {
     "/v1/systemone": [(501, "")],
-    "/v1/responses": [
-        (500, "'ResponseOutputRefusal' object has no attribute 'text'"),
-        (500, "list index out of range"),  # a message without content
-    ],
+    **dict.fromkeys(
+        ("/v1/responses", "/v1/responses/render"),
+        [
+            (500, "'ResponseOutputRefusal' object has no attribute 'text'"),
+            (500, "list index out of range"),  # a message without content
+        ],
+    ),
 }
 # They change the engine, wait for what never comes, or take a file, of which schemathesis can make none.
 LEFT_OUT = (
