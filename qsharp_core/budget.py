@@ -19,7 +19,9 @@ from qsharp_core.policy import Candidates, GuidedStep
 
 POINTS = 32  # of the bracket that are looked at together
 ROUNDS = 6  # after one that brackets `a` by its power of two; the bracket ends 32^-6 = 1e-9 of `a` wide
-DUST = 1e-10  # nats: with less than this left, a step is the reference's
+# Nats. With less than this left, a step is the reference's: the strength would go with the square root of what is left,
+# and so with the rounding of what was spent.
+DUST = 1e-7
 
 
 def clip(candidates: Candidates, step: GuidedStep, budget_R: Tensor) -> tuple[GuidedStep, Tensor]:

@@ -37,8 +37,9 @@ export function expectedReward(distribution, outputs) {
   return expected;
 }
 
-const POINTS = 32; // of a bracket
-const ROUNDS = 7; // brackets within brackets, the last of them 32^-7 = 3e-11 wide
+const DUST = 1e-7; // nats: with less than this left, a step is the reference's
+const LEAST = 2 ** -31; // strengths below this are not told apart from 0 by their power of two
+const HALVINGS = 30; // of a bracket between two powers of two
 
 const kept = new WeakMap();
 
@@ -136,19 +137,15 @@ function within(budget, logRefs, whole) {
     const kl = divergence(logRefs, logRatios, whole.tailLogMass, tailLogRatio);
     return { ...whole, logRatios, tailLogRatio, kl, strength: a };
   };
-  if (!(budget > 0)) return at(0);
-  // The engine's own brackets, so that what is left for later tokens is the same to the last digits.
-  let low = 0;
-  let width = 1;
-  for (let round = 0; round < ROUNDS; round++) {
-    let [first, beyond] = [0, POINTS];
-    while (beyond - first > 1) {
-      const middle = (first + beyond) >> 1;
-      if (at(low + width * (middle / POINTS)).kl <= budget) first = middle;
-      else beyond = middle;
-    }
-    width /= POINTS;
-    low += width * first;
+  if (!(budget > DUST)) return at(0);
+  // The engine's own bracket, so that what is left for later tokens is the same to the last digits.
+  let high = 1;
+  while (high > LEAST && at(high / 2).kl > budget) high /= 2;
+  let low = high > LEAST ? high / 2 : 0;
+  for (let i = 0; i < HALVINGS; i++) {
+    const middle = (low + high) / 2;
+    if (at(middle).kl <= budget) low = middle;
+    else high = middle;
   }
   const made = at(low);
   return { ...made, kl: Math.min(made.kl, budget) };
