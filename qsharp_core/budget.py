@@ -18,7 +18,10 @@ from torch import Tensor
 from qsharp_core.policy import Candidates, GuidedStep
 
 POINTS = 32  # of the bracket that are looked at together
-ROUNDS = 7  # the bracket ends 32^-7 = 3e-11 wide
+ROUNDS = 6  # after one that brackets `a` by its power of two; the bracket ends 32^-6 = 1e-9 of `a` wide
+# Nats. With less than this left, a step is the reference's: the strength would go with the square root of what is left,
+# and so with the rounding of what was spent.
+DUST = 1e-7
 
 
 def clip(candidates: Candidates, step: GuidedStep, budget_R: Tensor) -> tuple[GuidedStep, Tensor]:
@@ -42,14 +45,13 @@ def clip(candidates: Candidates, step: GuidedStep, budget_R: Tensor) -> tuple[Gu
     # `A` up to a constant, which changes no policy. What cannot be drawn under `a = 1` cannot under any `a > 0`.
     tilt_RC = torch.cat([step.log_ratio_RK.masked_fill(~mask_RK, 0.0), step.tail_log_ratio_R[:, None]], dim=1)
 
-    low_R, width_R = torch.zeros_like(budget_R), torch.ones_like(budget_R)
-    points_P = torch.linspace(0, 1, POINTS + 1, dtype=budget_R.dtype, device=budget_R.device)[1:-1]
-    for _ in range(ROUNDS):
-        at_RP = low_R[:, None] + width_R[:, None] * points_P
-        within_RP = divergence(log_ref_RC, tilt_RC, at_RP) <= budget_R[:, None]
-        width_R = width_R / POINTS
-        low_R = low_R + width_R * within_RP.sum(-1)  # KL grows with `a`: those within are the first ones
-    low_R = torch.where(budget_R > 0, low_R, 0.0)
+    search_R = over_R & (budget_R > DUST)
+    if budget_R.device.type == "cpu":  # few rows are at their edge at once
+        low_R = torch.zeros_like(budget_R)
+        if search_R.any():
+            low_R[search_R] = _strongest(log_ref_RC[search_R], tilt_RC[search_R], budget_R[search_R])
+    else:
+        low_R = torch.where(search_R, _strongest(log_ref_RC, tilt_RC, budget_R), 0.0)
     strength_R = torch.where(over_R, low_R, 1.0)
 
     kl_R = divergence(log_ref_RC, tilt_RC, low_R[:, None])[:, 0].minimum(budget_R)  # to within rounding it is
@@ -67,6 +69,27 @@ def clip(candidates: Candidates, step: GuidedStep, budget_R: Tensor) -> tuple[Gu
         ),
         strength_R,
     )
+
+
+def _strongest(log_ref_RC: Tensor, tilt_RC: Tensor, budget_R: Tensor) -> Tensor:
+    """The largest strength within the budget, from below, `[R]`; arguments as in `divergence`.
+
+    With `Z = E_ref[exp(a·A)]`, KL is `a · E_{pi_a}[A] - ln Z`: for all points together one exponential and one product.
+    """
+    tilt_RC = tilt_RC - tilt_RC.masked_fill(log_ref_RC == -math.inf, -math.inf).amax(-1, keepdim=True)
+    drawn_RC = (log_ref_RC > -math.inf) & (tilt_RC > -math.inf)
+    ref_RC, tilt_RC = log_ref_RC.exp().masked_fill(~drawn_RC, 0.0), tilt_RC.masked_fill(~drawn_RC, 0.0)
+    terms_RC2 = torch.stack([ref_RC, ref_RC * tilt_RC], dim=-1)
+    edges_P = torch.arange(-POINTS, 1, dtype=budget_R.dtype, device=budget_R.device).exp2()
+    edges_P[0] = 0.0
+    low_R, width_R = torch.zeros_like(budget_R), torch.ones_like(budget_R)
+    for _ in range(1 + ROUNDS):
+        at_RP = low_R[:, None] + width_R[:, None] * edges_P[1:-1]
+        norm_RP, first_RP = ((at_RP[..., None] * tilt_RC[:, None]).exp() @ terms_RC2).unbind(-1)
+        within_R = (at_RP * first_RP / norm_RP - norm_RP.log() <= budget_R[:, None]).sum(-1)  # the first ones
+        low_R, width_R = low_R + width_R * edges_P[within_R], width_R * edges_P.diff()[within_R]
+        edges_P = torch.linspace(0, 1, POINTS + 1, dtype=budget_R.dtype, device=budget_R.device)
+    return low_R
 
 
 def divergence(log_ref_RC: Tensor, tilt_RC: Tensor, strength_RP: Tensor) -> Tensor:

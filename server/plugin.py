@@ -19,7 +19,7 @@ from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.settings import EngineSettings, parse_critic
 from server import errors, metrics
 from server.access.install import install_gate
-from server.api import completions, critics, docs, health, rewards, rollouts, stored_chat
+from server.api import completions, critics, docs, health, playground, rewards, rollouts, stored_chat
 from server.api.elsewhere import GuideElsewhere
 from server.api.encodable import RefuseHalfCharacters
 from server.critics.roots import CriticRoots
@@ -53,6 +53,7 @@ class QSharpEndpoints:
         stored_chat.attach(app)
         health.attach(app)
         docs.attach(app)
+        playground.attach(app, app.state.args)
         app.add_middleware(GuideElsewhere)
         app.add_middleware(RefuseHalfCharacters)
         app.add_exception_handler(QSharpError, errors.handle)

@@ -31,6 +31,9 @@ class Settings(BaseSettings):
     keys: Path | None = Field(default=None, description="the file of named keys, of `qsharp keys`")
     auth: bool = Field(default=True, description="false: everybody may use this server, from wherever they reach it")
     open: tuple[Literal["metrics", "docs"], ...] = Field(default=(), description="routes that need no key")
+    playground: bool | None = Field(
+        default=None, description="serve the page /playground; default: where the server listens to this machine alone"
+    )
     rate_limit: str | None = Field(default=None, description="requests that one key may send, as 600/minute")
     max_concurrent: int | None = Field(default=None, ge=1, description="requests at once that one key may have")
     max_queued: int | None = Field(

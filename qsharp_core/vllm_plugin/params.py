@@ -10,6 +10,7 @@ have a prefix, because other plugins share the field. Defaults and limits are in
     qsharp_tail         a `TailName`
     qsharp_method       a `MethodName`
     qsharp_id           number under which this request's steps are reported; chosen by whoever reads the reports
+    qsharp_report_candidates   whether these reports have each step's candidates
 
 This module imports little: vLLM loads it in the front end, to refuse wrong values at admission.
 """
@@ -52,6 +53,7 @@ class GuidanceParams:
         kl_total: most nats that all tokens may spend together; None if there is no such budget. It needs an `id`. 0 is
             what is left where an earlier part of the completion has spent everything.
         kl_token: most nats that a token may spend; None if there is no such budget.
+        report_candidates: whether the reports of its steps have their candidates, and what the critic said of each.
 
     Raises:
         GuidanceError: a field is wrong; the message names it and what it accepts.
@@ -66,6 +68,7 @@ class GuidanceParams:
     id: int | None = None
     kl_total: float | None = None
     kl_token: float | None = None
+    report_candidates: bool = False
 
     def __post_init__(self) -> None:
         low, high = ETA_RANGE
@@ -83,6 +86,10 @@ class GuidanceParams:
         for name in BUDGETS:
             if (budget := getattr(self, name)) is not None:
                 _number(budget, name, least[name], BUDGET_RANGE[1])
+        if not isinstance(self.report_candidates, bool):
+            raise GuidanceError(
+                f"report_candidates must be true or false, got {self.report_candidates!r}", "report_candidates"
+            )
 
     @classmethod
     def from_extra_args(cls, extra_args: Mapping[str, Any] | None) -> "GuidanceParams | None":

@@ -61,6 +61,7 @@ class BatchPlan:
         bounds_R2: the relative tilt of each row's tail (ignored in rows of `keep_R`), and the greatest reward; float64.
         members: each critic, and the indices of the rows that it guides.
         budget: what limits the rows' KL divergence; None where no row has a budget.
+        reports_candidates: whether a request asks for its candidates to be reported.
     """
 
     requests: list[TrackedRequest]
@@ -77,6 +78,7 @@ class BatchPlan:
     bounds_R2: Tensor
     members: list[tuple[LoadedCritic, list[int]]]
     budget: "Budgets | None"
+    reports_candidates: bool
 
     @classmethod
     def of(cls, rows: list[LogitsRow], device: torch.device) -> "BatchPlan":
@@ -115,6 +117,7 @@ class BatchPlan:
             bounds_R2=column(bounds, device),
             members=[*members.values()],
             budget=Budgets.of(requests, device),
+            reports_candidates=any(p.report_candidates for p in params),
         )
 
     def fits(self, rows: list[LogitsRow]) -> bool:

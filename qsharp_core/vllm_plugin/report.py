@@ -1,8 +1,9 @@
 """Reports of guided steps to the API process: what the step computed, once its tokens are sampled.
 
-Shapes: R rows of the step.
+Shapes: R rows of the step, K most candidates of any row, N outputs of a critic for each.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,8 @@ from qsharp_core.policy import Candidates, GuidedStep
 from qsharp_core.transfer import column
 from qsharp_core.vllm_plugin.audit import Auditor
 from qsharp_core.vllm_plugin.registry import WorkerRegistry
-from qsharp_core.vllm_plugin.rows import LogitsRow
-from qsharp_core.vllm_plugin.telemetry import Columns, Sender, Status, StepFacts
+from qsharp_core.vllm_plugin.rows import LogitsRow, TrackedRequest
+from qsharp_core.vllm_plugin.telemetry import CandidateReport, Columns, Sender, Status, StepFacts
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class StepOutcome:
         candidates, guided: the guided policy.
         strength_R: which share of the tilt is within each row's budget, float64; None where no row has a budget.
         broken_R: rows whose critic's outputs were not finite, bool.
+        outputs: the critics' outputs `[K, N]`, float64, of requests whose candidates are reported.
         failures: why requests had failed before this step, by `qsharp_id`.
         seconds: how long the critics were asked.
         scored: number of candidates that were scored.
@@ -38,6 +40,7 @@ class StepOutcome:
     guided: GuidedStep
     strength_R: Tensor | None
     broken_R: Tensor
+    outputs: Mapping[TrackedRequest, Tensor]
     failures: dict[int, str]
     seconds: float
     scored: int
@@ -78,7 +81,7 @@ class Reporter:
         if len(observed) < len(rows):
             at = column(observed, self._device, torch.int64)
             columns = Columns(*(values_R[at] for values_R in columns))
-        self.sender.send(self._facts([rows[i] for i in observed], outcome), columns)
+        self.sender.send(self._facts([rows[i] for i in observed], outcome), columns, _candidates(outcome, observed))
 
     def report_audits(self) -> None:
         """Reports what audits have found, although there is no step to report."""
@@ -105,3 +108,15 @@ class Reporter:
             audits=self._auditor.take_results(),
             engine=self._engine,
         )
+
+
+def _candidates(outcome: StepOutcome, observed: Sequence[int]) -> dict[int, Tensor]:
+    """The candidates of rows whose request asks for them, by the row's place among those that are reported."""
+    if not outcome.outputs:
+        return {}
+    chosen, rows = outcome.candidates, outcome.rows
+    return {
+        place: CandidateReport.packed(chosen.mask_RK[i], chosen.ids_RK[i], chosen.log_ref_RK[i], outputs_KN)
+        for place, i in enumerate(observed)
+        if (outputs_KN := outcome.outputs.get(rows[i].request)) is not None
+    }

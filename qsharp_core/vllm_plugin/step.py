@@ -159,7 +159,7 @@ class StepGuide:
         logits_RV = logits if plan.covers(logits) else logits.index_select(0, plan.index_R)
         candidates = policy.select_candidates(logits_RV, plan.softmax_temperature_R, plan.least_RK)
         started = time.perf_counter()
-        tilt_RK, broken_R = self._tilts.ask(plan, rows, candidates, hidden, last_R)
+        tilt_RK, broken_R, outputs = self._tilts.ask(plan, rows, candidates, hidden, last_R)
         seconds = time.perf_counter() - started
         bounds_R2 = plan.bounds_R2
         if plan.most_candidates:
@@ -175,7 +175,7 @@ class StepGuide:
         # On an accelerator the number of scored candidates is on the device; there it is that of the asked ones.
         scored = int(candidates.mask_RK.sum()) if self.device.type == "cpu" else plan.candidates_asked
         self._outcome = StepOutcome(
-            rows, plan.index_R, candidates, guided, strength_R, broken_R, plan.failures, seconds, scored
+            rows, plan.index_R, candidates, guided, strength_R, broken_R, outputs, plan.failures, seconds, scored
         )
 
     def report(self, sampled: Tensor) -> None:

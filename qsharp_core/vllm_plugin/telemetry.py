@@ -5,9 +5,10 @@ of its history. Positions are absolute: a request that comes back after preempti
 the reader keeps the last report of each.
 """
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import msgspec
 import torch
@@ -36,6 +37,31 @@ class AuditResult(msgspec.Struct, array_like=True, frozen=True):
     critic: str
     error: float
     failed: bool
+
+
+class CandidateReport(msgspec.Struct, array_like=True, frozen=True):
+    """The candidates of a row, the likeliest first, and what the critic said of them.
+
+    Attributes:
+        token_ids: there are none where the critic was not asked.
+        ref_logprobs: their log-probabilities under the reference.
+        outputs: the critic's outputs for each: one score, or a logit for each atom (`qsharp_core.returns`).
+    """
+
+    token_ids: list[int]
+    ref_logprobs: list[float]
+    outputs: list[list[float]]
+
+    @staticmethod
+    def packed(mask_K: Tensor, ids_K: Tensor, log_ref_K: Tensor, outputs_KN: Tensor) -> Tensor:
+        """A row's candidates as one tensor `[K, 3 + N]`, float64, for one copy to the host."""
+        return torch.cat([torch.stack([mask_K.double(), ids_K.double(), log_ref_K.double()], 1), outputs_KN], 1)
+
+    @classmethod
+    def of(cls, packed: Tensor) -> Self:
+        """The report of what `packed` made, on the host."""
+        rows = packed[packed[:, 0] > 0, 1:].tolist()
+        return cls([int(row[0]) for row in rows], [row[1] for row in rows], [row[2:] for row in rows])
 
 
 class StepFacts(msgspec.Struct, array_like=True, kw_only=True):
@@ -94,7 +120,7 @@ class Columns(NamedTuple):
 
 
 class StepReport(StepFacts, array_like=True, kw_only=True):
-    """The report of a step: `StepFacts`, and `Columns` as lists of one entry per row."""
+    """The report of a step: `StepFacts`, `Columns` as lists of one entry per row, and the candidates of some rows."""
 
     tokens: list[int]
     status: list[int]
@@ -103,20 +129,23 @@ class StepReport(StepFacts, array_like=True, kw_only=True):
     logprob: list[float]
     value: list[float]
     strength: list[float]
+    candidates: dict[int, CandidateReport] = {}
 
     @classmethod
-    def of(cls, facts: StepFacts, packed: Tensor) -> "StepReport":
+    def of(cls, facts: StepFacts, packed: Tensor, candidates: Mapping[int, Tensor] | None = None) -> "StepReport":
         """The report of a step.
 
         Args:
             facts: what the host knows.
             packed: `Columns.packed`, on the host. A failed row without a reason in `facts` failed because its critic's
                 outputs were not finite: every other reason is known before the step runs.
+            candidates: `CandidateReport.packed` by row, on the host; None if no row's are reported.
         """
         columns: dict[str, Any] = dict(zip(Columns._fields, packed.tolist(), strict=True))
         columns |= {name: [int(number) for number in columns[name]] for name in ("tokens", "status")}
         broken = [key for key, code in zip(facts.ids, columns["status"], strict=True) if code == Status.FAILED]
         failures = {**dict.fromkeys(broken, "not_finite"), **facts.failures}
+        columns["candidates"] = {row: CandidateReport.of(table) for row, table in (candidates or {}).items()}
         return cls(**{**msgspec.structs.asdict(facts), "failures": failures}, **columns)
 
 
@@ -152,20 +181,28 @@ class Sender:
         socket.connect(address)
         self._sockets[address] = socket
 
-    def send(self, facts: StepFacts, columns: Columns) -> None:
-        """Sends the report of a step."""
+    def send(self, facts: StepFacts, columns: Columns, candidates: Mapping[int, Tensor] | None = None) -> None:
+        """Sends the report of a step; `candidates` as in `StepReport.of`, on the device."""
+        candidates = candidates or {}
         packed = columns.packed()
         if self._thread is None:
-            self._finish(facts, packed)
+            self._finish(facts, packed, candidates)
         else:
             copied = packed.to("cpu", non_blocking=True)
+            candidates = {row: table.to("cpu", non_blocking=True) for row, table in candidates.items()}
             event = torch.cuda.Event()
             event.record()
-            self._thread.submit(self._finish, facts, copied, event)
+            self._thread.submit(self._finish, facts, copied, candidates, event)
 
-    def _finish(self, facts: StepFacts, packed: Tensor, event: torch.cuda.Event | None = None) -> None:
+    def _finish(
+        self,
+        facts: StepFacts,
+        packed: Tensor,
+        candidates: Mapping[int, Tensor],
+        event: torch.cuda.Event | None = None,
+    ) -> None:
         if event is not None:
             event.synchronize()
-        message = encoder.encode(StepReport.of(facts, packed))
+        message = encoder.encode(StepReport.of(facts, packed, candidates))
         for socket in self._sockets.values():
             socket.send(message, zmq.NOBLOCK)

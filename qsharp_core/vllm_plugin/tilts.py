@@ -1,6 +1,6 @@
 """Asks the critics of a step for the tilts of its candidates, and keeps a failing critic from harming other requests.
 
-Shapes: R rows, K most candidates of any row.
+Shapes: R rows, K most candidates of any row, N outputs of a critic for each.
 """
 
 from collections import deque
@@ -62,7 +62,7 @@ class CriticTilts:
         candidates: Candidates,
         hidden: Callable[[], Tensor],
         last_R: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, dict[TrackedRequest, Tensor]]:
         """Asks every critic of the step about the rows that it guides. Rows that fail lose their candidates.
 
         Args:
@@ -73,8 +73,10 @@ class CriticTilts:
             last_R: the last token of each row, int64, on the device; None where the host knows all histories.
 
         Returns:
-            Relative tilts `[R, K]`, float64, and rows `[R]` whose critic's outputs were not finite, bool.
+            Relative tilts `[R, K]`, float64; rows `[R]` whose critic's outputs were not finite, bool; and the outputs
+            `[K, N]`, float64, of requests whose candidates are reported.
         """
+        outputs: dict[TrackedRequest, Tensor] = {}
         tilt_RK, broken_R = torch.zeros_like(candidates.log_ref_RK), torch.zeros_like(candidates.mask_RK[:, 0])
         # Which rows have candidates is known on the device; where looking there would mean to wait, all are asked.
         has_choice_R = candidates.mask_RK.any(-1).tolist() if last_R is None else [True] * len(rows)
@@ -87,17 +89,19 @@ class CriticTilts:
             asked = [i for i in asked if rows[i].length <= critic.max_length]
             if len(asked) == len(rows):
                 every = slice(None)  # views, no copies
-                tilt_RK, broken_R = self._ask_one(critic, plan, rows, candidates, every, hidden, last_R)
+                tilt_RK, broken_R = self._ask_one(critic, plan, rows, candidates, every, hidden, last_R, outputs)
             elif asked:
                 at = column(asked, self._device, torch.int64)
                 asked_rows = [rows[i] for i in asked]
-                tilt_RK[at], broken_R[at] = self._ask_one(critic, plan, asked_rows, candidates, at, hidden, last_R)
+                tilt_RK[at], broken_R[at] = self._ask_one(
+                    critic, plan, asked_rows, candidates, at, hidden, last_R, outputs
+                )
         candidates.mask_RK.logical_and_(~broken_R[:, None])
         if plan.members:
             self._checks.append(_BrokenRows(plan.requests, broken_R))
         if self._device.type == "cpu":
             self.note_broken()
-        return tilt_RK, broken_R
+        return tilt_RK, broken_R, outputs
 
     def note_broken(self) -> None:
         """Fails the requests whose critic's outputs were not finite, as far as the device has told."""
@@ -120,6 +124,7 @@ class CriticTilts:
         at: Tensor | slice,
         hidden: Callable[[], Tensor],
         last_R: Tensor | None,
+        reported: dict[TrackedRequest, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """Asks one critic about some rows of the step.
 
@@ -128,6 +133,7 @@ class CriticTilts:
             plan, candidates, hidden, last_R: of the whole step, as in `ask`.
             rows: the rows to ask about.
             at: their indices in the step.
+            reported: is given the outputs of requests whose candidates are reported.
 
         Returns:
             Their tilts and whether they broke, as `ask` returns them.
@@ -151,6 +157,10 @@ class CriticTilts:
             candidates.mask_RK[at] = False
             return torch.zeros_like(ids, dtype=torch.float64), torch.zeros_like(mask[:, 0])
         self._auditor.watch(critic, rows, ids, mask, outputs)
+        if plan.reports_candidates:
+            for i, row in enumerate(rows):
+                if row.request.params.report_candidates:
+                    reported[row.request] = outputs[i].double()
         broken_R = ~(outputs.isfinite().all(-1) | ~mask).all(-1)
         cd_R = None if plan.cd_R is None else plan.cd_R[at]
         return policy.relative_tilts(critic.scorer.distribution, outputs.double(), plan.eta_R[at], cd_R), broken_R

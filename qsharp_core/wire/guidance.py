@@ -26,7 +26,7 @@ class Method(StrEnum):
 # The same as literals, for request models and type checkers.
 TailName = Literal["floor", "keep", "drop"]
 MethodName = Literal["qsharp", "cd"]
-Detail = Literal["none", "summary", "tokens"]  # what a response reports of its guidance
+Detail = Literal["none", "summary", "tokens", "candidates"]  # what a response reports of its guidance
 TAILS: tuple[TailName, ...] = get_args(TailName)
 METHODS: tuple[MethodName, ...] = get_args(MethodName)
 DETAILS: tuple[Detail, ...] = get_args(Detail)

@@ -53,6 +53,8 @@ RULES: Mapping[str, Rule | Mapping[str, Rule]] = {
     "/docs/oauth2-redirect": _DOCS,
     "/openapi.json": _DOCS,
     "/static": _DOCS,
+    "/": _OPEN,
+    "/playground": _OPEN,
     "/load": _USER,
     "/v1/models": _USER,
     "/tokenize": _USER,

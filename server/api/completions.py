@@ -66,10 +66,12 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
     request.request_id = random_uuid()  # type: ignore[attr-defined]
     until_its_end = held(raw_request.scope)
     model = state.models.find(request.model)  # type: ignore[attr-defined]
+    samples = samples_of(request)
     call = admit(request, state.settings, state.catalog, model)
     if call is not None:
+        call.samples = samples
         until_its_end.callback(call.release)
-    until_its_end.enter_context(state.slots.take(samples_of(request)))
+    until_its_end.enter_context(state.slots.take(samples))
     token, unguided = CALL.set(call), UNGUIDED.set(call is None)
     try:
         if request.store:

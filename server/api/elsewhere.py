@@ -21,6 +21,7 @@ from server.request import schema
 from server.request.admission import admit, refuse_private
 from server.request.call import CALL, UNGUIDED, GuidedCall
 from server.request.schema import GuidedRequest
+from server.request.slots import choices
 from server.request.virtual_models import VirtualModel, answering_as
 
 # Routes that sample, and the field that holds their prompt.
@@ -153,7 +154,8 @@ def _admit(body: bytes, path: str, scope: Scope) -> tuple[GuidedCall | None, Vir
             for name in ("vllm_xargs", "extra_args"):
                 refuse_private(holder.get(name), name)
     state = scope["app"].state.qsharp
-    held(scope).enter_context(state.slots.take(_samples(fields, state.settings.max_search)))
+    samples = _samples(fields, state.settings.max_search)
+    held(scope).enter_context(state.slots.take(samples))
     model = state.models.find(fields.get("model"))
     ours = {name: fields[name] for name in ("eta", "guidance") if name in fields}
     if fields.get("store") is True and path != STORES_ITSELF:
@@ -174,6 +176,7 @@ def _admit(body: bytes, path: str, scope: Scope) -> tuple[GuidedCall | None, Vir
     call = admit(request, state.settings, state.catalog, model)
     if call is not None:
         call.prompt_field = GUIDED[path]
+        call.samples = samples
         holders = (fields, fields.get("sampling_params"))
         call.limit_given = any(isinstance(h, dict) and h.get(name) is not None for h in holders for name in LIMITS)
     return call, model
@@ -185,11 +188,11 @@ def _samples(fields: Mapping[str, Any], max_search: int) -> int:
     Args:
         max_search: the most samples of a search; one of more is refused later.
     """
-    n, messages = fields.get("n"), fields.get("messages")
+    messages = fields.get("messages")
     conversations = len(messages) if isinstance(messages, list) and messages and isinstance(messages[0], list) else 1
     search = _inner(_inner(fields, "guidance"), "search").get("n")
     searched = min(search, max_search) if isinstance(search, int) else 1
-    return conversations * max(n if isinstance(n, int) else 1, searched, 1)
+    return conversations * max(choices(fields.get("n")), searched)
 
 
 def _inner(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:

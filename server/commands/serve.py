@@ -18,6 +18,7 @@ from qsharp_core.wire.guidance import ETA_RANGE
 from server import launch
 from server.access.install import settle_keys
 from server.access.protocol import GuardedProtocol
+from server.api import playground
 from server.errors import EngineDiedError
 from server.plugin import QSharpEndpoints
 from server.presets.known import DEFAULT, PRESETS
@@ -85,6 +86,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if settings.rollouts is not None:
         parse_url(settings.rollouts.get_secret_value())  # a wrong URL is refused now
     settle_keys(args)
+    if hasattr(args, "qsharp_hint") and playground.is_shown(settings, args):
+        args.qsharp_hint += f"See what it does, token by token: http://localhost:{args.port}/\n"
     return args
 
 
@@ -170,6 +173,14 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
         choices=["metrics", "docs"],
         help="/metrics or /docs need no key; may be repeated",
     )
+    add(
+        "--playground",
+        action="store_const",
+        const=True,
+        help="serve the page /playground, to see what guidance does; unless given, where the server listens to this "
+        "machine alone",
+    )
+    add("--no-playground", "playground", action="store_const", const=False, help="do not")
     add(
         "--rate-limit",
         metavar="N/TIME",

@@ -59,7 +59,13 @@ def admit(
     follows_critic = eta is None and _leaves_eta_to_critic(request, options, model)
     detail = options.detail or "summary"
     searches = options.search is not None
-    needed = request.eta is not None or follows_critic or detail == "tokens" or bool(request.store) or searches
+    needed = (
+        request.eta is not None
+        or follows_critic
+        or detail in ("tokens", "candidates")
+        or bool(request.store)
+        or searches
+    )
     if _only_scores(request, needed):
         return None
     if model is not None:
@@ -83,6 +89,7 @@ def admit(
             method=options.method or DEFAULT_METHOD,
             kl_total=_budget("kl_total", options.kl_total, settings.max_kl_total),
             kl_token=_budget("kl_token", options.kl_token, settings.max_kl_token),
+            report_candidates=detail == "candidates",
         )
     elif searches:
         raise GuidanceError(f"guidance.search goes by a critic's values: send eta, {accepted['eta']}", "eta")

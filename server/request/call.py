@@ -30,6 +30,7 @@ class GuidedCall:
         search: how its choices are searched for; None if each is a sample of its own.
         results: what was done for each choice, by the choice's index in the response.
         prompts: how many of its prompts were handed to the engine so far.
+        samples: how many samples it asks for, of all its prompts.
         recording: makes rollouts of its choices; None if it is not stored.
         release: is called when the request has ended.
     """
@@ -42,6 +43,7 @@ class GuidedCall:
     search: Search | None = None
     results: dict[int, ChoiceGuidance] = field(default_factory=dict)
     prompts: int = 0
+    samples: int = 1
     recording: Recording | None = None
     release: Callable[[], Any] = lambda: None
 
@@ -55,7 +57,7 @@ class GuidedCall:
     @property
     def observed(self) -> bool:
         """Whether the worker must report this request's steps."""
-        return self.params is not None or self.detail == "tokens"
+        return self.params is not None or self.detail in ("tokens", "candidates")
 
 
 CALL: ContextVar[GuidedCall | None] = ContextVar("qsharp_call", default=None)

@@ -23,6 +23,7 @@ from qsharp_core.vllm_plugin.telemetry import Status
 from qsharp_core.wire.guidance import PREFIX
 from server import metrics
 from server.request.call import CALL, UNGUIDED, GuidedCall
+from server.request.candidates import TokenTexts, limit_tokens
 from server.request.masks import check_masks
 from server.request.sample import Generate, Outputs, Sampler, extra_args, one_of
 from server.request.schema import ChoiceGuidance
@@ -32,7 +33,7 @@ from server.request.search.fields import BestOfSearch, ParticleSearch, SearchRep
 from server.request.search.found import Decode, Terms, estimate
 from server.request.search.particles import particles
 from server.request.search.stop import watched
-from server.request.summary import choice_guidance, residuals
+from server.request.summary import add_candidates, choice_guidance, residuals
 from server.request.telemetry import TelemetryReceiver, TokenReport
 from server.upstream import Decoded, decoded
 
@@ -57,6 +58,7 @@ class GuidedEngineClient:
         self.told_to_stop = False
         self._processor: Any = processor_class(engine_client.vllm_config)
         self._aborts: set[asyncio.Task[None]] = set()
+        self._texts = TokenTexts(getattr(engine_client, "tokenizer", None))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -161,6 +163,8 @@ class GuidedEngineClient:
                     "max_tokens",
                 )
             params.max_tokens = min(params.max_tokens, room)
+        if call.params is not None and call.params.report_candidates:
+            params.max_tokens = limit_tokens(call, params.max_tokens)
         return params
 
     def _with_source(self, error: GuidanceError, params: SamplingParams) -> GuidanceError:
@@ -183,7 +187,7 @@ class GuidedEngineClient:
         async with aclosing(sample.outputs()) as outputs:
             async for output in outputs:
                 if (reason := output.outputs[0].finish_reason) is not None:
-                    _note(call, index, reason, sample.reports)
+                    await self._note(call, index, prompt, reason, sample.reports)
                 yield output
 
     async def _watched(
@@ -205,7 +209,7 @@ class GuidedEngineClient:
                         estimate=estimate(sample.reports, _terms(call).eta),
                         tokens_spent=sample.spent,
                     )
-                    _note(call, index, reason, sample.reports, report)
+                    await self._note(call, index, prompt, reason, sample.reports, report)
                 yield output
 
     async def _searched(
@@ -229,7 +233,7 @@ class GuidedEngineClient:
             (choice,) = one.output.outputs
             choice.index = i
             assert choice.finish_reason is not None
-            _note(call, first + i, choice.finish_reason, one.reports, one.report)
+            await self._note(call, first + i, prompt, choice.finish_reason, one.reports, one.report)
         output = found[0].output
         output.outputs = [one.output.outputs[0] for one in found]
         output.finished = True
@@ -243,6 +247,33 @@ class GuidedEngineClient:
             return decoded(self._engine.tokenizer, ids, tokens, params, ends_by_token=ends_by_token)
 
         return decode
+
+    async def _note(
+        self,
+        call: GuidedCall,
+        index: int,
+        prompt: Any,
+        finish_reason: str,
+        reports: list[TokenReport],
+        search: SearchReport | None = None,
+    ) -> None:
+        """Notes what was done for a choice that has ended."""
+        result = choice_guidance(call, reports)
+        result.search = search
+        if call.detail == "candidates":  # decoding many tokens takes a while
+            add = partial(add_candidates, call, result, reports, prompt["prompt_token_ids"], self._texts)
+            await asyncio.to_thread(add)
+        call.results[index] = result
+        metrics.observe_choice(
+            guided=call.params is not None,
+            finish_reason=finish_reason,
+            token_kls=[report.kl for report in reports if report.status == Status.GUIDED],
+            value=result.value,
+            residuals=residuals(call, reports),
+            critic=result.critic,
+            clipped=result.steps_clipped,
+            budget=call.params.kl_total if call.params is not None else None,
+        )
 
     def _abort(self, request_id: str) -> None:
         task = asyncio.ensure_future(self._engine.abort(request_id))
@@ -266,24 +297,6 @@ def _terms(call: GuidedCall) -> Terms:
     assert call.params.eta is not None
     assert call.critic is not None
     return Terms(call.params.eta, call.critic.status.reward_range)
-
-
-def _note(
-    call: GuidedCall, index: int, finish_reason: str, reports: list[TokenReport], search: SearchReport | None = None
-) -> None:
-    """Notes what was done for a choice that has ended."""
-    call.results[index] = result = choice_guidance(call, reports)
-    result.search = search
-    metrics.observe_choice(
-        guided=call.params is not None,
-        finish_reason=finish_reason,
-        token_kls=[report.kl for report in reports if report.status == Status.GUIDED],
-        value=result.value,
-        residuals=residuals(call, reports),
-        critic=result.critic,
-        clipped=result.steps_clipped,
-        budget=call.params.kl_total if call.params is not None else None,
-    )
 
 
 async def _streamed(merged: AsyncGenerator[tuple[int, RequestOutput], None], n: int) -> Outputs:

@@ -1,9 +1,9 @@
 """The fields that requests and responses have beside OpenAI's and vLLM's own, and how a wrong value is reported."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, Strict
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, Strict
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
@@ -120,6 +120,50 @@ class TokenGuidance(BaseModel):
     strength: float = 1.0
 
 
+class StepCandidates(BaseModel):
+    """The candidates of a step, the likeliest first.
+
+    Attributes:
+        texts: what each would add to the text.
+        ref_logprobs: their log-probabilities under the reference.
+        outputs: what the critic said of each, as `DistributionInfo` explains. It does not depend on `eta`.
+        tail_mass: the reference's probability of all other tokens.
+    """
+
+    token_ids: list[int]
+    texts: list[str]
+    ref_logprobs: list[float]
+    outputs: list[list[float]]
+    tail_mass: float
+
+
+class DetailedToken(TokenGuidance):
+    """One sampled token, where the request asks for candidates.
+
+    Attributes:
+        text: what it adds to the text; special tokens have their name.
+        candidates: of its step; None where the critic was not asked.
+    """
+
+    text: str
+    candidates: StepCandidates | None
+
+
+class DistributionInfo(BaseModel):
+    """What a critic's outputs mean.
+
+    Attributes:
+        kind: `bernoulli`: one output, the score `s`, with `P(z = 1) = sigmoid(s)`; `categorical`: a logit for each
+            atom.
+        atoms: the rewards that there are, ascending.
+        reward_range: least and greatest reward; it may be wider than the atoms.
+    """
+
+    kind: Literal["bernoulli", "categorical"]
+    atoms: list[float]
+    reward_range: tuple[float, float]
+
+
 class KLBudget(BaseModel):
     """What limited the KL divergence of a choice, in nats; None where there is no such limit."""
 
@@ -140,6 +184,7 @@ class ChoiceGuidance(BaseModel):
         steps_clipped: at how many tokens the budget held the guidance back.
         search: what was done to find the choice; None if it is a sample of its own.
         tokens: an entry for each token; None unless the request asked for them.
+        distribution: what the critic's outputs mean; None unless the request asked for candidates and was guided.
     """
 
     eta: float | None = None
@@ -151,11 +196,13 @@ class ChoiceGuidance(BaseModel):
     kl_budget: KLBudget | None = None
     steps_clipped: int = 0
     search: SearchReport | None = None
-    tokens: list[TokenGuidance] | None = None
+    tokens: list[SerializeAsAny[TokenGuidance]] | None = None
+    distribution: DistributionInfo | None = None
 
     def dump(self) -> Mapping[str, Any]:
         """This as JSON's data, without what the request did not ask for."""
-        unasked = {name for name in ("kl_budget", "search", "tokens") if getattr(self, name) is None}
+        asked = ("kl_budget", "search", "tokens", "distribution")
+        unasked = {name for name in asked if getattr(self, name) is None}
         if self.kl_budget is None:
             unasked.add("steps_clipped")
         return self.model_dump(exclude=unasked)

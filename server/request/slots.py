@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from vllm import envs
+
 from server.errors import OverloadedError
 
 RETRY_SECONDS = 1
@@ -49,4 +51,9 @@ def samples_of(request: Any) -> int:
     prompt: Any = getattr(request, "prompt", None)
     prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
     guidance = request.guidance
-    return prompts * max(request.n or 1, (guidance and guidance.samples) or 1)
+    return prompts * max(choices(request.n), (guidance and guidance.samples) or 1)
+
+
+def choices(n: Any) -> int:
+    """How many choices a request's `n` asks for. What vLLM refuses runs no sample, and must not be told to wait."""
+    return n if isinstance(n, int) and 1 <= n <= envs.VLLM_MAX_N_SEQUENCES else 1

@@ -1,12 +1,14 @@
 """What a response says of a choice, from the workers' reports of its tokens."""
 
+from collections.abc import Sequence
 from math import isnan
 
 from qsharp_core.residual import Step, bellman_residuals
 from qsharp_core.vllm_plugin.telemetry import Status
 from qsharp_core.wire.guidance import Tail
 from server.request.call import GuidedCall
-from server.request.schema import ChoiceGuidance, TokenGuidance
+from server.request.candidates import TokenTexts, distribution_of, step_candidates
+from server.request.schema import ChoiceGuidance, DetailedToken, TokenGuidance
 from server.request.telemetry import TokenReport
 
 
@@ -26,19 +28,37 @@ def choice_guidance(call: GuidedCall, reports: list[TokenReport]) -> ChoiceGuida
         tokens_total=len(reports),
         kl_budget=call.budget,
         steps_clipped=sum(report.clipped for report in reports),
-        tokens=[
-            TokenGuidance(
-                token_id=report.token,
-                kl=report.kl,
-                ref_logprob=report.ref_logprob,
-                logprob=report.logprob,
-                value=None if isnan(report.value) else report.value,
-                strength=report.strength,
-            )
-            for report in reports
-        ]
-        if call.detail == "tokens"
-        else None,
+        tokens=[_token(report) for report in reports] if call.detail == "tokens" else None,
+    )
+
+
+def add_candidates(
+    call: GuidedCall, result: ChoiceGuidance, reports: list[TokenReport], prompt: Sequence[int], texts: TokenTexts
+) -> None:
+    """Adds to a choice's `guidance` its tokens with their candidates.
+
+    Args:
+        call, reports: as in `choice_guidance`.
+        result: what that returned.
+        prompt: token ids before the choice.
+        texts: of the model's tokens.
+    """
+    pieces = texts.pieces(prompt, [report.token for report in reports])
+    result.tokens = [
+        DetailedToken(**_token(report).model_dump(), text=piece, candidates=step_candidates(report.candidates, texts))
+        for report, piece in zip(reports, pieces, strict=True)
+    ]
+    result.distribution = distribution_of(call)
+
+
+def _token(report: TokenReport) -> TokenGuidance:
+    return TokenGuidance(
+        token_id=report.token,
+        kl=report.kl,
+        ref_logprob=report.ref_logprob,
+        logprob=report.logprob,
+        value=None if isnan(report.value) else report.value,
+        strength=report.strength,
     )
 
 

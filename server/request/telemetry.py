@@ -18,7 +18,7 @@ import zmq
 import zmq.asyncio
 
 from qsharp_core.errors import CriticFailure, GuidanceError
-from qsharp_core.vllm_plugin.telemetry import Status, StepReport, decoder
+from qsharp_core.vllm_plugin.telemetry import CandidateReport, Status, StepReport, decoder
 
 logger = logging.getLogger("vllm.qsharp")  # below vLLM's own logger, whose handler formats it
 
@@ -33,6 +33,7 @@ class TokenReport(NamedTuple):
         ref_logprob, logprob: the token's log-probability under the reference and under the guided policy.
         value: `V` of the prefix before the token, in units of reward; NaN where the step was not guided.
         strength: the share of the tilt that was within the budget; 1 where nothing was clipped.
+        candidates: of the step; None unless the request asks for them and the critic was asked.
     """
 
     token: int
@@ -42,6 +43,7 @@ class TokenReport(NamedTuple):
     logprob: float
     value: float
     strength: float = 1.0
+    candidates: CandidateReport | None = None
 
     @property
     def clipped(self) -> bool:
@@ -198,6 +200,7 @@ class TelemetryReceiver:
                     report.logprob[row],
                     report.value[row],
                     report.strength[row],
+                    report.candidates.get(row),
                 )
                 sample.take(report.positions[row], token_report, report.failures.get(sample_id))
 

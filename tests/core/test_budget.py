@@ -15,7 +15,7 @@ from qsharp_core.vllm_plugin.spending import POSITIONS, Spending
 from tests.core.test_policy import ROWS, build, run, temperatures
 from tests.support import oracle
 
-BUDGETS = st.sampled_from([0.0, 1e-9, 1e-3, 0.05, 0.7, 5.0, math.inf])
+BUDGETS = st.sampled_from([0.0, 1e-9, 1e-6, 1e-3, 0.05, 0.7, 5.0, math.inf])
 CPU = torch.device("cpu")
 
 
@@ -40,6 +40,10 @@ def test_the_strongest_policy_within_the_budget(rows: list[tuple[dict[str, Any],
         if step.kl_R[r] <= budgets[r]:
             assert strength[r] == 1
             assert torch.equal(before[r], after[r])
+            continue
+        if budgets[r] < budget.DUST:
+            assert strength[r] == 0
+            assert clipped.kl_R[r] == 0
             continue
         log_ref = (logits[r].double() / t[r]).log_softmax(-1)
         # Of `pi` itself the slow definition knows float32 logits; of the step its own numbers.

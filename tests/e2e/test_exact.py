@@ -52,7 +52,12 @@ def requests(
     for critic, method, tail in kinds:
         body: dict[str, Any] = {
             "eta": rng.choice(ETAS),
-            "guidance": {"critic": critic, "method": method, "tail": tail, "detail": "tokens"},
+            "guidance": {
+                "critic": critic,
+                "method": method,
+                "tail": tail,
+                "detail": rng.choice(["tokens", "candidates"]),
+            },
         }
         if critic == favourite and rng.random() < 0.6:  # so many that the rows of a step want more than there is
             body["guidance"] |= {"candidates": 64, "min_prob": 0}
@@ -168,6 +173,9 @@ def check(server: Server, body: dict[str, Any], got: dict[str, Any]) -> int:
         if body["temperature"] == 0 and want.pi.topk(2).values.diff().abs().item() > 1e-5:
             assert want.token_id == int(want.pi.argmax()), where
         assert (entry["strength"] < 1) == (want.strength < 1) or abs(want.strength - 1) < 1e-2, where
+        assert ("candidates" in entry) == (options["detail"] == "candidates"), where
+        if "candidates" in entry:
+            check_candidates(entry["candidates"], want)
     assert got["kl"] == pytest.approx(sum(entry["kl"] for entry in got["tokens"]), abs=1e-6)
     check_budget(options, got)
     assert got["value"] == next((entry["value"] for entry in got["tokens"] if entry["value"] is not None), None)
@@ -175,6 +183,22 @@ def check(server: Server, body: dict[str, Any], got: dict[str, Any]) -> int:
     assert got["eta"] == body["eta"]
     assert got["critic"] == (f"{options['critic']}@1" if body["eta"] is not None else None)
     return len(clear)
+
+
+def check_candidates(got: dict[str, Any] | None, want: oracle.Expected) -> None:
+    """What is reported of a step's candidates."""
+    if want.outputs is None:
+        assert got is None
+        return
+    assert got is not None
+    ids = got["token_ids"]
+    assert set(ids) == set(want.outputs)
+    assert got["ref_logprobs"] == sorted(got["ref_logprobs"], reverse=True)
+    assert got["ref_logprobs"] == pytest.approx(want.log_ref[ids].tolist(), abs=TOLERANCE)
+    assert got["tail_mass"] == pytest.approx(1 - want.log_ref[ids].exp().sum().item(), abs=TOLERANCE)
+    for token, outputs in zip(ids, got["outputs"], strict=True):
+        assert outputs == pytest.approx(want.outputs[token].tolist(), abs=TOLERANCE, rel=1e-3), (token, outputs)
+    assert len(got["texts"]) == len(ids)
 
 
 def check_budget(options: dict[str, Any], got: dict[str, Any]) -> None:

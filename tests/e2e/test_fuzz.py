@@ -29,12 +29,14 @@ SECONDS = float(os.environ.get("QSHARP_FUZZ_SECONDS", "90"))
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 CLIENTS = 4  # at once, with odd values
 # vLLM's own: 501 of what this model cannot do, and messages of assistants that it does not read whole.
+OF_RESPONSES = (
+    (500, "'ResponseOutputRefusal' object has no attribute 'text'"),
+    (500, "list index out of range"),  # a message without content
+)
 NOT_OURS = {
-    "/v1/systemone": [(501, "")],
-    "/v1/responses": [
-        (500, "'ResponseOutputRefusal' object has no attribute 'text'"),
-        (500, "list index out of range"),  # a message without content
-    ],
+    "/v1/systemone": ((501, ""),),
+    "/v1/responses": OF_RESPONSES,
+    "/v1/responses/render": OF_RESPONSES,
 }
 # They change the engine, wait for what never comes, or take a file, of which schemathesis can make none.
 LEFT_OUT = (

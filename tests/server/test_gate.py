@@ -35,7 +35,7 @@ def vllm_app() -> Iterator[FastAPI]:
         patch.delenv("VLLM_PLUGINS", raising=False)
         patch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
         launch.allow_plugin()
-        args = serve.parse(["model", "--api-key", "user", "--admin-key", "boss", "--enable-scale-out"])
+        args = serve.parse(["model", "--api-key", "user", "--admin-key", "boss", "--enable-scale-out", "--playground"])
         yield build_app(args, ("generate",), None)
 
 

@@ -13,7 +13,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from qsharp_core.errors import CriticFailure, GuidanceError
 from qsharp_core.vllm_plugin.params import GuidanceParams
-from qsharp_core.vllm_plugin.telemetry import Status
+from qsharp_core.vllm_plugin.telemetry import CandidateReport, Status
 from qsharp_core.wire.guidance import MethodName
 from server.request.call import CALL, GuidedCall
 from server.request.proxy import GuidedEngineClient
@@ -37,6 +37,7 @@ class FakeEngine:
         self.ended: list[str] = []
         self.aborted: set[str] = set()
         self.fail_at: int | None = None
+        self.candidates: CandidateReport | None = None  # of every step
         self.values = [0.25, 0.5]  # of guided steps; NaN where the critic is not asked
         self.gate = asyncio.Event()
         self.gate.set()
@@ -73,7 +74,9 @@ class FakeEngine:
             guided = "qsharp_eta" in (params.extra_args or {})
             value = self.values[i] if guided else math.nan
             status = Status.FAILED if failed else Status.UNGUIDED if math.isnan(value) else Status.GUIDED
-            record = TokenReport(token, status, 0.0 if math.isnan(value) else 0.5, -1.0, -0.5, value)
+            record = TokenReport(
+                token, status, 0.0 if math.isnan(value) else 0.5, -1.0, -0.5, value, 1.0, self.candidates
+            )
             sample.take(len(PROMPT["prompt_token_ids"]) + i, record, "not_finite" if failed else None)
 
 
@@ -234,6 +237,49 @@ def test_observed_tokens_of_an_unguided_request() -> None:
         assert [t.token_id for t in call.results[0].tokens or []] == TOKENS
         assert call.results[0].value is None
         assert call.results[0].tokens_guided == 0
+
+    with_engine(test)
+
+
+def test_candidates_are_reported_of_guided_tokens() -> None:
+    async def test(fake: FakeEngine, engine: GuidedEngineClient) -> None:
+        fake.candidates = CandidateReport([7, 5], [-0.5, -2.0], [[0.25], [-1.0]])
+        call = a_call(params=GuidanceParams(eta=0.5, critic="a@1", report_candidates=True), detail="candidates")
+        assert [o async for o in start(engine, call)]
+        (sent,) = fake.requests.values()
+        assert (sent.extra_args or {})["qsharp_report_candidates"] is True
+        dumped = call.results[0].dump()
+        assert dumped["distribution"] == {"kind": "bernoulli", "atoms": [0.0, 1.0], "reward_range": (0.0, 1.0)}
+        first, second = dumped["tokens"]
+        assert first["candidates"]["token_ids"] == second["candidates"]["token_ids"] == [7, 5]
+        assert first["candidates"]["outputs"] == [[0.25], [-1.0]]
+        assert first["candidates"]["tail_mass"] == pytest.approx(1 - math.exp(-0.5) - math.exp(-2.0))
+        assert first["text"] == ""  # this engine has no tokenizer
+
+    with_engine(test)
+
+
+def test_candidates_of_an_unguided_request_are_none() -> None:
+    async def test(fake: FakeEngine, engine: GuidedEngineClient) -> None:
+        call = a_call(params=None, critic=None, detail="candidates")
+        assert [o async for o in start(engine, call)]
+        dumped = call.results[0].dump()
+        assert [token["candidates"] for token in dumped["tokens"]] == [None, None]
+        assert "distribution" not in dumped
+
+    with_engine(test)
+
+
+def test_a_limit_that_nobody_asked_for_is_cut_to_what_is_reported() -> None:
+    async def test(fake: FakeEngine, engine: GuidedEngineClient) -> None:
+        params = GuidanceParams(eta=0.5, critic="a@1", candidates=200, report_candidates=True)
+        call = a_call(params=params, detail="candidates", samples=1000)
+        assert [o async for o in start(engine, call)]
+        (sent,) = fake.requests.values()
+        assert sent.max_tokens == 1
+        with pytest.raises(GuidanceError, match="at most 1 with") as raised:
+            start(engine, a_call(params=params, detail="candidates", samples=1000, limit_given=True))
+        assert raised.value.param == "max_tokens"
 
     with_engine(test)
 

@@ -63,6 +63,8 @@ def test_the_answer_says_when_to_come_again() -> None:
         ([[1], [2], [3]], 1, 3),
         ([], 2, 2),
         (None, 4, 4),
+        ("a", 2**63, 1),  # vLLM refuses it: nobody has to wait for that
+        ("a", -3, 1),
     ],
 )  # fmt: skip
 def test_what_a_request_asks_for(prompt: Any, n: int | None, samples: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qsharp_core.errors import CriticFailure
-from qsharp_core.vllm_plugin.telemetry import Columns, Sender, Status, StepFacts, StepReport
+from qsharp_core.vllm_plugin.telemetry import CandidateReport, Columns, Sender, Status, StepFacts, StepReport
 from server.request.telemetry import TelemetryReceiver
 
 Send = Callable[..., None]
@@ -106,6 +106,35 @@ def test_missing_reports_time_out() -> None:
         assert raised.value.reason == "telemetry_timeout"
 
     with_receiver(test)
+
+
+def test_candidates_come_with_the_row_that_they_are_of() -> None:
+    async def run() -> None:
+        receiver = TelemetryReceiver(lambda report: None)
+        receiver.start()
+        sender = Sender(torch.device("cpu"))
+        sender.connect(receiver.address)
+        with_them, without = receiver.register(), receiver.register()
+        facts = StepFacts(ids=[without.id, with_them.id], positions=[PROMPT, PROMPT])
+        columns = Columns(*torch.tensor([[7.0, 8.0], [1, 1], [0.5, 0.5], [-1, -1], [-1, -1], [0, 0], [1, 1]]))
+        packed = CandidateReport.packed(
+            torch.tensor([True, True, False]), torch.tensor([8, 70_000, 3]), torch.tensor([-0.1, -2.0, -9.0]),
+            torch.tensor([[0.5, 1.5], [2.5, 3.5], [9.0, 9.0]], dtype=torch.float64),
+        )  # fmt: skip
+        sender.send(facts, columns, {1: packed})
+        try:
+            (report,) = await with_them.wait(PROMPT, [8], 10)
+            assert report.candidates is not None
+            assert report.candidates.token_ids == [8, 70_000]
+            assert report.candidates.ref_logprobs == pytest.approx([-0.1, -2.0])
+            assert report.candidates.outputs == [[0.5, 1.5], [2.5, 3.5]]
+            (report,) = await without.wait(PROMPT, [7], 10)
+            assert report.candidates is None
+        finally:
+            await receiver.close()
+            sender._context.destroy(linger=0)
+
+    asyncio.run(run())
 
 
 def test_only_registered_samples_are_kept() -> None:

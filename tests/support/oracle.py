@@ -30,7 +30,9 @@ class Expected:
     value: float | None
     ambiguous: bool  # the candidate set hangs on a difference below what float32 resolves
     pi: Tensor  # [V]
+    log_ref: Tensor  # [V]
     strength: float = 1.0
+    outputs: dict[int, Tensor] | None = None  # of each candidate, `[n_out]`; None where the critic is not asked
 
 
 @lru_cache(maxsize=8)
@@ -234,14 +236,22 @@ def completion(
     spent, doubtful = 0.0, False  # whether what was spent is known
     for t, token in enumerate(tokens):
         history = prompt + tokens[:t]
+        said: dict[int, Tensor] = {}
 
-        def tilt_of(chosen: list[int], log_ref: Tensor, t: int = t, history: list[int] = history) -> Tensor:
+        def tilt_of(
+            chosen: list[int],
+            log_ref: Tensor,
+            t: int = t,
+            history: list[int] = history,
+            said: dict[int, Tensor] = said,
+        ) -> Tensor:
             assert critic_folder is not None
             assert eta is not None
             if walk is not None:
                 outputs = walk.outputs(history, chosen)
             else:
                 outputs = native_outputs(critic_folder, hidden[t], chosen, reference_folder, log_ref)
+            said.update(zip(chosen, outputs, strict=True))
             return tilts(critic_folder, outputs, eta, method)
 
         log_ref, log_pi, kl, value, ambiguous = guided_policy(
@@ -258,7 +268,9 @@ def completion(
                 value,
                 ambiguous or doubtful,
                 log_pi.exp(),
+                log_ref,
                 strength,
+                said or None,
             )
         )
     return entries

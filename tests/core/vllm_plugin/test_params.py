@@ -27,7 +27,7 @@ def test_wrong_eta_is_refused(eta: Any) -> None:
     [
         ("candidates", 0), ("candidates", 257), ("candidates", 3.0), ("candidates", True), ("min_prob", -0.1),
         ("min_prob", 1.1), ("min_prob", "0"), ("tail", "cut"), ("method", "dpo"), ("critic", 3), ("id", -1),
-        ("tial", 1),
+        ("tial", 1), ("report_candidates", 1),
         *((budget, value) for budget in ("kl_total", "kl_token") for value in (0, -1.0, 1e-7, 1e7, "2", True)),
     ],
 )  # fmt: skip

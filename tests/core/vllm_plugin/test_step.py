@@ -1,6 +1,7 @@
 """The guided step without an engine around it: what requests that fail or end leave behind."""
 
 import gc
+import math
 import random
 import weakref
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import zmq
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate
 
@@ -19,8 +21,9 @@ from qsharp_core.critic.scoring.backbone import CachedBackbone
 from qsharp_core.critic.scoring.paged import PagedScorer
 from qsharp_core.vllm_plugin import tilts
 from qsharp_core.vllm_plugin.registry import LoadedCritic
+from qsharp_core.vllm_plugin.telemetry import StepReport, decoder
 from qsharp_core.vllm_plugin.v1 import QSharpLogitsProcessor
-from tests.support import models
+from tests.support import models, oracle
 
 PARALLEL = SimpleNamespace(
     pipeline_parallel_size=1, prefill_context_parallel_size=1, tensor_parallel_size=1, data_parallel_size=1,
@@ -156,3 +159,61 @@ def test_a_request_that_has_nothing_left_to_spend_is_the_references(processor: Q
     assert step(processor).abs().max() < 1e-5
     begin(processor, qsharp_id=6, qsharp_kl_total=1e6)
     assert step(processor).abs().max() > 0.1
+
+
+@pytest.fixture
+def reported(processor: QSharpLogitsProcessor, tmp_path: Path) -> Iterator[Any]:
+    """Returns the next report that the processor has sent."""
+    with zmq.Context() as context, context.socket(zmq.PULL) as socket:
+        address = f"ipc://{tmp_path / 's'}"
+        socket.bind(address)
+        processor.guide.reporter.sender.connect(address)
+
+        def receive() -> StepReport:
+            assert socket.poll(10_000)
+            return decoder.decode(socket.recv())
+
+        yield receive
+
+
+@pytest.mark.parametrize("tail", ["floor", "keep", "drop"])
+@pytest.mark.parametrize("method", ["qsharp", "cd"])
+def test_candidates_are_reported_with_all_that_the_policy_follows_from(
+    processor: QSharpLogitsProcessor, reported: Any, tmp_path: Path, tail: str, method: str
+) -> None:
+    folder, eta, count = tmp_path / "critic", 0.1, 7
+    settings = {"tail": tail, "method": method, "candidates": count}
+    begin(processor, qsharp_id=3, qsharp_report_candidates=True, **{f"qsharp_{k}": v for k, v in settings.items()})
+    step(processor)
+    logits = torch.randn(1, models.VOCAB, generator=torch.Generator().manual_seed(0))[0].double()
+    token = int(logits.topk(3).indices[-1])
+    processor.guide.report(torch.tensor([token]))
+    report = reported()
+    candidates = report.candidates[0]
+    log_ref = logits.log_softmax(-1)
+    assert candidates.token_ids == log_ref.topk(count).indices.tolist()
+    assert candidates.ref_logprobs == pytest.approx(log_ref.topk(count).values.tolist(), abs=1e-5)
+    outputs = oracle.critic_outputs(folder, [5, 6, 7], candidates.token_ids)
+    assert torch.tensor(candidates.outputs) == pytest.approx(outputs.numpy(), abs=1e-4)
+
+    # From what was reported alone, in float64, follows all else that was reported.
+    got_ref = torch.tensor(candidates.ref_logprobs, dtype=torch.float64)
+    tail_mass = 1 - got_ref.exp().sum()
+    tilt = oracle.tilts(folder, torch.tensor(candidates.outputs, dtype=torch.float64), eta, method)
+    kept = (got_ref + tilt).logsumexp(-1) - got_ref.logsumexp(-1)
+    of_tail = {"floor": torch.tensor(0.0), "keep": kept, "drop": torch.tensor(-math.inf)}[tail]
+    log_norm = torch.logaddexp((got_ref + tilt).logsumexp(-1), tail_mass.log() + of_tail)
+    place = candidates.token_ids.index(token)
+    assert report.value == pytest.approx([eta * log_norm.item()], abs=1e-9)
+    assert report.logprob == pytest.approx([(got_ref + tilt - log_norm)[place].item()], abs=1e-9)
+
+
+def test_candidates_are_reported_where_asked_for_alone(processor: QSharpLogitsProcessor, reported: Any) -> None:
+    begin(processor, qsharp_id=3)
+    step(processor)
+    processor.guide.report(torch.tensor([4]))
+    assert reported().candidates == {}
+    begin(processor, qsharp_id=4, qsharp_report_candidates=True, qsharp_min_prob=1)
+    step(processor)
+    processor.guide.report(torch.tensor([4]))
+    assert reported().candidates == {}  # one token alone was no choice, and the critic was not asked
