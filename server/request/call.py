@@ -11,9 +11,9 @@ from typing import Any
 
 from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.wire.guidance import Detail
+from qsharp_core.wire.reports import ChoiceGuidance, KLBudget
 from server.critics.catalog import CriticInfo
 from server.request.recording import Recording
-from server.request.schema import ChoiceGuidance, KLBudget
 from server.request.search.fields import Search
 
 

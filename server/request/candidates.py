@@ -6,8 +6,8 @@ from typing import Any
 
 from qsharp_core.errors import GuidanceError
 from qsharp_core.vllm_plugin.telemetry import CandidateReport
+from qsharp_core.wire.reports import DistributionInfo, StepCandidates
 from server.request.call import GuidedCall
-from server.request.schema import DistributionInfo, StepCandidates
 
 MOST_NUMBERS = 1_000_000  # of a response; as JSON some 20 bytes each
 CONTEXT = 8  # tokens before one that its text may depend on

@@ -21,15 +21,15 @@ from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.vllm_plugin.processors import processor_class
 from qsharp_core.vllm_plugin.telemetry import Status
 from qsharp_core.wire.guidance import PREFIX
+from qsharp_core.wire.reports import ChoiceGuidance, SearchReport
 from server import metrics
 from server.request.call import CALL, UNGUIDED, GuidedCall
 from server.request.candidates import TokenTexts, limit_tokens
 from server.request.masks import check_masks
 from server.request.sample import Generate, Outputs, Sampler, extra_args, one_of
-from server.request.schema import ChoiceGuidance
 from server.request.search.best_of import best_of
 from server.request.search.checks import check as check_search
-from server.request.search.fields import BestOfSearch, ParticleSearch, SearchReport, StopSearch
+from server.request.search.fields import BestOfSearch, ParticleSearch, StopSearch
 from server.request.search.found import Decode, Terms, estimate
 from server.request.search.particles import particles
 from server.request.search.stop import watched

@@ -18,11 +18,12 @@ from qsharp_core.rollouts.text import DEEPEST, is_deeper
 from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.wire.guidance import BUDGETS
 from qsharp_core.wire.metadata import CUT, FORCED, PARENT
+from qsharp_core.wire.reports import ChoiceGuidance, SearchReport
 from server import metrics
 from server.access.principal import UNNAMED, Principal
 from server.request.draft import Draft, joined_text, sampling_of
-from server.request.schema import ChoiceGuidance, GuidedRequest
-from server.request.search.fields import Search, SearchReport
+from server.request.schema import GuidedRequest
+from server.request.search.fields import Search
 from server.store.rollouts import RolloutStore
 
 logger = logging.getLogger("vllm.qsharp")

@@ -6,9 +6,9 @@ from math import isnan
 from qsharp_core.residual import Step, bellman_residuals
 from qsharp_core.vllm_plugin.telemetry import Status
 from qsharp_core.wire.guidance import Tail
+from qsharp_core.wire.reports import ChoiceGuidance, DetailedToken, TokenGuidance
 from server.request.call import GuidedCall
 from server.request.candidates import TokenTexts, distribution_of, step_candidates
-from server.request.schema import ChoiceGuidance, DetailedToken, TokenGuidance
 from server.request.telemetry import TokenReport
 
 

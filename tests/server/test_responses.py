@@ -14,9 +14,9 @@ from vllm.entrypoints.openai.completion.protocol import (
 from vllm.entrypoints.serve.engine.protocol import UsageInfo
 
 from qsharp_core.wire.guidance import Detail
+from qsharp_core.wire.reports import ChoiceGuidance
 from server.request.call import GuidedCall
 from server.request.responses import attach_to_choice, attach_to_stream
-from server.request.schema import ChoiceGuidance
 
 
 def a_call(detail: Detail = "summary") -> GuidedCall:

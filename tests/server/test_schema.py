@@ -10,15 +10,10 @@ from pydantic import ValidationError
 from qsharp_core.errors import GuidanceError, NoCriticError, UnknownCriticError
 from qsharp_core.wire.critics import CriticStatus
 from qsharp_core.wire.guidance import BUDGETS
+from qsharp_core.wire.reports import ChoiceGuidance, TokenGuidance
 from server.critics.catalog import CriticCatalog
 from server.request.admission import admit
-from server.request.schema import (
-    ChoiceGuidance,
-    GuidedChatCompletionRequest,
-    GuidedCompletionRequest,
-    TokenGuidance,
-    explain,
-)
+from server.request.schema import GuidedChatCompletionRequest, GuidedCompletionRequest, explain
 from server.settings import Settings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

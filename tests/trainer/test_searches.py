@@ -9,9 +9,7 @@ import pytest
 
 from qsharp_core.answers import whole_text
 from qsharp_core.errors import QSharpError
-from server.request.schema import ChoiceGuidance
-from server.request.search.fields import SearchReport
-from trainer.api.client import ReportedGuidance
+from qsharp_core.wire.reports import ChoiceGuidance, DetailedToken, SearchReport, StepCandidates, TokenGuidance
 from trainer.evaluation.evaluate import _Run
 from trainer.evaluation.searches import search_of
 from trainer.evaluation.settings import EvaluateError, Evaluation, Setting, every_setting
@@ -110,10 +108,16 @@ def test_a_wrong_search_is_told_before_anything_is_asked() -> None:
     assert isinstance(raised.value, QSharpError)
 
 
-def test_the_python_client_knows_what_the_server_reports() -> None:
-    """Each field by its name, and none besides."""
+def test_what_the_server_reports_can_be_read_back() -> None:
     report = SearchReport(kind="particles", n=8, sample=None, estimate=0.5, tokens_spent=90, log_estimate=-1.0)
-    shown = ReportedGuidance.model_validate(ChoiceGuidance(tokens_total=3, search=report).dump()).search
-    assert shown is not None
-    assert shown.model_dump() == report.model_dump()
-    assert not shown.model_extra
+    plain = TokenGuidance(token_id=1, kl=0.0, ref_logprob=-1.0, logprob=-1.0, value=None)
+    candidates = StepCandidates(token_ids=[1], texts=["a"], ref_logprobs=[-1.0], outputs=[[0.5]], tail_mass=0.6)
+    detailed = DetailedToken(**plain.model_dump(), text="a", candidates=candidates)
+    kinds: list[DetailedToken | TokenGuidance] = [plain, detailed]
+    for token in kinds:
+        written = ChoiceGuidance(tokens_total=3, search=report, tokens=[token]).dump()
+        read = ChoiceGuidance.model_validate(json.loads(json.dumps(written)))
+        assert read.dump() == written
+        assert [type(one) for one in read.tokens or ()] == [type(token)]
+    newer = {"tokens_total": 3, "search": {**report.model_dump(), "kind": "of a later version", "more": 1}, "new": [2]}
+    assert ChoiceGuidance.model_validate(newer).dump().items() >= newer.items()

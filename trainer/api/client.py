@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from qsharp_core.wire.guidance import BUDGETS
+from qsharp_core.wire.reports import ChoiceGuidance
 from trainer.api.calling import run
 from trainer.rollouts.address import default_key, default_url
 from trainer.rollouts.client import JSONObject, ServerClient
@@ -23,82 +24,12 @@ class _Shown(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-class ReportedToken(_Shown):
-    """A sampled token, with `detail="tokens"`; log-probabilities in nats, `value` in units of reward.
-
-    `strength` is the share of the tilt that was within the budget.
-    """
-
-    token_id: int
-    kl: float
-    ref_logprob: float
-    logprob: float
-    value: float | None
-    strength: float = 1.0
-
-
-class ReportedBudget(_Shown):
-    """What limited a choice's KL divergence, or each token's, in nats."""
-
-    total: float | None
-    token: float | None
-
-
-class ReportedSearch(_Shown):
-    """What was done to find a choice.
-
-    Attributes:
-        kind, n: of the search, and the number of its samples.
-        sample: which of them the choice is, from 0; None for particles.
-        estimate: the reward that the critic expects after the last token; None if it was never asked.
-        tokens_spent: tokens of all samples.
-        rejected: samples that were ended on the way.
-        resamplings: how often particles were resampled.
-        log_estimate: an estimate of `ln E_ref[exp(reward / eta)]`; None without particles.
-    """
-
-    kind: str
-    n: int
-    sample: int | None
-    estimate: float | None
-    tokens_spent: int
-    rejected: int = 0
-    resamplings: int = 0
-    log_estimate: float | None = None
-
-
-class ReportedGuidance(_Shown):
-    """What is reported of a choice's guidance.
-
-    Attributes:
-        eta, critic: of the guidance; None if it was not guided.
-        kl: to the model itself, in nats, over the choice's tokens.
-        value: what the critic expected where it was first asked, in units of reward; None if it never was.
-        tokens_guided, tokens_total: tokens whose step was guided, and all.
-        kl_budget: what limited `kl`, if anything did.
-        steps_clipped: at how many tokens it held guidance back.
-        search: what was done to find the choice, if it was searched for.
-        tokens: an entry for each, with `detail="tokens"`.
-    """
-
-    eta: float | None = None
-    critic: str | None = None
-    kl: float = 0.0
-    value: float | None = None
-    tokens_guided: int = 0
-    tokens_total: int
-    kl_budget: ReportedBudget | None = None
-    steps_clipped: int = 0
-    search: ReportedSearch | None = None
-    tokens: list[ReportedToken] | None = None
-
-
 class CompletionChoice(_Shown):
     """One of the completions of a request; `rollout_id` is there if it was stored."""
 
     text: str
     finish_reason: str | None = None
-    guidance: ReportedGuidance | None = None
+    guidance: ChoiceGuidance | None = None
     rollout_id: str | None = None
 
 

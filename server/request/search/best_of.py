@@ -13,8 +13,9 @@ from typing import Any
 from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
+from qsharp_core.wire.reports import SearchReport
 from server.request.sample import Sample, Sampler, one_of
-from server.request.search.fields import BestOfSearch, Rejection, SearchReport
+from server.request.search.fields import BestOfSearch, Rejection
 from server.request.search.found import Found, Terms, estimate
 from server.request.search.ranking import ranked, with_mean
 

@@ -1,4 +1,4 @@
-"""The fields of a search: `guidance.search` of a request, and `search` of a choice's `guidance` in the response."""
+"""The fields of a search, `guidance.search` of a request."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from qsharp_core.answers import VOTES, VoteName
 from qsharp_core.errors import GuidanceError
-from qsharp_core.wire.search import BEST, DEFAULT_RESAMPLE_BELOW, DEFAULT_ROUND, KINDS, Best, Chosen, SearchKind
+from qsharp_core.wire.search import BEST, DEFAULT_RESAMPLE_BELOW, DEFAULT_ROUND, KINDS, Best, Chosen
 from server.request.values import Number, wrong
 
 NAME = "guidance.search"
@@ -70,30 +70,6 @@ class ParticleSearch(_Options):
 
 
 Search: TypeAlias = StopSearch | BestOfSearch | ParticleSearch
-
-
-class SearchReport(BaseModel):
-    """What was done to find a choice. The choices of one search differ in `sample`, `estimate` and nothing else.
-
-    Attributes:
-        kind: of the search.
-        n: samples of the prompt.
-        sample: which of them the choice is, from 0; None for particles, whose beginnings are shared.
-        estimate: the reward that the critic expects of the choice after its last token; None if it was never asked.
-        tokens_spent: tokens of all samples, those that were thrown away among them.
-        rejected: samples that were ended because they fell behind.
-        resamplings: how often the particles were resampled.
-        log_estimate: an estimate of `ln E_ref[exp(reward / eta)]`; None unless there are particles.
-    """
-
-    kind: SearchKind
-    n: int
-    sample: int | None
-    estimate: float | None
-    tokens_spent: int
-    rejected: int = 0
-    resamplings: int = 0
-    log_estimate: float | None = None
 
 
 def accepts(max_search: int) -> dict[str, str]:

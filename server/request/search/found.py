@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from vllm.outputs import RequestOutput
 
-from server.request.search.fields import SearchReport
+from qsharp_core.wire.reports import SearchReport
 from server.request.telemetry import TokenReport
 from server.upstream import Decoded
 

@@ -18,8 +18,9 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from qsharp_core.particles import Weights, systematic
+from qsharp_core.wire.reports import SearchReport
 from server.request.sample import Sampler
-from server.request.search.fields import ParticleSearch, SearchReport
+from server.request.search.fields import ParticleSearch
 from server.request.search.found import Decode, Found, Terms, estimate, together
 from server.request.search.ranking import ranked
 from server.request.telemetry import TokenReport
