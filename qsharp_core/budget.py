@@ -76,17 +76,21 @@ def _strongest(log_ref_RC: Tensor, tilt_RC: Tensor, budget_R: Tensor) -> Tensor:
 
     With `Z = E_ref[exp(a·A)]`, KL is `a · E_{pi_a}[A] - ln Z`: for all points together one exponential and one product.
     """
-    tilt_RC = tilt_RC - tilt_RC.masked_fill(log_ref_RC == -math.inf, -math.inf).amax(-1, keepdim=True)
     drawn_RC = (log_ref_RC > -math.inf) & (tilt_RC > -math.inf)
-    ref_RC, tilt_RC = log_ref_RC.exp().masked_fill(~drawn_RC, 0.0), tilt_RC.masked_fill(~drawn_RC, 0.0)
-    terms_RC2 = torch.stack([ref_RC, ref_RC * tilt_RC], dim=-1)
+    log_ref_RC = log_ref_RC.masked_fill(~drawn_RC, -math.inf)
+    best_R1 = tilt_RC.masked_fill(~drawn_RC, -math.inf).amax(-1, keepdim=True)
+    tilt_RC = (tilt_RC - best_R1).masked_fill(~drawn_RC, 0.0)
+    sums_RC2 = torch.stack([torch.ones_like(tilt_RC), tilt_RC], dim=-1)
     edges_P = torch.arange(-POINTS, 1, dtype=budget_R.dtype, device=budget_R.device).exp2()
     edges_P[0] = 0.0
     low_R, width_R = torch.zeros_like(budget_R), torch.ones_like(budget_R)
     for _ in range(1 + ROUNDS):
         at_RP = low_R[:, None] + width_R[:, None] * edges_P[1:-1]
-        norm_RP, first_RP = ((at_RP[..., None] * tilt_RC[:, None]).exp() @ terms_RC2).unbind(-1)
-        within_R = (at_RP * first_RP / norm_RP - norm_RP.log() <= budget_R[:, None]).sum(-1)  # the first ones
+        weight_RPC = torch.baddbmm(log_ref_RC[:, None], at_RP[..., None], tilt_RC[:, None])
+        most_RP1 = weight_RPC.amax(-1, keepdim=True)  # a reference's probability may be below the least float
+        norm_RP, first_RP = (weight_RPC.sub_(most_RP1).exp_() @ sums_RC2).unbind(-1)
+        kl_RP = at_RP * first_RP / norm_RP - norm_RP.log() - most_RP1[..., 0]
+        within_R = (kl_RP <= budget_R[:, None]).sum(-1)  # KL grows with `a`: they are the first ones
         low_R, width_R = low_R + width_R * edges_P[within_R], width_R * edges_P.diff()[within_R]
         edges_P = torch.linspace(0, 1, POINTS + 1, dtype=budget_R.dtype, device=budget_R.device)
     return low_R

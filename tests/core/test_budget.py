@@ -63,6 +63,22 @@ def exact(candidates: policy.Candidates, step: policy.GuidedStep, log_ref: Tenso
     return log_ref + ratio
 
 
+@pytest.mark.parametrize("nats", [1e-3, 5.0, 800.0])
+def test_a_candidate_whose_probability_is_below_the_least_float(nats: float) -> None:
+    """As with a low temperature: `e^-900` is 0 in float64, and the critic wants that token."""
+    log_ref, tilt = torch.tensor([[0.0, -900.0]], dtype=torch.float64), torch.tensor([[0.0, 1e6]], dtype=torch.float64)
+    candidates = policy.Candidates(log_ref.float(), torch.tensor([[0, 1]]), log_ref, torch.ones(1, 2, dtype=torch.bool))
+    log_ratio = tilt - (log_ref + tilt).logsumexp(-1)
+    none = torch.zeros(1, dtype=torch.float64)
+    step = policy.GuidedStep(log_ratio, log_ratio[:, 0], torch.tensor([900.0], dtype=torch.float64), none)
+    clipped, strength = budget.clip(candidates, step, torch.tensor([nats], dtype=torch.float64))
+    log_ref_RC = torch.cat([log_ref, torch.tensor([[-math.inf]], dtype=torch.float64)], 1)
+    spent = budget.divergence(log_ref_RC, torch.cat([tilt, none[None]], 1), strength[:, None]).item()
+    assert spent <= nats * (1 + 1e-9)
+    assert spent == pytest.approx(nats, rel=1e-4)
+    assert clipped.kl_R.item() == pytest.approx(nats, rel=1e-4)
+
+
 @settings(max_examples=100, deadline=None)
 @given(rows=st.lists(ROWS, min_size=1, max_size=4))
 def test_kl_grows_with_the_strength(rows: list[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ TAILS = {"floor": Tail.FLOOR, "keep": Tail.KEEP, "drop": Tail.DROP}
 ROWS = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 2**31),
-        "temperature": st.sampled_from([0.0, 0.3, 0.7, 1.0, 1.7]),
+        "temperature": st.sampled_from([0.0, 0.003, 0.3, 0.7, 1.0, 1.7]),
         "eta": st.sampled_from([1e-6, 1e-3, 0.1, 1.0, 30.0, 1e6]),
         "candidates": st.integers(1, 24),
         "min_prob": st.sampled_from([0.0, 0.0, 0.01, 0.05, 0.9]),
