@@ -102,7 +102,8 @@ async def unload_critic(name: CriticName, version: CriticName, request: Request,
     state = state_of(request)
     async with state.changing:
         info = _version(state, name, version)
-        if state.catalog.active.get(name) == info.key and len(_versions(state, name)) > 1:
+        others = [one for one in _versions(state, name) if one is not info and not one.leaving]
+        if others and state.catalog.active.get(name) == info.key:
             raise ConflictError(f"{info.key} is active: activate another version of {name} first")
         state.catalog.leave(info)  # from now on nobody can activate it
     if info.in_flight:
