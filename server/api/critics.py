@@ -1,14 +1,11 @@
 """`/v1/critics`: lists, loads, activates, rolls back and unloads critics (the admin alone); scores texts."""
 
 import asyncio
-import logging
-from collections.abc import Coroutine
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 
-from qsharp_core.errors import GuidanceError, NoCriticError, QSharpError, UnknownCriticError
+from qsharp_core.errors import GuidanceError, NoCriticError, UnknownCriticError
 from qsharp_core.wire.critics import (
     ActivateRequest,
     CompletionScore,
@@ -21,11 +18,11 @@ from qsharp_core.wire.critics import (
     ScoreRequest,
 )
 from server.api.scoring import sequences
+from server.critics import changes
 from server.critics.catalog import CriticInfo
 from server.errors import ConflictError, NotFoundError
 from server.state import QSharpState, state_of
 
-logger = logging.getLogger("vllm.qsharp")
 PATH = "/v1/critics"
 
 
@@ -45,14 +42,10 @@ async def load_critic(body: LoadRequest, request: Request) -> CriticVersion:
     """Loads a critic beside the running engine; the first version of a name becomes its active one."""
     state = state_of(request)
     folder = await asyncio.to_thread(state.roots.admit, body.path)
-    key = await state.workers.load(str(folder), body.name)
-    await state.refresh()
-    info = state.catalog.critics.get(key)
-    if info is None:
-        raise ConflictError(f"{key} was loaded, and has been unloaded since")
+    info = await changes.load(state, folder, body.name)
     if body.activate:
         async with state.changing:
-            await _activate(state, _version(state, info.name, info.version))
+            await changes.activate(state, _version(state, info.name, info.version))
     return state.catalog.describe(info)
 
 
@@ -76,7 +69,7 @@ async def activate_critic(name: CriticName, body: ActivateRequest, request: Requ
     state = state_of(request)
     async with state.changing:
         info = _version(state, name, body.version)
-        await _activate(state, info)
+        await changes.activate(state, info)
         if body.default:
             state.catalog.default = name
         return state.catalog.describe(info)
@@ -106,10 +99,10 @@ async def unload_critic(name: CriticName, version: CriticName, request: Request,
             raise ConflictError(f"{info.key} is active: activate another version of {name} first")
         state.catalog.leave(info)  # from now on nobody can activate it
     if info.in_flight:
-        _start(_unload(state, info))
+        changes.start(changes.unload(state, info))
         response.status_code = HTTPStatus.ACCEPTED
     else:
-        await _unload(state, info)
+        await changes.unload(state, info)
         if info.key in state.catalog.critics:
             response.status_code = HTTPStatus.ACCEPTED
     return state.catalog.describe(info)
@@ -157,34 +150,6 @@ async def score(name: str, body: ScoreRequest, request: Request) -> CriticScores
 def attach(app: FastAPI) -> None:
     """Adds these routes to the app."""
     app.include_router(router)
-
-
-async def _activate(state: QSharpState, info: CriticInfo) -> None:
-    previous = state.catalog.active.get(info.name)
-    await state.workers.activate(info.key)
-    await state.refresh()
-    state.catalog.activated(info.name, previous)
-
-
-async def _unload(state: QSharpState, info: CriticInfo) -> None:
-    await info.idle.wait()  # requests that were admitted with it have reached the worker, and ended
-    await state.workers.unload(info.key)
-    await state.refresh()
-
-
-_tasks: set[asyncio.Task[None]] = set()
-
-
-def _start(work: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.create_task(work)
-    _tasks.add(task)
-    task.add_done_callback(_ended)
-
-
-def _ended(task: "asyncio.Task[None]") -> None:
-    _tasks.discard(task)
-    if not task.cancelled() and isinstance(error := task.exception(), QSharpError):
-        logger.error("unloading a critic failed: %s", error)
 
 
 def _versions(state: QSharpState, name: str) -> list[CriticInfo]:

@@ -24,7 +24,7 @@ class PublishedVersion(NamedTuple):
 
     Attributes:
         location: where its files are: a folder.
-        digest: of these files (`qsharp_core.critic.files.digest`).
+        digest: of these files (`qsharp_core.critic.digest`).
         metrics: what its training measured.
         parent: the version that its training began with, as `name@version`.
         published_by: holder of the key that it was published with.
