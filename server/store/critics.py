@@ -82,58 +82,68 @@ class Desired:
     default: str | None = None
 
 
-def desired(reader: Reader) -> Desired:
-    """What servers are to have now; it blocks.
+class CriticRecords:
+    """The versions and activations of one database.
 
-    Raises:
-        StoreError: the store cannot be read.
+    Args:
+        reader, writer: of the database.
     """
-    with reader.connected() as connection:
-        return _desired(connection)
 
+    def __init__(self, reader: Reader, writer: Writer) -> None:
+        self._reader = reader
+        self._writer = writer
 
-def history(reader: Reader, name: str) -> list[Activation]:
-    """What was decided about a name, oldest first; it blocks."""
-    query = select(critic_activations).where(critic_activations.c.name == name).order_by(critic_activations.c.seq)
-    with reader.connected() as connection:
-        return [_activation(row) for row in connection.execute(query)]
+    def desired(self) -> Desired:
+        """What servers are to have now; it blocks.
 
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        with self._reader.connected() as connection:
+            return _desired(connection)
 
-async def publish(writer: Writer, version: PublishedVersion) -> None:
-    """Has servers load a version.
+    def history(self, name: str) -> list[Activation]:
+        """What was decided about a name, oldest first; it blocks.
 
-    Raises:
-        CriticError: it exists with other files: versions are never changed.
-        StoreError: nothing was written.
-    """
-    await _done(writer, _publish, version)
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        query = select(critic_activations).where(critic_activations.c.name == name).order_by(critic_activations.c.seq)
+        with self._reader.connected() as connection:
+            return [_activation(row) for row in connection.execute(query)]
 
+    async def publish(self, version: PublishedVersion) -> None:
+        """Has servers load a version.
 
-async def activate(writer: Writer, activation: Activation) -> None:
-    """Notes a decision, which servers follow.
+        Raises:
+            CriticError: it exists with other files: versions are never changed.
+            StoreError: nothing was written.
+        """
+        await self._done(_publish, version)
 
-    Raises:
-        CriticError: the version is not published, or is retired.
-        StoreError: nothing was written.
-    """
-    await _done(writer, _activate, activation)
+    async def activate(self, activation: Activation) -> None:
+        """Notes a decision, which servers follow.
 
+        Raises:
+            CriticError: the version is not published, or is retired.
+            StoreError: nothing was written.
+        """
+        await self._done(_activate, activation)
 
-async def retire(writer: Writer, name: str, version: str) -> None:
-    """Has servers unload a version.
+    async def retire(self, name: str, version: str) -> None:
+        """Has servers unload a version.
 
-    Raises:
-        CriticError: it is not published, or its name means it while there are others.
-        StoreError: nothing was written.
-    """
-    await _done(writer, _retire, (name, version))
+        Raises:
+            CriticError: it is not published, or its name means it while there are others.
+            StoreError: nothing was written.
+        """
+        await self._done(_retire, (name, version))
 
-
-async def _done(writer: Writer, run: Callable[[Connection, list[Any]], list[str | None]], payload: Any) -> None:
-    # Answers and no exceptions: one of those would fail the transaction that others share.
-    refusal = await asyncio.wrap_future(writer.submit(run, payload))
-    if refusal is not None:
-        raise CriticError(refusal)
+    async def _done(self, run: Callable[[Connection, list[Any]], list[str | None]], payload: Any) -> None:
+        # Answers and no exceptions: one of those would fail the transaction that others share.
+        refusal = await asyncio.wrap_future(self._writer.submit(run, payload))
+        if refusal is not None:
+            raise CriticError(refusal)
 
 
 # -- what the writer runs: for each payload None, or why nothing was done

@@ -7,41 +7,37 @@ from typing import Any
 import pytest
 
 from qsharp_core.errors import CriticError
-from server.store import critics
 from server.store.critics import Activation, Desired, PublishedVersion
-from server.store.database import connect
-from server.store.reading import Reader
-from server.store.writer import Writer
+from server.store.rollouts import RolloutStore
 
 
 class Records:
-    """The functions under test, on one database."""
+    """The records of one database."""
 
     def __init__(self, url: str) -> None:
-        self.engine = connect(url)
-        self.reader, self.writer = Reader(self.engine, lambda: None), Writer(self.engine)
+        self.store = RolloutStore(url)
+        self.critics = self.store.critics
 
     def publish(self, version: str, digest: str = "d", name: str = "sums") -> None:
         one = PublishedVersion(name, version, f"/critics/{name}/{version}", digest, {"auc": 0.8}, None, "ann")
-        asyncio.run(critics.publish(self.writer, one))
+        asyncio.run(self.critics.publish(one))
 
     def activate(self, version: str, share: float = 1.0, name: str = "sums", *, default: bool = False) -> None:
-        asyncio.run(critics.activate(self.writer, Activation(name, version, share, default, 1.0, "ann", None)))
+        asyncio.run(self.critics.activate(Activation(name, version, share, default, 1.0, "ann", None)))
 
     def retire(self, version: str, name: str = "sums") -> None:
-        asyncio.run(critics.retire(self.writer, name, version))
+        asyncio.run(self.critics.retire(name, version))
 
     @property
     def now(self) -> Desired:
-        return critics.desired(self.reader)
+        return self.critics.desired()
 
 
 @pytest.fixture
 def records(url: str) -> Iterator[Records]:
     made = Records(url)
     yield made
-    made.writer.close()
-    made.engine.dispose()
+    made.store.close()
 
 
 def test_nothing_is_wanted_of_an_empty_store(records: Records) -> None:
@@ -61,7 +57,7 @@ def test_servers_are_to_have_what_was_published_and_activated(records: Records) 
     assert (now.active, now.trials, now.default) == ({"sums": "2", "other": "1"}, {}, "sums")
     records.activate("1", name="other", default=True)
     assert records.now.default == "other"
-    assert [one.version for one in critics.history(records.reader, "other")] == ["1", "1"]
+    assert [one.version for one in records.critics.history("other")] == ["1", "1"]
 
 
 def test_a_trial_stands_beside_the_active_version_until_it_ends(records: Records) -> None:
@@ -114,7 +110,7 @@ def test_one_refusal_does_not_fail_what_shares_its_transaction(records: Records)
             PublishedVersion("sums", str(i % 3), "/x", "same" if i < 3 else f"other {i}", {}, None, "ann")
             for i in range(6)
         ]
-        return await asyncio.gather(*(critics.publish(records.writer, v) for v in versions), return_exceptions=True)
+        return await asyncio.gather(*(records.critics.publish(v) for v in versions), return_exceptions=True)
 
     results = asyncio.run(together())
     assert results[:3] == [None] * 3
