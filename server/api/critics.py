@@ -18,7 +18,6 @@ from qsharp_core.wire.critics import (
     ScoreRequest,
 )
 from server.api.scoring import sequences
-from server.critics import changes
 from server.critics.catalog import CriticInfo
 from server.errors import ConflictError, NotFoundError
 from server.state import QSharpState, state_of
@@ -33,28 +32,28 @@ router = APIRouter(prefix=PATH)
 async def list_critics(request: Request) -> CriticList:
     """Lists all loaded versions."""
     state = state_of(request)
-    await state.refresh()
-    return CriticList(data=[state.catalog.describe(info) for info in state.catalog.critics.values()])
+    await state.critics.refresh()
+    return CriticList(data=[state.critics.catalog.describe(info) for info in state.critics.catalog.critics.values()])
 
 
 @router.post("")
 async def load_critic(body: LoadRequest, request: Request) -> CriticVersion:
     """Loads a critic beside the running engine; the first version of a name becomes its active one."""
     state = state_of(request)
-    folder = await asyncio.to_thread(state.roots.admit, body.path)
-    info = await changes.load(state, folder, body.name)
+    folder = await asyncio.to_thread(state.critics.roots.admit, body.path)
+    info = await state.critics.load(folder, body.name)
     if body.activate:
-        async with state.changing:
-            await changes.activate(state, _version(state, info.name, info.version))
-    return state.catalog.describe(info)
+        async with state.critics.changing:
+            await state.critics.activate(_version(state, info.name, info.version))
+    return state.critics.catalog.describe(info)
 
 
 @router.get("/{name}")
 async def show_critic(name: CriticName, request: Request) -> CriticVersions:
     """Shows all versions of one name."""
     state = state_of(request)
-    await state.refresh()
-    catalog = state.catalog
+    await state.critics.refresh()
+    catalog = state.critics.catalog
     return CriticVersions(
         name=name,
         active=catalog.active.get(name, "").partition("@")[2] or None,
@@ -67,45 +66,45 @@ async def show_critic(name: CriticName, request: Request) -> CriticVersions:
 async def activate_critic(name: CriticName, body: ActivateRequest, request: Request) -> CriticVersion:
     """Makes this version the active one; requests that were admitted earlier keep the version they began with."""
     state = state_of(request)
-    async with state.changing:
+    async with state.critics.changing:
         info = _version(state, name, body.version)
-        await changes.activate(state, info)
+        await state.critics.activate(info)
         if body.default:
-            state.catalog.default = name
-        return state.catalog.describe(info)
+            state.critics.catalog.default = name
+        return state.critics.catalog.describe(info)
 
 
 @router.post("/{name}/rollback")
 async def roll_back_critic(name: CriticName, request: Request) -> CriticVersion:
     """Activates the version that was active before the present one."""
     state = state_of(request)
-    async with state.changing:
+    async with state.critics.changing:
         _versions(state, name)
-        info = state.catalog.previous(name)
+        info = state.critics.catalog.previous(name)
         if info is None:
             raise ConflictError(f"no version of {name} that was active before is still loaded: load and activate it")
-        await state.workers.activate(info.key)
-        await state.refresh()
-        return state.catalog.describe(info)
+        await state.critics.workers.activate(info.key)
+        await state.critics.refresh()
+        return state.critics.catalog.describe(info)
 
 
 @router.delete("/{name}/{version}")
 async def unload_critic(name: CriticName, version: CriticName, request: Request, response: Response) -> CriticVersion:
     """Unloads a version: no new request gets it, and it is freed when its last request ends (202 until then)."""
     state = state_of(request)
-    async with state.changing:
+    async with state.critics.changing:
         info = _version(state, name, version)
-        if state.catalog.active.get(name) == info.key and len(_versions(state, name)) > 1:
+        if state.critics.catalog.active.get(name) == info.key and len(_versions(state, name)) > 1:
             raise ConflictError(f"{info.key} is active: activate another version of {name} first")
-        state.catalog.leave(info)  # from now on nobody can activate it
+        state.critics.catalog.leave(info)  # from now on nobody can activate it
     if info.in_flight:
-        changes.start(changes.unload(state, info))
+        state.critics.start_unloading(info)
         response.status_code = HTTPStatus.ACCEPTED
     else:
-        await changes.unload(state, info)
-        if info.key in state.catalog.critics:
+        await state.critics.unload(info)
+        if info.key in state.critics.catalog.critics:
             response.status_code = HTTPStatus.ACCEPTED
-    return state.catalog.describe(info)
+    return state.critics.catalog.describe(info)
 
 
 @router.post("/{name}/score")
@@ -113,7 +112,7 @@ async def score(name: str, body: ScoreRequest, request: Request) -> CriticScores
     """Uses the critic as a reward model: `E[Z]` after each completion token, by full forward passes."""
     state = state_of(request)
     try:
-        info = state.catalog.resolve(name)
+        info = state.critics.catalog.resolve(name)
     except (UnknownCriticError, NoCriticError) as error:
         raise NotFoundError(str(error)) from error
     if info.status.native:
@@ -135,7 +134,7 @@ async def score(name: str, body: ScoreRequest, request: Request) -> CriticScores
     release = info.lease(request)
     try:
         # One sequence in each call, so that the engine's steps go on in between.
-        values = [await state.workers.score(info.key, prompt, completion) for prompt, completion in pairs]
+        values = [await state.critics.workers.score(info.key, prompt, completion) for prompt, completion in pairs]
     finally:
         release()
     return CriticScores(
@@ -153,14 +152,14 @@ def attach(app: FastAPI) -> None:
 
 
 def _versions(state: QSharpState, name: str) -> list[CriticInfo]:
-    versions = state.catalog.versions(name)
+    versions = state.critics.catalog.versions(name)
     if not versions:
         raise NotFoundError(f"critic {name!r} is not loaded")
     return versions
 
 
 def _version(state: QSharpState, name: str, version: str) -> CriticInfo:
-    info = state.catalog.critics.get(f"{name}@{version}")
+    info = state.critics.catalog.critics.get(f"{name}@{version}")
     if info is None:
         raise NotFoundError(f"critic {name}@{version} is not loaded")
     if info.leaving:

@@ -10,9 +10,8 @@ from typing import Any
 
 from qsharp_core.critic.digest import digest
 from qsharp_core.errors import CriticError, QSharpError
-from server.critics import changes
 from server.critics.catalog import CriticInfo
-from server.state import QSharpState
+from server.critics.loaded import LoadedCritics
 from server.store.critics import Desired, PublishedVersion
 
 logger = logging.getLogger("vllm.qsharp")
@@ -23,7 +22,7 @@ class Follower:
     """Follows the store.
 
     Args:
-        state: of this server.
+        critics: of this server.
         look: reads what is wanted; it blocks.
 
     Attributes:
@@ -31,8 +30,8 @@ class Follower:
         problems: by `name@version`, why this server has not what is wanted.
     """
 
-    def __init__(self, state: QSharpState, look: Callable[[], Desired]) -> None:
-        self._state = state
+    def __init__(self, critics: LoadedCritics, look: Callable[[], Desired]) -> None:
+        self._critics = critics
         self._look = look
         self._followed: set[str] = set()  # what the store has ever wanted: the rest is this server's own
         self.wanted = Desired()
@@ -58,36 +57,36 @@ class Follower:
         self._followed |= wanted.versions.keys()
         self.problems = {key: why for key, why in self.problems.items() if key in wanted.versions}
         for key, version in wanted.versions.items():
-            if key not in self._state.catalog.critics:
+            if key not in self._critics.catalog.critics:
                 await self._tried(key, self._load(version))
-        async with self._state.changing:
+        async with self._critics.changing:
             for name, number in wanted.active.items():
                 await self._activated(f"{name}@{number}")
-            catalog = self._state.catalog
+            catalog = self._critics.catalog
             if wanted.default in catalog.active:
                 catalog.default = wanted.default
             leaving = [info for key, info in catalog.critics.items() if self._is_to_leave(key, info)]
             for info in leaving:
                 catalog.leave(info)
         for info in leaving:
-            changes.start(changes.unload(self._state, info))
+            self._critics.start_unloading(info)
 
     def _is_to_leave(self, key: str, info: CriticInfo) -> bool:
         return key in self._followed and key not in self.wanted.versions and not info.leaving
 
     async def _load(self, version: PublishedVersion) -> None:
-        folder = await asyncio.to_thread(self._state.roots.admit, version.location)
+        folder = await asyncio.to_thread(self._critics.roots.admit, version.location)
         found = await asyncio.to_thread(digest, folder)
         if found != version.digest:
             raise CriticError(f"the files at {folder} are not those that were published ({found:.12}…)")
-        info = await changes.load(self._state, folder, version.name)
+        info = await self._critics.load(folder, version.name)
         if info.key != version.key:
             raise CriticError(f"{folder} holds {info.key}")
 
     async def _activated(self, key: str) -> None:
-        info = self._state.catalog.critics.get(key)
-        if info is not None and not info.leaving and self._state.catalog.active.get(info.name) != key:
-            await self._tried(key, changes.activate(self._state, info))
+        info = self._critics.catalog.critics.get(key)
+        if info is not None and not info.leaving and self._critics.catalog.active.get(info.name) != key:
+            await self._tried(key, self._critics.activate(info))
 
     async def _tried(self, key: str, work: Coroutine[Any, Any, None]) -> None:
         try:

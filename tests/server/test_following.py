@@ -2,7 +2,6 @@
 
 import asyncio
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,8 +9,8 @@ import pytest
 from qsharp_core.critic.digest import digest
 from qsharp_core.errors import CriticError, StoreError
 from qsharp_core.wire.critics import CriticStatus
-from server.critics.catalog import CriticCatalog
 from server.critics.following import Follower
+from server.critics.loaded import LoadedCritics
 from server.critics.roots import CriticRoots
 from server.store.critics import Desired, PublishedVersion
 
@@ -57,20 +56,15 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.wanted: Desired | Exception = Desired()
-        self.workers, self.catalog = Engine(), CriticCatalog()
-        self.roots, self.changing = CriticRoots([folder]), asyncio.Lock()
-        state: Any = SimpleNamespace(
-            workers=self.workers, catalog=self.catalog, roots=self.roots, changing=self.changing, refresh=self.refresh
-        )
-        self.follower = Follower(state, self.look)
+        self.workers = Engine()
+        engine: Any = self.workers
+        self.critics = LoadedCritics(engine, CriticRoots([folder]))
+        self.follower = Follower(self.critics, self.look)
 
     def look(self) -> Desired:
         if isinstance(self.wanted, Exception):
             raise self.wanted
         return self.wanted
-
-    async def refresh(self) -> None:
-        self.catalog.refresh(await self.workers.describe())
 
     def catch_up(self) -> None:
         async def done() -> None:
@@ -101,12 +95,12 @@ def test_it_loads_activates_and_unloads(server: Server, tmp_path: Path) -> None:
     one, two, other = version(tmp_path, "1"), version(tmp_path, "2"), version(tmp_path, "1", "other")
     server.wanted = desired(one, two, other, sums="2", other="1", default="other")
     server.catch_up()
-    assert server.catalog.active == {"sums": "sums@2", "other": "other@1"}
-    assert server.catalog.default == "other"
+    assert server.critics.catalog.active == {"sums": "sums@2", "other": "other@1"}
+    assert server.critics.catalog.default == "other"
     server.wanted = desired(one, sums="1", default="sums")
     server.catch_up()
     assert set(server.workers.loaded) == {"sums@1"}
-    assert server.catalog.resolve(None).key == "sums@1"
+    assert server.critics.catalog.resolve(None).key == "sums@1"
     assert server.follower.problems == {}
     server.catch_up()
     assert server.workers.loads == 3
@@ -114,7 +108,7 @@ def test_it_loads_activates_and_unloads(server: Server, tmp_path: Path) -> None:
 
 def test_what_this_server_has_of_its_own_stays(server: Server, tmp_path: Path) -> None:
     asyncio.run(server.workers.load(str(tmp_path / "1"), "mine"))
-    asyncio.run(server.refresh())
+    asyncio.run(server.critics.refresh())
     server.wanted = desired(version(tmp_path, "1"), sums="1")
     server.catch_up()
     server.wanted = desired()
@@ -128,7 +122,7 @@ def test_files_that_are_not_the_published_ones_are_not_loaded(server: Server, tm
     server.wanted = desired(one, two, sums="2")
     server.catch_up()
     assert "not those that were published" in server.follower.problems["sums@1"]
-    assert server.catalog.active == {"sums": "sums@2"}  # the others go on
+    assert server.critics.catalog.active == {"sums": "sums@2"}  # the others go on
     (tmp_path / "sums" / "1" / "critic.json").write_text("x")
     server.catch_up()
     assert server.follower.problems == {}
@@ -136,7 +130,7 @@ def test_files_that_are_not_the_published_ones_are_not_loaded(server: Server, tm
 
 
 def test_a_place_that_it_may_not_load_from_is_a_problem(server: Server, tmp_path: Path) -> None:
-    server.roots.folders = [tmp_path / "elsewhere"]
+    server.critics.roots.folders = [tmp_path / "elsewhere"]
     server.wanted = desired(version(tmp_path, "1"), sums="1")
     server.catch_up()
     assert "--critic-root" in server.follower.problems["sums@1"]
@@ -152,7 +146,7 @@ def test_a_store_that_is_away_changes_nothing(server: Server, tmp_path: Path) ->
     server.wanted = StoreError("away")
     with pytest.raises(StoreError):
         server.catch_up()
-    assert server.catalog.active == {"sums": "sums@1"}
+    assert server.critics.catalog.active == {"sums": "sums@1"}
 
 
 def test_a_failed_activation_is_a_problem(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,5 +162,5 @@ def test_a_failed_activation_is_a_problem(server: Server, tmp_path: Path, monkey
         server.catch_up()
         assert server.follower.problems == {"sums@2": "no"}
     server.catch_up()
-    assert server.catalog.active == {"sums": "sums@2"}
+    assert server.critics.catalog.active == {"sums": "sums@2"}
     assert server.follower.problems == {}
