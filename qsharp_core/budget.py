@@ -54,10 +54,8 @@ def clip(candidates: Candidates, step: GuidedStep, budget_R: Tensor) -> tuple[Gu
         low_R = torch.where(search_R, _strongest(log_ref_RC, tilt_RC, budget_R), 0.0)
     strength_R = torch.where(over_R, low_R, 1.0)
 
-    kl_R = divergence(log_ref_RC, tilt_RC, low_R[:, None])[:, 0].minimum(budget_R)  # to within rounding it is
-    scaled_RC = _scaled(tilt_RC, low_R[:, None])[:, 0]
-    log_norm_R = torch.where(low_R == 0, 0.0, (log_ref_RC + scaled_RC).logsumexp(-1))
-    scaled_RC = scaled_RC - log_norm_R[:, None]
+    scaled_RPC, kl_RP = tilted(log_ref_RC, tilt_RC, low_R[:, None])
+    scaled_RC, kl_R = scaled_RPC[:, 0], kl_RP[:, 0].minimum(budget_R)  # to within rounding it is
     tail_R = torch.where(over_R, scaled_RC[:, -1], step.tail_log_ratio_R)
     log_ratio_RK = torch.where(mask_RK, scaled_RC[:, :-1], tail_R[:, None])
     return (
@@ -72,7 +70,7 @@ def clip(candidates: Candidates, step: GuidedStep, budget_R: Tensor) -> tuple[Gu
 
 
 def _strongest(log_ref_RC: Tensor, tilt_RC: Tensor, budget_R: Tensor) -> Tensor:
-    """The largest strength within the budget, from below, `[R]`; arguments as in `divergence`.
+    """The largest strength within the budget, from below, `[R]`; arguments as in `tilted`.
 
     With `Z = E_ref[exp(a·A)]`, KL is `a · E_{pi_a}[A] - ln Z`: for all points together one exponential and one product.
     """
@@ -96,24 +94,18 @@ def _strongest(log_ref_RC: Tensor, tilt_RC: Tensor, budget_R: Tensor) -> Tensor:
     return low_R
 
 
-def divergence(log_ref_RC: Tensor, tilt_RC: Tensor, strength_RP: Tensor) -> Tensor:
-    """`KL(pi_a || ref)` in nats, float64, `[R, P]`.
+def tilted(log_ref_RC: Tensor, tilt_RC: Tensor, strength_RP: Tensor) -> tuple[Tensor, Tensor]:
+    """`ln(pi_a / ref)`, `[R, P, C]`, and `KL(pi_a || ref)` in nats, `[R, P]`, float64.
 
     Args:
         log_ref_RC: `ln ref` of the candidates and of the whole tail, `[R, K + 1]`, float64; `-inf` is no candidate.
         tilt_RC: `A` of these, up to a constant, float64; `-inf` for a tail that is dropped.
-        strength_RP: `a`, at least 0.
+        strength_RP: `a`, at least 0. At 0 the policy is the reference, and a dropped tail stays.
     """
-    scaled_RPC = _scaled(tilt_RC, strength_RP)
-    log_norm_RP = (log_ref_RC[:, None] + scaled_RPC).logsumexp(-1)
-    log_ratio_RPC = scaled_RPC - log_norm_RP[..., None]
+    none_RP1 = (strength_RP == 0)[..., None]
+    scaled_RPC = torch.where(none_RP1, 0.0, strength_RP[..., None] * tilt_RC[:, None])
+    log_norm_RP1 = (log_ref_RC[:, None] + scaled_RPC).logsumexp(-1, keepdim=True)
+    log_ratio_RPC = torch.where(none_RP1, 0.0, scaled_RPC - log_norm_RP1)  # exactly: a budget may be used up
     probability_RPC = (log_ref_RC[:, None] + log_ratio_RPC).exp()
     lowest = torch.finfo(tilt_RC.dtype).min
-    kl_RP = (probability_RPC * log_ratio_RPC.clamp(min=lowest)).sum(-1).clamp(min=0.0)
-    return torch.where(strength_RP == 0, 0.0, kl_RP)  # exactly: a budget may be used up
-
-
-def _scaled(tilt_RC: Tensor, strength_RP: Tensor) -> Tensor:
-    """`a · A`, and 0 where `a` is 0, of a dropped tail, too."""
-    scaled_RPC = strength_RP[..., None] * tilt_RC[:, None]
-    return torch.where(strength_RP[..., None] == 0, 0.0, scaled_RPC)
+    return log_ratio_RPC, (probability_RPC * log_ratio_RPC.clamp(min=lowest)).sum(-1).clamp(min=0.0)

@@ -6,13 +6,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 
-class _Part(BaseModel):
-    """What this version does not know is kept beside the fields: a client may be older than its server."""
+class Part(BaseModel):
+    """A part of a response. What this version does not know is kept beside the fields: servers may be newer."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", frozen=True)
 
 
-class TokenGuidance(_Part):
+class TokenGuidance(Part):
     """One sampled token.
 
     Attributes:
@@ -30,7 +30,7 @@ class TokenGuidance(_Part):
     strength: float = 1.0
 
 
-class StepCandidates(_Part):
+class StepCandidates(Part):
     """The candidates of a step, the likeliest first.
 
     Attributes:
@@ -59,7 +59,7 @@ class DetailedToken(TokenGuidance):
     candidates: StepCandidates | None
 
 
-class DistributionInfo(_Part):
+class DistributionInfo(Part):
     """What a critic's outputs mean.
 
     Attributes:
@@ -74,14 +74,14 @@ class DistributionInfo(_Part):
     reward_range: tuple[float, float]
 
 
-class KLBudget(_Part):
+class KLBudget(Part):
     """What limited the KL divergence of a choice, in nats; None where there is no such limit."""
 
     total: float | None
     token: float | None
 
 
-class SearchReport(_Part):
+class SearchReport(Part):
     """What was done to find a choice. The choices of one search differ in `sample`, `estimate` and nothing else.
 
     Attributes:
@@ -105,7 +105,7 @@ class SearchReport(_Part):
     log_estimate: float | None = None
 
 
-class ChoiceGuidance(_Part):
+class ChoiceGuidance(Part):
     """A choice's `guidance` in the response.
 
     Attributes:

@@ -94,7 +94,8 @@ async def unload_critic(name: CriticName, version: CriticName, request: Request,
     state = state_of(request)
     async with state.critics.changing:
         info = _version(state, name, version)
-        if state.critics.catalog.active.get(name) == info.key and len(_versions(state, name)) > 1:
+        others = [one for one in _versions(state, name) if one is not info and not one.leaving]
+        if others and state.critics.catalog.active.get(name) == info.key:
             raise ConflictError(f"{info.key} is active: activate another version of {name} first")
         state.critics.catalog.leave(info)  # from now on nobody can activate it
     if info.in_flight:

@@ -24,7 +24,7 @@ export function Legend({ colour, range }) {
       ? [0, 0.1, 0.5, 1, MOST_KL].map((kl) => [Math.sqrt(kl / MOST_KL), kl === MOST_KL ? `${kl}+` : String(kl)])
       : [0, 0.5, 1].map((t) => [t, short(range[0] + t * (range[1] - range[0]))]);
   return html`<div class="legend">
-    <span>${colour === "kl" ? "KL of a token, in nats" : "Value before a token, in units of reward"}</span>
+    <span>${colour === "kl" ? "KL of the choice at each token, in nats" : "Value before a token, in units of reward"}</span>
     <div class="scale" aria-hidden="true">
       <div class=${`ramp ${colour}`}></div>
       ${marks.map(([t, text]) => html`<span class="mark" style=${{ left: `${t * 100}%` }}>${text}</span>`)}
@@ -32,8 +32,8 @@ export function Legend({ colour, range }) {
     <span
       >${
         colour === "kl"
-          ? "Strong: guidance has changed this choice much."
-          : "Orange: the critic expects little from here on. Blue: much."
+          ? "Strong colour: guidance changes this choice much. None: not at all, or the critic was not asked."
+          : "Orange: low. Blue: high; with a small eta even a slim chance counts, since guidance can take it. None: the middle, or the critic was not asked."
       }</span
     >
   </div>`;
@@ -112,7 +112,7 @@ export function Figures({ path, steps, reward, guided }) {
   const figures = [
     reward === null ? null : html`<b class=${reward ? "right" : "wrong"}>${reward ? "✓ right" : "✗ wrong"}</b>`,
     html`${guided ? "KL" : "KL if guided"} ${figure(kl, short(kl))} nats`,
-    first && html`value at the start ${figure(first.value, short(first.value))}`,
+    first && html`value at the start${guided ? "" : ", if guided"} ${figure(first.value, short(first.value))}`,
     html`chance of just this text: <b>${chance(total(path.map((token) => token.ref_logprob)))}</b> by itself,
       <b> ${chance(total(steps.map((step) => step.logprob)))}</b> guided`,
   ];

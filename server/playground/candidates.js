@@ -62,7 +62,7 @@ export function Candidates({ token, step, place, distribution, onBranch }) {
             </th>
             <th scope="col" class="number">model</th>
             <th scope="col" class="number">guided</th>
-            <th scope="col" class="number">reward<span class="roomy"> expected</span></th>
+            <th scope="col" class="number">reward<span class="roomy"> by itself</span></th>
             <th scope="col"><span class="unseen">Branch</span></th>
           </tr>
         </thead>

@@ -74,9 +74,9 @@ export function Curve({ settings, range, onError }) {
   return html`<section aria-labelledby="curve-title" class="card">
     <h2 id="curve-title">What does guidance buy?</h2>
     <p class="hint">
-      Samples this prompt anew under ${ETAS.length} strengths. To the right: further from the model (KL). Up:
-      ${task ? ` more answers for which ${task.name}` : " more reward, as far as the critic can tell"}. Bars are one
-      standard error.
+      Samples this prompt anew without guidance and with ${ETAS.length - 1} values of eta. To the right: further from the
+      model (KL). Up: ${task ? `more right answers (${task.name})` : "more reward, as far as the critic can tell"}. Bars
+      are one standard error.
     </p>
     <div class="row">
       <label class="field inline"

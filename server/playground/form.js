@@ -139,8 +139,8 @@ export function Form({ settings, server, busy, wrong, onChange, onSend, onStop }
       describedBy="about-eta"
     />
     <p class="hint" id="about-eta">
-      How much reward one nat of KL must bring. <b>Small</b>: the critic decides. <b>Large</b>: the model stays as it
-      is.
+      How strongly the critic steers. <b>Small</b>: strongly, but among equally good tokens the model still
+      chooses. <b>Large</b>: hardly, the model stays as it is.
     </p>
     <${Choice}
       name="guidance.critic"

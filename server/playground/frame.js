@@ -39,23 +39,23 @@ export function Terms({ open }) {
     <dl>
       <dt>Critic</dt>
       <dd>
-        A small model that has learned which answers earn a reward. At each token it says how much reward to expect
-        after each candidate.
+        It has learned which answers earn a reward. For each likely next token, a candidate, it says how much reward the
+        model would earn if it went on <b>by itself</b> from there. In the examples right earns 1, and wrong 0.
       </dd>
       <dt>eta</dt>
       <dd>
-        How strongly the critic may steer. A candidate that is better by one eta of reward becomes about e ≈ 2.7 times
-        as likely.
+        How strongly the critic steers. Large: hardly. Small: each candidate's chance is multiplied by about its chance
+        of earning the reward, and all are scaled to 100 %. A still smaller eta changes little more.
       </dd>
       <dt>KL</dt>
       <dd>
-        What that costs: how far the guided choice is from the model's own, in nats. 0 is the model itself. At a KL of 1
-        guidance has made what it drew 2.7 times as likely, on average; of 2, 7.4 times.
+        How far guidance moves the model's choice at a token, over all that could be drawn there, in nats. 0: not at
+        all. 1: a typical drawn token has become some 2.7 times as likely. An answer's KL is the sum over its tokens.
       </dd>
       <dt>Value</dt>
       <dd>
-        What the critic expects of the rest: the reward, less eta for each nat of KL still to be spent. It rises when a
-        good token is drawn.
+        What the critic expects from here on <b>with guidance</b>: the reward, less eta times the KL still to come. So
+        it can be above what the model would earn by itself. After a good token the next one's value is higher.
       </dd>
     </dl>
   </details>`;

@@ -11,7 +11,7 @@ export const EXAMPLES = [
   {
     id: "sums",
     label: "A sum of three digits",
-    about: "The small model gets four in ten of these right. Its critic has learned how sums go on well.",
+    about: "The model by itself gets four in ten of these right. Its critic has learned how sums go on well.",
     fits: /smollm2-135m/i,
     fields: { mode: "text", prompt: shots + question([3, 9, 1]), max_tokens: 48, stop: "\\n", candidates: 8, n: 4 },
   },

@@ -17,7 +17,8 @@ export function WhatIf({ settings, sent, onChange }) {
   return html`<section class="card" aria-labelledby="what-if-title">
     <h2 id="what-if-title">What if?</h2>
     <p class="hint" id="about-what-if">
-      Weighs the answers below anew, at once and without the server: the critic's opinion does not depend on eta.
+      Move eta to see what it would change, without asking the server: the critic's opinion does not depend on eta. The
+      texts stay as they were drawn; their chances, KL, value and colours follow. For new texts set eta under Guide.
     </p>
     <div class="grid wide">
       <${Eta} id="what-if-eta" eta=${settings.eta} describedBy="about-what-if" onChange=${(eta) => onChange({ eta })} />
@@ -89,7 +90,7 @@ export function PathChance({ answer, settings, upTo, onUpTo }) {
         points=${ETAS.map((eta, i) => [eta, curves[i][upTo] / Math.LN10])}
         base=${reference / Math.LN10}
         marked=${settings.eta}
-        yLabel="log10 of the probability (grey: the model by itself)"
+        yLabel="log10 of the probability: -1 is 10 % (grey: the model by itself)"
         label="Probability of this answer over eta"
       />`
     }

@@ -33,7 +33,7 @@ from server.request.search.fields import BestOfSearch, ParticleSearch, StopSearc
 from server.request.search.found import Decode, Terms, estimate
 from server.request.search.particles import particles
 from server.request.search.stop import watched
-from server.request.summary import add_candidates, choice_guidance, residuals
+from server.request.summary import choice_guidance, residuals, with_candidates
 from server.request.telemetry import TelemetryReceiver, TokenReport
 from server.upstream import Decoded, decoded
 
@@ -258,11 +258,10 @@ class GuidedEngineClient:
         search: SearchReport | None = None,
     ) -> None:
         """Notes what was done for a choice that has ended."""
-        result = choice_guidance(call, reports)
-        result.search = search
+        result = choice_guidance(call, reports, search)
         if call.detail == "candidates":  # decoding many tokens takes a while
-            add = partial(add_candidates, call, result, reports, prompt["prompt_token_ids"], self._texts)
-            await asyncio.to_thread(add)
+            ids = prompt["prompt_token_ids"]
+            result = await asyncio.to_thread(with_candidates, call, result, reports, ids, self._texts)
         call.results[index] = result
         metrics.observe_choice(
             guided=call.params is not None,

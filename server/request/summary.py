@@ -6,18 +6,19 @@ from math import isnan
 from qsharp_core.residual import Step, bellman_residuals
 from qsharp_core.vllm_plugin.telemetry import Status
 from qsharp_core.wire.guidance import Tail
-from qsharp_core.wire.reports import ChoiceGuidance, DetailedToken, TokenGuidance
+from qsharp_core.wire.reports import ChoiceGuidance, DetailedToken, SearchReport, TokenGuidance
 from server.request.call import GuidedCall
 from server.request.candidates import TokenTexts, distribution_of, step_candidates
 from server.request.telemetry import TokenReport
 
 
-def choice_guidance(call: GuidedCall, reports: list[TokenReport]) -> ChoiceGuidance:
-    """The `guidance` of a choice that has ended.
+def choice_guidance(call: GuidedCall, reports: list[TokenReport], search: SearchReport | None = None) -> ChoiceGuidance:
+    """The `guidance` of a choice that has ended, without candidates.
 
     Args:
         call: its request.
         reports: one for each of its tokens, in order.
+        search: what was done to find it.
     """
     return ChoiceGuidance(
         eta=call.params.eta if call.params else None,
@@ -28,14 +29,15 @@ def choice_guidance(call: GuidedCall, reports: list[TokenReport]) -> ChoiceGuida
         tokens_total=len(reports),
         kl_budget=call.budget,
         steps_clipped=sum(report.clipped for report in reports),
+        search=search,
         tokens=[_token(report) for report in reports] if call.detail == "tokens" else None,
     )
 
 
-def add_candidates(
+def with_candidates(
     call: GuidedCall, result: ChoiceGuidance, reports: list[TokenReport], prompt: Sequence[int], texts: TokenTexts
-) -> None:
-    """Adds to a choice's `guidance` its tokens with their candidates.
+) -> ChoiceGuidance:
+    """A choice's `guidance` with its tokens and their candidates.
 
     Args:
         call, reports: as in `choice_guidance`.
@@ -44,11 +46,11 @@ def add_candidates(
         texts: of the model's tokens.
     """
     pieces = texts.pieces(prompt, [report.token for report in reports])
-    result.tokens = [
+    tokens = [
         DetailedToken(**_token(report).model_dump(), text=piece, candidates=step_candidates(report.candidates, texts))
         for report, piece in zip(reports, pieces, strict=True)
     ]
-    result.distribution = distribution_of(call)
+    return result.model_copy(update={"tokens": tokens, "distribution": distribution_of(call)})
 
 
 def _token(report: TokenReport) -> TokenGuidance:

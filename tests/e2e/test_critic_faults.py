@@ -5,6 +5,7 @@ import json
 import random
 import resource
 import shutil
+import time
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,14 @@ def loaded(http: httpx.Client, folder: Path, **more: Any) -> dict[str, Any]:
     answer = http.post("/v1/critics", json={"path": str(folder), **more}, headers=ADMIN)
     assert answer.status_code == 200, answer.text
     return dict(answer.json())
+
+
+def gone(http: httpx.Client, name: str) -> None:
+    """Waits until no version of this critic is loaded."""
+    until = time.monotonic() + 10
+    while left := [one["id"] for one in http.get("/v1/critics").json()["data"] if one["name"] == name]:
+        assert time.monotonic() < until, left
+        time.sleep(0.05)
 
 
 def test_scores_that_break_on_the_way(http: httpx.Client, server: Server) -> None:
@@ -153,7 +162,24 @@ def test_two_admins_at_once(http: httpx.Client, server: Server) -> None:
     http.delete("/v1/critics/duel/2", headers=ADMIN)
     assert status(http, "duel@1")["in_flight"] == 0
     assert http.delete("/v1/critics/duel/1", headers=ADMIN).status_code == 200
-    assert not [one for one in http.get("/v1/critics").json()["data"] if one["name"] == "duel"]
+    gone(http, "duel")
+
+
+def test_the_active_version_goes_while_the_other_is_still_leaving(http: httpx.Client, server: Server) -> None:
+    """A version that waits for its last request cannot be activated, so it holds no other back."""
+    for version in ("1", "2"):
+        folder = server.root / f"leaving{version}"
+        loaded(http, models.write_critic(folder, name="leaving", version=version, seed=50 + int(version)))
+    guidance = {"critic": "leaving@2", "detail": "summary"}
+    long = {**BODY, "max_tokens": 150, "eta": 0.2, "guidance": guidance, "stream": True}
+    with http.stream("POST", "/v1/completions", json=long) as events:
+        next(events.iter_lines())
+        unloaded = http.delete("/v1/critics/leaving/2", headers=ADMIN)
+        assert (unloaded.status_code, unloaded.json()["leaving"]) == (202, True), unloaded.text
+        active = http.delete("/v1/critics/leaving/1", headers=ADMIN)
+        assert active.status_code == 200, active.text
+        assert status(http, "leaving@2")["in_flight"] == 1
+    gone(http, "leaving")
 
 
 def test_the_default_changes_only_when_it_is_told_to(http: httpx.Client, server: Server) -> None:

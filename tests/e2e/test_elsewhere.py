@@ -28,7 +28,7 @@ OTHERS = {
     "/health", "/liveness", "/version", "/metrics", "/docs", "/docs/oauth2-redirect", "/openapi.json",
     "/static", "/load", "/v1/models", "/tokenize", "/detokenize", "/v1/messages/count_tokens", "/invocations", "/ping",
     "/scale_elastic_ep", "/is_scaling_elastic_ep", "/kv_event_sources", "/inference/v1/abort_requests",
-    "/v1/responses/{response_id}", "/v1/responses/{response_id}/cancel", *SCORING,
+    "/v1/responses/{response_id}", "/v1/responses/{response_id}/cancel", "/", "/playground", *SCORING,
 }  # fmt: skip
 PREFIXES = ("/v1/critics", "/v1/rollouts", "/v1/chat/completions/chatcmpl-")
 

@@ -248,7 +248,7 @@ def residual_metric(server: Server) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {"sum": {}, "count": {}}
     for sample in family.samples:
         part = sample.name.removeprefix("qsharp_bellman_residual_")
-        if part in found:
+        if part in found and sample.labels["name"] in server.critics:  # other tests load others
             assert sample.labels["version"] == "1"
             found[part][sample.labels["name"]] = sample.value
     return found

@@ -64,15 +64,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stored]:
 
 
 @pytest.fixture
-def http(stored: Stored) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=stored.url, timeout=120) as made:
-        yield made
-
-
-@pytest.fixture
-def client(stored: Stored) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{stored.url}/v1", api_key="none", max_retries=0) as made:
-        yield made
+def url(stored: Stored) -> str:
+    return stored.url
 
 
 def complete(http: httpx.Client, **fields: Any) -> dict[str, Any]:

@@ -43,12 +43,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield Server(url, reference, critics, root, root / "log")
 
 
-@pytest.fixture
-def http(server: Server) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, timeout=120) as made:
-        yield made
-
-
 def unseeded(server: Server, seed: int) -> list[dict[str, Any]]:
     """Requests of which half draw from the generator that the ranks must use in step."""
     rng = random.Random(seed)

@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from qsharp_core.wire.guidance import BUDGETS
-from qsharp_core.wire.reports import ChoiceGuidance
+from qsharp_core.wire.reports import ChoiceGuidance, Part
 from trainer.api.calling import run
 from trainer.rollouts.address import default_key, default_url
 from trainer.rollouts.client import JSONObject, ServerClient
@@ -18,13 +16,7 @@ DEFAULTS = {"max_tokens": 256, "temperature": 1.0}
 """Fields of requests that name neither: the model's own policy, and no 16 tokens."""
 
 
-class _Shown(BaseModel):
-    """A part of a response; what this version does not know is kept beside it."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-
-class CompletionChoice(_Shown):
+class CompletionChoice(Part):
     """One of the completions of a request; `rollout_id` is there if it was stored."""
 
     text: str
@@ -33,7 +25,7 @@ class CompletionChoice(_Shown):
     rollout_id: str | None = None
 
 
-class Completions(_Shown):
+class Completions(Part):
     """A response."""
 
     id: str
@@ -46,7 +38,7 @@ class Completions(_Shown):
         return [choice.text for choice in self.choices]
 
 
-class ServedVersion(_Shown):
+class ServedVersion(Part):
     """A critic that is loaded: `id` is `name@version`, and `active` whether its bare name means this version."""
 
     id: str

@@ -71,7 +71,7 @@ def test_the_least_promising_are_ended_on_the_way() -> None:
 
 
 @given(
-    st.lists(st.floats(0, 1), min_size=1, max_size=9, unique=True),
+    st.lists(st.integers(0, 1000).map(lambda x: x / 1000), min_size=1, max_size=9, unique=True),
     st.integers(1, 6),
     st.floats(0.05, 0.95),
     st.integers(1, 4),
