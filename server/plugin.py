@@ -22,7 +22,10 @@ from server.access.install import install_gate
 from server.api import completions, critics, docs, health, playground, rewards, rollouts, stored_chat
 from server.api.elsewhere import GuideElsewhere
 from server.api.encodable import RefuseHalfCharacters
+from server.critics.decisions import OwnDecisions
+from server.critics.following import Follower
 from server.critics.loaded import LoadedCritics
+from server.critics.published import SharedDecisions
 from server.critics.roots import CriticRoots
 from server.critics.workers import Workers
 from server.request import responses
@@ -75,9 +78,11 @@ class QSharpEndpoints:
         telemetry = TelemetryReceiver(metrics.observe_step)
         started_with = EngineSettings.of(engine_client.vllm_config).critics
         roots = CriticRoots.of(settings.critic_root, (parse_critic(critic)[1] for critic in started_with))
+        loaded = LoadedCritics(Workers(engine_client), roots)
         qsharp = QSharpState(
             settings,
-            LoadedCritics(Workers(engine_client), roots),
+            loaded,
+            OwnDecisions(loaded),
             telemetry,
             engine_client.tokenizer,
             engine_client.model_config.get_vocab_size(),
@@ -94,6 +99,11 @@ class QSharpEndpoints:
             wanted = processors.processor_name(engine_client.vllm_config)
             raise ConfigError(f"start the engine with --logits-processors {wanted}, or use `qsharp serve`") from error
         await qsharp.critics.refresh()
+        if qsharp.rollouts is not None and settings.share_critics:
+            qsharp.follower = follower = Follower(loaded, qsharp.rollouts.critics.desired)
+            qsharp.decisions = SharedDecisions(loaded, qsharp.rollouts.critics, follower)
+            await follower.settle()  # before anybody is served
+            state.qsharp_follows = asyncio.create_task(follower.follow())
         engine = GuidedEngineClient(
             engine_client, telemetry, settings.telemetry_timeout, guides_all=settings.default_eta is not None
         )

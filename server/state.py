@@ -6,6 +6,8 @@ from typing import Any
 from fastapi import Request
 
 from server.critics.catalog import CriticCatalog
+from server.critics.decisions import Decisions
+from server.critics.following import Follower
 from server.critics.loaded import LoadedCritics
 from server.errors import ConflictError
 from server.request.slots import Slots
@@ -24,6 +26,8 @@ class QSharpState:
         tokenizer: the reference's; None where it has none.
         vocabulary: how many token ids the reference has.
         critics: what this server has loaded.
+        decisions: about critics, for this server or for all of its store.
+        follower: has this server have what its store says; None where it decides alone.
         rollouts: the rollout store; None where the server was started without one.
         slots: bounds how many samples are on their way.
         models: reads the names of virtual models.
@@ -31,10 +35,12 @@ class QSharpState:
 
     settings: Settings
     critics: LoadedCritics
+    decisions: Decisions
     telemetry: TelemetryReceiver
     tokenizer: Any
     vocabulary: int
     rollouts: RolloutStore | None = None
+    follower: Follower | None = None
     slots: Slots = field(default_factory=lambda: Slots(1))
     models: VirtualModels = field(default_factory=lambda: VirtualModels((), CriticCatalog()))
 

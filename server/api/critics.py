@@ -9,6 +9,7 @@ from qsharp_core.errors import GuidanceError, NoCriticError, UnknownCriticError
 from qsharp_core.wire.critics import (
     ActivateRequest,
     CompletionScore,
+    CriticDecision,
     CriticList,
     CriticName,
     CriticScores,
@@ -16,10 +17,11 @@ from qsharp_core.wire.critics import (
     CriticVersions,
     LoadRequest,
     ScoreRequest,
+    WantedCritics,
 )
+from server.access.principal import principal_of
 from server.api.scoring import sequences
-from server.critics.catalog import CriticInfo
-from server.errors import ConflictError, NotFoundError
+from server.errors import NotFoundError
 from server.state import QSharpState, state_of
 
 PATH = "/v1/critics"
@@ -33,7 +35,12 @@ async def list_critics(request: Request) -> CriticList:
     """Lists all loaded versions."""
     state = state_of(request)
     await state.critics.refresh()
-    return CriticList(data=[state.critics.catalog.describe(info) for info in state.critics.catalog.critics.values()])
+    catalog, follower = state.critics.catalog, state.follower
+    wanted = None
+    if follower is not None:
+        now = follower.wanted
+        wanted = WantedCritics(versions=list(now.versions), active=dict(now.active), problems=follower.problems)
+    return CriticList(data=[catalog.describe(info) for info in catalog.critics.values()], wanted=wanted)
 
 
 @router.post("")
@@ -42,9 +49,7 @@ async def load_critic(body: LoadRequest, request: Request) -> CriticVersion:
     state = state_of(request)
     folder = await asyncio.to_thread(state.critics.roots.admit, body.path)
     info = await state.critics.load(folder, body.name)
-    if body.activate:
-        async with state.critics.changing:
-            await state.critics.activate(_version(state, info.name, info.version))
+    await state.decisions.loaded(info, principal_of(request).name, activate=body.activate)
     return state.critics.catalog.describe(info)
 
 
@@ -58,53 +63,36 @@ async def show_critic(name: CriticName, request: Request) -> CriticVersions:
         name=name,
         active=catalog.active.get(name, "").partition("@")[2] or None,
         default=catalog.default == name,
-        versions=[catalog.describe(info) for info in _versions(state, name)],
+        versions=[catalog.describe(info) for info in state.critics.versions(name)],
+        decisions=await _decisions(state, name),
     )
 
 
 @router.post("/{name}/activate")
 async def activate_critic(name: CriticName, body: ActivateRequest, request: Request) -> CriticVersion:
     """Makes this version the active one; requests that were admitted earlier keep the version they began with."""
-    state = state_of(request)
-    async with state.critics.changing:
-        info = _version(state, name, body.version)
-        await state.critics.activate(info)
-        if body.default:
-            state.critics.catalog.default = name
-        return state.critics.catalog.describe(info)
+    state, by = state_of(request), principal_of(request).name
+    info = await state.decisions.activate(name, body.version, by, default=body.default)
+    return state.critics.catalog.describe(info)
 
 
 @router.post("/{name}/rollback")
 async def roll_back_critic(name: CriticName, request: Request) -> CriticVersion:
     """Activates the version that was active before the present one."""
     state = state_of(request)
-    async with state.critics.changing:
-        _versions(state, name)
-        info = state.critics.catalog.previous(name)
-        if info is None:
-            raise ConflictError(f"no version of {name} that was active before is still loaded: load and activate it")
-        await state.critics.workers.activate(info.key)
-        await state.critics.refresh()
-        return state.critics.catalog.describe(info)
+    info = await state.decisions.roll_back(name, principal_of(request).name)
+    return state.critics.catalog.describe(info)
 
 
 @router.delete("/{name}/{version}")
 async def unload_critic(name: CriticName, version: CriticName, request: Request, response: Response) -> CriticVersion:
     """Unloads a version: no new request gets it, and it is freed when its last request ends (202 until then)."""
     state = state_of(request)
-    async with state.critics.changing:
-        info = _version(state, name, version)
-        others = [one for one in _versions(state, name) if one is not info and not one.leaving]
-        if others and state.critics.catalog.active.get(name) == info.key:
-            raise ConflictError(f"{info.key} is active: activate another version of {name} first")
-        state.critics.catalog.leave(info)  # from now on nobody can activate it
-    if info.in_flight:
-        state.critics.start_unloading(info)
+    info = await state.decisions.unload(name, version, principal_of(request).name)
+    if not info.in_flight and (task := state.critics.unloading(info)):
+        await asyncio.shield(task)
+    if info.key in state.critics.catalog.critics:
         response.status_code = HTTPStatus.ACCEPTED
-    else:
-        await state.critics.unload(info)
-        if info.key in state.critics.catalog.critics:
-            response.status_code = HTTPStatus.ACCEPTED
     return state.critics.catalog.describe(info)
 
 
@@ -147,22 +135,23 @@ async def score(name: str, body: ScoreRequest, request: Request) -> CriticScores
     )
 
 
+async def _decisions(state: QSharpState, name: str) -> list[CriticDecision]:
+    if state.follower is None:
+        return []
+    history = await asyncio.to_thread(state.store.critics.history, name)
+    return [
+        CriticDecision(
+            version=one.version,
+            default=one.is_default,
+            rolled_back=one.rolled_back,
+            created=one.created,
+            given_by=one.given_by,
+            why=one.why,
+        )
+        for one in history
+    ]
+
+
 def attach(app: FastAPI) -> None:
     """Adds these routes to the app."""
     app.include_router(router)
-
-
-def _versions(state: QSharpState, name: str) -> list[CriticInfo]:
-    versions = state.critics.catalog.versions(name)
-    if not versions:
-        raise NotFoundError(f"critic {name!r} is not loaded")
-    return versions
-
-
-def _version(state: QSharpState, name: str, version: str) -> CriticInfo:
-    info = state.critics.catalog.critics.get(f"{name}@{version}")
-    if info is None:
-        raise NotFoundError(f"critic {name}@{version} is not loaded")
-    if info.leaving:
-        raise ConflictError(f"{info.key} is being unloaded: {info.in_flight} requests still use it")
-    return info

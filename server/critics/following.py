@@ -1,25 +1,29 @@
 """Has this server have the critics that the store says all servers are to have.
 
-The store is asked every few seconds. What cannot be done is said in `problems` and tried again; the rest goes on.
+The store is asked every second. What cannot be done is said in `problems` and tried again; the rest goes on.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 from qsharp_core.critic.digest import digest
 from qsharp_core.errors import CriticError, QSharpError
-from server.critics.catalog import CriticInfo
+from server import metrics
 from server.critics.loaded import LoadedCritics
 from server.store.critics import Desired, PublishedVersion
 
 logger = logging.getLogger("vllm.qsharp")
 SECONDS = 1.0  # from one look at the store to the next
+RETRY_SECONDS = 10.0  # from a failed load to the next attempt
 
 
 class Follower:
     """Follows the store.
+
+    Critics that the store never wanted are this server's own, and stay as they are.
 
     Args:
         critics: of this server.
@@ -33,7 +37,10 @@ class Follower:
     def __init__(self, critics: LoadedCritics, look: Callable[[], Desired]) -> None:
         self._critics = critics
         self._look = look
-        self._followed: set[str] = set()  # what the store has ever wanted: the rest is this server's own
+        self._looking = asyncio.Lock()
+        self._getting: dict[str, asyncio.Task[None]] = {}
+        self._sound: dict[str, str] = {}  # the digest of what is loaded, once it was compared
+        self._again: dict[str, float] = {}  # when a version that could not be had is tried again
         self.wanted = Desired()
         self.problems: dict[str, str] = {}
 
@@ -46,54 +53,96 @@ class Follower:
                 logger.warning("critics of the store were not followed: %s", error)
             await asyncio.sleep(SECONDS)
 
+    async def settle(self, key: str | None = None) -> None:
+        """Returns when this server has what is wanted, or has tried to; with a key, that version alone.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        await self.catch_up()
+        if tasks := [task for wanted, task in self._getting.items() if key in (None, wanted)]:
+            await asyncio.gather(*tasks)
+            await self.catch_up()
+
     async def catch_up(self) -> None:
-        """Does once all that is to be done.
+        """Does once all that is to be done; loads, which may take long, go on in the background.
 
         Raises:
             StoreError: the store cannot be read; what is loaded stays.
         """
-        wanted = await asyncio.to_thread(self._look)
-        self.wanted = wanted
-        self._followed |= wanted.versions.keys()
-        self.problems = {key: why for key, why in self.problems.items() if key in wanted.versions}
-        for key, version in wanted.versions.items():
-            if key not in self._critics.catalog.critics:
-                await self._tried(key, self._load(version))
-        async with self._critics.changing:
-            for name, number in wanted.active.items():
-                await self._activated(f"{name}@{number}")
-            catalog = self._critics.catalog
-            if wanted.default in catalog.active:
-                catalog.default = wanted.default
-            leaving = [info for key, info in catalog.critics.items() if self._is_to_leave(key, info)]
+        async with self._looking:
+            wanted = await asyncio.to_thread(self._look)
+            dropped = self.wanted.versions.keys() - wanted.versions.keys()
+            self.wanted = wanted
+            self._forget()
+            for key, version in wanted.versions.items():
+                if self._sound.get(key) != version.digest and time.monotonic() >= self._again.get(key, 0):
+                    self._start(version)
+            async with self._critics.changing:
+                for name, number in wanted.active.items():
+                    await self._activate(name, f"{name}@{number}")
+                if wanted.default is not None:
+                    self._critics.catalog.default = wanted.default
+                leaving = [info for key in dropped if (info := self._critics.catalog.critics.get(key)) is not None]
+                for info in leaving:
+                    self._critics.catalog.leave(info)
             for info in leaving:
-                catalog.leave(info)
-        for info in leaving:
-            self._critics.start_unloading(info)
+                self._critics.start_unloading(info)
+            metrics.CRITIC_PROBLEMS.set(len(self.problems))
 
-    def _is_to_leave(self, key: str, info: CriticInfo) -> bool:
-        return key in self._followed and key not in self.wanted.versions and not info.leaving
+    def _forget(self) -> None:
+        """What is no longer wanted is no problem, and what is no longer loaded must be compared again."""
+        for kept in (self.problems, self._again):
+            for key in kept.keys() - self.wanted.versions.keys():
+                del kept[key]
+        for key in self._sound.keys() - self._critics.catalog.critics.keys():
+            del self._sound[key]
+
+    def _start(self, version: PublishedVersion) -> None:
+        info = self._critics.catalog.critics.get(version.key)
+        if version.key in self._getting or (info is not None and info.leaving):
+            return
+        task = asyncio.create_task(self._get(version))
+        self._getting[version.key] = task
+        task.add_done_callback(lambda _: self._getting.pop(version.key))
+
+    async def _get(self, version: PublishedVersion) -> None:
+        try:
+            await self._load(version)
+        except QSharpError as error:
+            self._again[version.key] = time.monotonic() + RETRY_SECONDS
+            self._failed(version.key, error)
+        else:
+            self._sound[version.key] = version.digest
+            self.problems.pop(version.key, None)
 
     async def _load(self, version: PublishedVersion) -> None:
-        folder = await asyncio.to_thread(self._critics.roots.admit, version.location)
+        """Loads a version, or only compares the files of one that is loaded."""
+        info = self._critics.catalog.critics.get(version.key)
+        if info is None:
+            folder = await asyncio.to_thread(self._critics.roots.admit, version.location)
+        else:
+            folder = Path(info.status.path)
         found = await asyncio.to_thread(digest, folder)
         if found != version.digest:
             raise CriticError(f"the files at {folder} are not those that were published ({found:.12}…)")
-        info = await self._critics.load(folder, version.name)
-        if info.key != version.key:
-            raise CriticError(f"{folder} holds {info.key}")
+        if info is None:
+            await self._critics.load(folder, version.name)
 
-    async def _activated(self, key: str) -> None:
+    async def _activate(self, name: str, key: str) -> None:
         info = self._critics.catalog.critics.get(key)
-        if info is not None and not info.leaving and self._critics.catalog.active.get(info.name) != key:
-            await self._tried(key, self._critics.activate(info))
-
-    async def _tried(self, key: str, work: Coroutine[Any, Any, None]) -> None:
+        if info is None or info.leaving or self._critics.catalog.active.get(name) == key:
+            return
+        if self._sound.get(key) != self.wanted.versions[key].digest:
+            return
         try:
-            await work
+            await self._critics.activate(info)
         except QSharpError as error:
-            if self.problems.get(key) != str(error):
-                logger.error("%s is wanted, and this server does not have it: %s", key, error)
-            self.problems[key] = str(error)
+            self._failed(key, error)
         else:
             self.problems.pop(key, None)
+
+    def _failed(self, key: str, error: QSharpError) -> None:
+        if self.problems.get(key) != str(error):
+            logger.error("%s is wanted, and this server does not have it: %s", key, error)
+        self.problems[key] = str(error)

@@ -10,7 +10,7 @@ from server import metrics
 from server.critics.catalog import CriticCatalog, CriticInfo
 from server.critics.roots import CriticRoots
 from server.critics.workers import Workers
-from server.errors import ConflictError
+from server.errors import ConflictError, NotFoundError
 
 logger = logging.getLogger("vllm.qsharp")
 
@@ -30,7 +30,32 @@ class LoadedCritics:
     roots: CriticRoots
     catalog: CriticCatalog = field(default_factory=CriticCatalog)
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _tasks: set["asyncio.Task[None]"] = field(default_factory=set)
+    _unloading: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
+
+    def versions(self, name: str) -> list[CriticInfo]:
+        """All versions of a name.
+
+        Raises:
+            NotFoundError: none is loaded.
+        """
+        versions = self.catalog.versions(name)
+        if not versions:
+            raise NotFoundError(f"critic {name!r} is not loaded")
+        return versions
+
+    def version(self, name: str, version: str) -> CriticInfo:
+        """A version that can be used.
+
+        Raises:
+            NotFoundError: it is not loaded.
+            ConflictError: it is being unloaded.
+        """
+        info = self.catalog.critics.get(f"{name}@{version}")
+        if info is None:
+            raise NotFoundError(f"critic {name}@{version} is not loaded")
+        if info.leaving:
+            raise ConflictError(f"{info.key} is being unloaded: {info.in_flight} requests still use it")
+        return info
 
     async def refresh(self) -> None:
         """Asks the workers which critics are loaded, and updates the catalog and the metrics."""
@@ -57,19 +82,25 @@ class LoadedCritics:
         await self.refresh()
         self.catalog.activated(info.name, previous)
 
-    async def unload(self, info: CriticInfo) -> None:
+    async def _unload(self, info: CriticInfo) -> None:
         """Frees a version that has left the catalog, when the requests that were admitted with it have ended."""
         await info.idle.wait()  # until then they may reach the worker
         await self.workers.unload(info.key)
         await self.refresh()
 
-    def start_unloading(self, info: CriticInfo) -> None:
+    def start_unloading(self, info: CriticInfo) -> "asyncio.Task[None]":
         """Unloads in the background; what fails is logged."""
-        task = asyncio.create_task(self.unload(info))
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task = asyncio.create_task(self._unload(info))
+        self._unloading[info.key] = task
+        task.add_done_callback(lambda task: self._ended(info, task))
+        return task
 
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
+    def unloading(self, info: CriticInfo) -> "asyncio.Task[None] | None":
+        """What unloads this version; None if nothing does."""
+        return self._unloading.get(info.key)
+
+    def _ended(self, info: CriticInfo, task: "asyncio.Task[None]") -> None:
+        if self._unloading.get(info.key) is task:
+            del self._unloading[info.key]
         if not task.cancelled() and isinstance(error := task.exception(), QSharpError):
             logger.error("unloading a critic failed: %s", error)

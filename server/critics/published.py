@@ -1,92 +1,132 @@
-"""What the admin's routes note in the store, so that all of its servers follow."""
+"""Decisions about critics for all servers of a store: they are noted there, and every server follows."""
 
 import asyncio
 import time
 from pathlib import Path
-from typing import Any
 
 from qsharp_core.critic.digest import digest
-from qsharp_core.errors import CriticError
+from qsharp_core.errors import CriticError, QSharpError
 from server.critics.catalog import CriticInfo
+from server.critics.decisions import OwnDecisions
 from server.critics.following import Follower
+from server.critics.loaded import LoadedCritics
 from server.errors import ConflictError
 from server.store.critics import Activation, CriticRecords, PublishedVersion
 
 
-class PublishedCritics:
-    """Notes decisions in the store, and has this server follow them at once.
+class SharedDecisions:
+    """Notes each decision in the store, and has this server follow at once.
+
+    What a server was started with is its own until a decision is made about its name. Then the store takes over what
+    this server has of that name, so that a roll-back finds the way back.
 
     Args:
+        critics: of this server.
         records: of the store.
         follower: of this server.
     """
 
-    def __init__(self, records: CriticRecords, follower: Follower) -> None:
+    def __init__(self, critics: LoadedCritics, records: CriticRecords, follower: Follower) -> None:
+        self._critics = critics
         self._records = records
         self._follower = follower
+        self._own = OwnDecisions(critics)
 
-    async def publish(self, info: CriticInfo, by: str) -> None:
-        """Has all servers load what this one has loaded. The first version of a name becomes its active one.
-
-        Raises:
-            ConflictError: the version is published with other files.
-            StoreError: nothing was written.
-        """
-        folder, card = Path(info.status.path), info.status.card
-        metrics: Any = card.get("metrics") or {}
-        parent = card.get("parent")
-        files = await asyncio.to_thread(digest, folder)
+    async def loaded(self, info: CriticInfo, by: str, *, activate: bool) -> None:
         try:
-            await self._records.publish(
-                PublishedVersion(
-                    info.name,
-                    info.version,
-                    str(folder),
-                    files,
-                    metrics,
-                    parent if isinstance(parent, str) else None,
-                    by,
-                )
-            )
-        except CriticError as error:
-            raise ConflictError(str(error)) from error
-        now = await asyncio.to_thread(self._records.desired)
-        if info.name not in now.active:
-            await self.activate(info, by)
-        else:
+            await self._adopt(info.name, by)
+            await self._publish(info, by)
             await self._follower.catch_up()
+            if activate or info.name not in self._follower.wanted.active:
+                await self._note(info, by)
+        except QSharpError:
+            if not info.leaving:  # what could not be published is not kept
+                await self._own.unload(info.name, info.version, by)
+            raise
+        await self._follower.settle(info.key)
 
-    async def activate(self, info: CriticInfo, by: str, *, default: bool = False, why: str | None = None) -> None:
-        """Has the version be what its name means, on all servers; it is published if it was this server's own.
+    async def activate(self, name: str, version: str, by: str, *, default: bool) -> CriticInfo:
+        info = self._critics.version(name, version)
+        await self._adopt(name, by)
+        if info.key not in self._follower.wanted.versions:
+            await self._publish(info, by)
+        await self._note(info, by, default=default)
+        return await self._followed(info)
 
-        Raises:
-            StoreError: nothing was written.
-        """
-        now = await asyncio.to_thread(self._records.desired)
-        if info.key not in now.versions:
-            await self.publish(info, by)
-        await self._records.activate(Activation(info.name, info.version, 1.0, default, time.time(), by, why))
-        await self._follower.catch_up()
+    async def roll_back(self, name: str, by: str) -> CriticInfo:
+        self._critics.versions(name)
+        await self._adopt(name, by)
+        version = await asyncio.to_thread(self._records.previous, name)
+        if version is None:
+            raise ConflictError(f"no version of {name} that was active before is still wanted: load and activate it")
+        info = self._critics.version(name, version)
+        await self._note(info, by, rolled_back=True)
+        return await self._followed(info)
 
-    async def previous(self, name: str) -> str | None:
-        """The version that was active before the present one, and is still published; None if there is none."""
-        now = await asyncio.to_thread(self._records.desired)
-        history = await asyncio.to_thread(self._records.history, name)
-        present = now.active.get(name)
-        for decision in reversed(history):
-            if decision.share == 1 and decision.version != present and f"{name}@{decision.version}" in now.versions:
-                return decision.version
-        return None
-
-    async def retire(self, info: CriticInfo) -> None:
-        """Has all servers unload the version.
-
-        Raises:
-            ConflictError: its name means it while there are others.
-            StoreError: nothing was written.
-        """
+    async def unload(self, name: str, version: str, by: str) -> CriticInfo:
+        info = self._critics.version(name, version)
+        await self._adopt(name, by)
+        if info.key not in self._follower.wanted.versions:
+            return await self._own.unload(name, version, by)
         try:
-            await self._records.retire(info.name, info.version)
+            await self._records.retire(name, version)
         except CriticError as error:
             raise ConflictError(str(error)) from error
         await self._follower.catch_up()
+        return info
+
+    async def _adopt(self, name: str, by: str) -> None:
+        """Has the store know what this server has of a name, and what its default is, if it knows nothing of them."""
+        await self._follower.catch_up()
+        catalog = self._critics.catalog
+        for one in dict.fromkeys((catalog.default, name)):
+            if one is None or await asyncio.to_thread(self._records.knows, one):
+                continue
+            versions = [info for info in catalog.versions(one) if not info.leaving]
+            for info in versions:
+                await self._publish(info, by)
+            for info in versions:
+                if catalog.active.get(one) == info.key:
+                    await self._note(info, by, why="what the server had")
+
+    async def _publish(self, info: CriticInfo, by: str) -> None:
+        card = info.status.card
+        metrics, parent = card.get("metrics"), card.get("parent")
+        files = await asyncio.to_thread(digest, Path(info.status.path))
+        version = PublishedVersion(
+            name=info.name,
+            version=info.version,
+            location=info.status.path,
+            digest=files,
+            metrics=metrics if isinstance(metrics, dict) else {},
+            parent=parent if isinstance(parent, str) else None,
+            published_by=by,
+        )
+        try:
+            await self._records.publish(version)
+        except CriticError as error:
+            raise ConflictError(str(error)) from error
+
+    async def _note(
+        self, info: CriticInfo, by: str, *, default: bool = False, rolled_back: bool = False, why: str | None = None
+    ) -> None:
+        decision = Activation(
+            name=info.name,
+            version=info.version,
+            share=1.0,
+            is_default=default,
+            rolled_back=rolled_back,
+            created=time.time(),
+            given_by=by,
+            why=why,
+        )
+        try:
+            await self._records.activate(decision)
+        except CriticError as error:  # another server has just retired it
+            raise ConflictError(str(error)) from error
+
+    async def _followed(self, info: CriticInfo) -> CriticInfo:
+        await self._follower.settle(info.key)
+        if problem := self._follower.problems.get(info.key):
+            raise ConflictError(f"{info.key} is active for all servers, and this one does not have it: {problem}")
+        return info

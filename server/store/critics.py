@@ -7,11 +7,11 @@ wanted keeps its own.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import ColumnElement, Connection, case, func, insert, select, update
 
 from qsharp_core.errors import CriticError
 from server.store.reading import Reader
@@ -51,6 +51,7 @@ class Activation(NamedTuple):
         share: of the requests that name no version: 1 for all, less for a trial beside the version that is active, and
             0 for its end.
         is_default: whether the name became the one of requests that name no critic.
+        rolled_back: whether it returned to a version that was active earlier.
         created: when, in seconds since the epoch.
         given_by: holder of the key that it was made with.
         why: in the words of whoever made it.
@@ -60,9 +61,15 @@ class Activation(NamedTuple):
     version: str
     share: float
     is_default: bool
+    rolled_back: bool
     created: float
     given_by: str
     why: str | None
+
+    @property
+    def key(self) -> str:
+        """`name@version`."""
+        return f"{self.name}@{self.version}"
 
 
 @dataclass(frozen=True)
@@ -108,9 +115,31 @@ class CriticRecords:
         Raises:
             StoreError: the store cannot be read.
         """
-        query = select(critic_activations).where(critic_activations.c.name == name).order_by(critic_activations.c.seq)
+        table = critic_activations.c
+        columns = [table[field] for field in Activation._fields]
+        query = select(*columns).where(table.name == name).order_by(table.seq)
         with self._reader.connected() as connection:
-            return [_activation(row) for row in connection.execute(query)]
+            return [Activation(*row) for row in connection.execute(query)]
+
+    def knows(self, name: str) -> bool:
+        """Whether a version of this name was ever published; it blocks.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        with self._reader.connected() as connection:
+            query = select(critic_versions.c.name).where(critic_versions.c.name == name).limit(1)
+            return connection.execute(query).first() is not None
+
+    def previous(self, name: str) -> str | None:
+        """The version to which a roll-back of this name returns, None if there is none; it blocks.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        now, passed = self.desired(), _passed(self.history(name))
+        present = now.active.get(name)
+        return next((v for v in reversed(passed) if v != present and f"{name}@{v}" in now.versions), None)
 
     async def publish(self, version: PublishedVersion) -> None:
         """Has servers load a version.
@@ -209,27 +238,34 @@ def _versions(connection: Connection) -> list[PublishedVersion]:
     return [PublishedVersion(*row) for row in connection.execute(query)]
 
 
-def _activation(row: Any) -> Activation:
-    return Activation(*(getattr(row, name) for name in Activation._fields))
+def _passed(history: Sequence[Activation]) -> list[str]:
+    """The versions that were active one after the other, without those that were rolled back."""
+    passed: list[str] = []
+    for decision in history:
+        if decision.rolled_back:
+            while passed and passed[-1] != decision.version:
+                passed.pop()
+        if decision.share == 1 and passed[-1:] != [decision.version]:
+            passed.append(decision.version)
+    return passed
 
 
 def _desired(connection: Connection) -> Desired:
     wanted = {version.key: version for version in _versions(connection)}
-    active: dict[str, str] = {}
-    trials: dict[str, tuple[str, float]] = {}
-    default = None
-    for row in connection.execute(select(critic_activations).order_by(critic_activations.c.seq)):
-        if row.share == 1:
-            active[row.name] = row.version
-        if 0 < row.share < 1:
-            trials[row.name] = (row.version, row.share)
-        else:
-            trials.pop(row.name, None)
-        if row.is_default or default is None:
-            default = row.name
+    table = critic_activations.c
+    columns = [table[name] for name in Activation._fields]
+
+    def latest(*conditions: ColumnElement[bool]) -> list[Activation]:
+        """Of each name the last decision that meets the conditions."""
+        last = select(func.max(table.seq)).where(*conditions).group_by(table.name)
+        return [Activation(*row) for row in connection.execute(select(*columns).where(table.seq.in_(last)))]
+
+    # The last that was chosen; as long as none was, the first that was ever active.
+    order = (table.is_default.desc(), case((table.is_default, -table.seq), else_=table.seq))
+    default = connection.execute(select(table.name).order_by(*order).limit(1))
     return Desired(
         wanted,
-        {name: version for name, version in active.items() if f"{name}@{version}" in wanted},
-        {name: trial for name, trial in trials.items() if f"{name}@{trial[0]}" in wanted},
-        default,
+        {one.name: one.version for one in latest(table.share == 1) if one.key in wanted},
+        {one.name: (one.version, one.share) for one in latest() if 0 < one.share < 1 and one.key in wanted},
+        default.scalar(),
     )

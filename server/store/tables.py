@@ -116,6 +116,7 @@ critic_activations = Table(
     Column("version", Text, nullable=False),
     Column("share", Double, nullable=False),  # of the requests that name no version; 1: all, 0: none any more
     Column("is_default", Boolean, nullable=False),
+    Column("rolled_back", Boolean, nullable=False),
     Column("created", Double, nullable=False),
     Column("given_by", Text, nullable=False),
     Column("why", Text),

@@ -68,7 +68,7 @@ class Server:
 
     def catch_up(self) -> None:
         async def done() -> None:
-            await self.follower.catch_up()
+            await self.follower.settle()
             for _ in range(5):
                 await asyncio.sleep(0)  # what was begun in the background
 
@@ -125,8 +125,49 @@ def test_files_that_are_not_the_published_ones_are_not_loaded(server: Server, tm
     assert server.critics.catalog.active == {"sums": "sums@2"}  # the others go on
     (tmp_path / "sums" / "1" / "critic.json").write_text("x")
     server.catch_up()
+    assert "sums@1" in server.follower.problems  # it is not read again each second
+    server.follower._again.clear()  # as if the time had passed
+    server.catch_up()
     assert server.follower.problems == {}
     assert set(server.workers.loaded) == {"sums@1", "sums@2"}
+
+
+def test_other_files_under_a_wanted_name_are_not_activated(server: Server, tmp_path: Path) -> None:
+    """A server that was started with files of its own, under the name and version of published ones."""
+    own = version(tmp_path / "own", "2", content="y")
+    asyncio.run(server.workers.load(str(tmp_path / "own" / "1"), "sums"))
+    asyncio.run(server.workers.load(own.location, "sums"))
+    asyncio.run(server.critics.refresh())
+    server.wanted = desired(version(tmp_path, "2"), sums="2")
+    server.catch_up()
+    assert "not those that were published" in server.follower.problems["sums@2"]
+    assert server.critics.catalog.active == {"sums": "sums@1"}
+
+
+def test_a_slow_load_holds_up_no_activation(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two, slow = version(tmp_path, "1"), version(tmp_path, "2"), version(tmp_path, "3")
+    server.wanted = desired(one, two, sums="1")
+    server.catch_up()
+    load = server.workers.load
+
+    async def main() -> None:
+        released = asyncio.Event()
+
+        async def slowly(path: str, name: str | None) -> str:
+            await released.wait()
+            return await load(path, name)
+
+        monkeypatch.setattr(server.workers, "load", slowly)
+        server.wanted = desired(one, two, slow, sums="2")
+        await server.follower.catch_up()
+        await server.follower.catch_up()
+        assert server.critics.catalog.active == {"sums": "sums@2"}
+        released.set()
+        await server.follower.settle()
+
+    asyncio.run(main())
+    assert set(server.workers.loaded) == {"sums@1", "sums@2", "sums@3"}
+    assert server.workers.loads == 3
 
 
 def test_a_place_that_it_may_not_load_from_is_a_problem(server: Server, tmp_path: Path) -> None:

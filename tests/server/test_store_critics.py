@@ -22,8 +22,16 @@ class Records:
         one = PublishedVersion(name, version, f"/critics/{name}/{version}", digest, {"auc": 0.8}, None, "ann")
         asyncio.run(self.critics.publish(one))
 
-    def activate(self, version: str, share: float = 1.0, name: str = "sums", *, default: bool = False) -> None:
-        asyncio.run(self.critics.activate(Activation(name, version, share, default, 1.0, "ann", None)))
+    def activate(
+        self, version: str, share: float = 1.0, name: str = "sums", *, default: bool = False, rolled_back: bool = False
+    ) -> None:
+        asyncio.run(self.critics.activate(Activation(name, version, share, default, rolled_back, 1.0, "ann", None)))
+
+    def roll_back(self) -> str | None:
+        version = self.critics.previous("sums")
+        if version is not None:
+            self.activate(version, rolled_back=True)
+        return version
 
     def retire(self, version: str, name: str = "sums") -> None:
         asyncio.run(self.critics.retire(name, version))
@@ -102,6 +110,19 @@ def test_retiring(records: Records) -> None:
     assert (dict(records.now.versions), dict(records.now.active)) == ({}, {})
     records.publish("2")  # and come back, with what was decided about it
     assert dict(records.now.active) == {"sums": "2"}
+
+
+def test_rolling_back_again_goes_further_back(records: Records) -> None:
+    for version in ("1", "2", "3", "4"):
+        records.publish(version)
+        records.activate(version)
+    records.activate("4")
+    records.activate("1", share=0.5)  # a trial is no step
+    records.retire("2")
+    assert [records.roll_back() for _ in range(3)] == ["3", "1", None]
+    records.activate("4")
+    assert [records.roll_back() for _ in range(2)] == ["1", None]
+    assert dict(records.now.active) == {"sums": "1"}
 
 
 def test_one_refusal_does_not_fail_what_shares_its_transaction(records: Records) -> None:

@@ -30,6 +30,7 @@ def upgrade() -> None:
         sa.Column("version", sa.Text, nullable=False),
         sa.Column("share", sa.Double, nullable=False),
         sa.Column("is_default", sa.Boolean, nullable=False),
+        sa.Column("rolled_back", sa.Boolean, nullable=False),
         sa.Column("created", sa.Double, nullable=False),
         sa.Column("given_by", sa.Text, nullable=False),
         sa.Column("why", sa.Text),
