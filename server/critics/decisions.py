@@ -66,6 +66,5 @@ class OwnDecisions:
             others = [one for one in self._critics.versions(name) if one is not info and not one.leaving]
             if others and self._critics.catalog.active.get(name) == info.key:
                 raise ConflictError(f"{info.key} is active: activate another version of {name} first")
-            self._critics.catalog.leave(info)  # from now on nobody can activate it
-        self._critics.start_unloading(info)
-        return info
+            self._critics.leave(info)
+            return info

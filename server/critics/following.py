@@ -83,11 +83,8 @@ class Follower:
                     await self._activate(name, f"{name}@{number}")
                 if wanted.default is not None:
                     self._critics.catalog.default = wanted.default
-                leaving = [info for key in dropped if (info := self._critics.catalog.critics.get(key)) is not None]
-                for info in leaving:
-                    self._critics.catalog.leave(info)
-            for info in leaving:
-                self._critics.start_unloading(info)
+                for key in dropped & self._critics.catalog.critics.keys():
+                    self._critics.leave(self._critics.catalog.critics[key])
             metrics.CRITIC_PROBLEMS.set(len(self.problems))
 
     def _forget(self) -> None:
@@ -127,7 +124,13 @@ class Follower:
         if found != version.digest:
             raise CriticError(f"the files at {folder} are not those that were published ({found:.12}…)")
         if info is None:
-            await self._critics.load(folder, version.name)
+            try:
+                await self._critics.load(folder, version.name)
+            except QSharpError:
+                await self._critics.refresh()
+                if version.key not in self._critics.catalog.critics:
+                    raise
+                await self._load(version)  # an admin has just loaded it
 
     async def _activate(self, name: str, key: str) -> None:
         info = self._critics.catalog.critics.get(key)

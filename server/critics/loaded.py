@@ -88,12 +88,12 @@ class LoadedCritics:
         await self.workers.unload(info.key)
         await self.refresh()
 
-    def start_unloading(self, info: CriticInfo) -> "asyncio.Task[None]":
-        """Unloads in the background; what fails is logged."""
+    def leave(self, info: CriticInfo) -> None:
+        """No new request gets a version from now on; it is unloaded in the background, and what fails is logged."""
+        self.catalog.leave(info)
         task = asyncio.create_task(self._unload(info))
         self._unloading[info.key] = task
         task.add_done_callback(lambda task: self._ended(info, task))
-        return task
 
     def unloading(self, info: CriticInfo) -> "asyncio.Task[None] | None":
         """What unloads this version; None if nothing does."""

@@ -40,8 +40,8 @@ class SharedDecisions:
             if activate or info.name not in self._follower.wanted.active:
                 await self._note(info, by)
         except QSharpError:
-            if not info.leaving:  # what could not be published is not kept
-                await self._own.unload(info.name, info.version, by)
+            if not info.leaving:
+                self._critics.leave(info)  # what could not be published is not kept
             raise
         await self._follower.settle(info.key)
 

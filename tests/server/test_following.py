@@ -2,89 +2,17 @@
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from qsharp_core.critic.digest import digest
 from qsharp_core.errors import CriticError, StoreError
-from qsharp_core.wire.critics import CriticStatus
-from server.critics.following import Follower
-from server.critics.loaded import LoadedCritics
-from server.critics.roots import CriticRoots
 from server.store.critics import Desired, PublishedVersion
-
-
-class Engine:
-    """Stands for the workers: what they have loaded, and which versions are active."""
-
-    def __init__(self) -> None:
-        self.loaded: dict[str, CriticStatus] = {}
-        self.active: dict[str, str] = {}
-        self.loads = 0
-
-    async def load(self, path: str, name: str | None) -> str:
-        self.loads += 1
-        version = Path(path).name
-        assert name is not None
-        status = CriticStatus(
-            name=name, version=version, path=path, active=False, leaving=False, users=0, max_length=8, native=True,
-            reward_range=(0, 1), kv_blocks=None, kv_blocks_used=None, card={},
-        )  # fmt: skip
-        self.loaded[status.key] = status
-        self.active.setdefault(name, version)
-        return status.key
-
-    async def activate(self, key: str) -> None:
-        name, _, version = key.partition("@")
-        self.active[name] = version
-
-    async def unload(self, key: str) -> None:
-        name, _, version = key.partition("@")
-        del self.loaded[key]
-        if self.active.get(name) == version:
-            del self.active[name]
-
-    async def describe(self) -> list[CriticStatus]:
-        return [
-            one.model_copy(update={"active": self.active.get(one.name) == one.version}) for one in self.loaded.values()
-        ]
-
-
-class Server:
-    """A server whose engine is `Engine`."""
-
-    def __init__(self, folder: Path) -> None:
-        self.wanted: Desired | Exception = Desired()
-        self.workers = Engine()
-        engine: Any = self.workers
-        self.critics = LoadedCritics(engine, CriticRoots([folder]))
-        self.follower = Follower(self.critics, self.look)
-
-    def look(self) -> Desired:
-        if isinstance(self.wanted, Exception):
-            raise self.wanted
-        return self.wanted
-
-    def catch_up(self) -> None:
-        async def done() -> None:
-            await self.follower.settle()
-            for _ in range(5):
-                await asyncio.sleep(0)  # what was begun in the background
-
-        asyncio.run(done())
+from tests.support.critic_servers import Server, version
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Server:
     return Server(tmp_path)
-
-
-def version(folder: Path, number: str, name: str = "sums", content: str = "x") -> PublishedVersion:
-    path = folder / name / number
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "critic.json").write_text(content)
-    return PublishedVersion(name, number, str(path), digest(path), {}, None, "ann")
 
 
 def desired(*versions: PublishedVersion, default: str | None = None, **active: str) -> Desired:
