@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qsharp_core.critic.digest import digest
 from qsharp_core.errors import CriticError, QSharpError
+from qsharp_core.wire.critics import CriticStatus
 from server.critics.catalog import CriticInfo
 from server.critics.decisions import OwnDecisions
 from server.critics.following import Follower
@@ -64,10 +65,11 @@ class SharedDecisions:
         return await self._followed(info)
 
     async def unload(self, name: str, version: str, by: str) -> CriticInfo:
-        info = self._critics.version(name, version)
         await self._adopt(name, by)
-        if info.key not in self._follower.wanted.versions:
+        published = self._follower.wanted.versions.get(f"{name}@{version}")
+        if published is None:
             return await self._own.unload(name, version, by)
+        info = self._critics.catalog.critics.get(published.key) or _absent(published)
         try:
             await self._records.retire(name, version)
         except CriticError as error:
@@ -130,3 +132,12 @@ class SharedDecisions:
         if problem := self._follower.problems.get(info.key):
             raise ConflictError(f"{info.key} is active for all servers, and this one does not have it: {problem}")
         return info
+
+
+def _absent(version: PublishedVersion) -> CriticInfo:
+    """A version that is wanted and that this server does not have, to be described to the admin who ends that."""
+    status = CriticStatus(
+        name=version.name, version=version.version, path=version.location, active=False, leaving=True, users=0,
+        max_length=0, native=False, reward_range=(0, 1), kv_blocks=None, kv_blocks_used=None, card={},
+    )  # fmt: skip
+    return CriticInfo(status, leaving=True)

@@ -44,8 +44,8 @@ def within(seconds: float, holds: Callable[[], bool]) -> float:
     return time.monotonic() - began
 
 
-def post(url: str, path: str, **body: Any) -> httpx.Response:
-    answer = httpx.post(f"{url}/v1/critics{path}", json=body, headers=ADMIN, timeout=60)
+def post(url: str, route: str, **body: Any) -> httpx.Response:
+    answer = httpx.post(f"{url}/v1/critics{route}", json=body, headers=ADMIN, timeout=60)
     assert answer.status_code == 200, answer.text
     return answer
 
@@ -69,10 +69,8 @@ async def clients(urls: list[str], until: asyncio.Event, killed: str | None = No
     return found
 
 
-def test_two_servers_and_one_truth(server: Server) -> None:
-    folders = [
-        models.write_critic(server.root / f"shared{v}", name="shared", version=v, seed=60 + int(v)) for v in "12"
-    ]
+def test_two_servers_and_one_truth(http: httpx.Client, server: Server) -> None:
+    folders = [models.write_critic(server.root / f"shared{v}", name="shared", version=str(v), seed=v) for v in (1, 2)]
     own = {"plain": server.critics["plain"]}
     store = ["--rollouts", f"sqlite:///{server.root / 'rollouts.db'}"]
     arguments = [*flags(server.reference, own, rows=8, blocks=24), *store]
@@ -88,13 +86,9 @@ def test_two_servers_and_one_truth(server: Server) -> None:
         async def changes() -> Counter[str]:
             until = asyncio.Event()
             running = asyncio.create_task(clients([here, there], until))
-            for url, path, wanted in (
-                (here, "/rollback", "1"),
-                (there, "/activate", "2"),
-                (here, "/rollback", "1"),
-            ) * 2:
-                body = {"version": wanted} if path == "/activate" else {}
-                await asyncio.to_thread(post, url, f"/shared{path}", **body)
+            for url, route, wanted in ((here, "/rollback", "1"), (there, "/activate", "2")) * 3:
+                body = {"version": wanted} if route == "/activate" else {}
+                await asyncio.to_thread(post, url, f"/shared{route}", **body)
                 for one in (here, there):
                     await asyncio.to_thread(within, WITHIN, lambda one=one, wanted=wanted: active(one) == wanted)
             until.set()
@@ -121,8 +115,7 @@ def test_two_servers_and_one_truth(server: Server) -> None:
     card = models.write_critic(server.root / "spoilt", name="spoilt", seed=70) / "critic.json"
     post(here, "", path=str(card.parent))
     card.write_text(card.read_text() + "\n")
-    http = httpx.Client(base_url=here, timeout=60, headers=ADMIN)
-    stored = Counter(http.get(f"/v1/rollouts/{choice['rollout_id']}").status_code for choice in choices)
+    stored = Counter(http.get(f"/v1/rollouts/{one['rollout_id']}", headers=ADMIN).status_code for one in choices)
     assert stored == {200: len(choices)}
     with serve(arguments, server.root / "beside-log", environment) as there:
         answer = httpx.post(f"{there}/v1/completions", json=BODY, timeout=60).json()
@@ -131,6 +124,6 @@ def test_two_servers_and_one_truth(server: Server) -> None:
         assert "qsharp_critic_problems 1.0" in httpx.get(f"{there}/metrics", follow_redirects=True).text
         assert "qsharp_critic_problems 0.0" in http.get("/metrics", follow_redirects=True).text
         for key in ("spoilt/1", "shared/2", "shared/1"):  # the active one goes last
-            http.delete(f"/v1/critics/{key}").raise_for_status()
+            http.delete(f"/v1/critics/{key}", headers=ADMIN).raise_for_status()
         within(WITHIN, lambda: httpx.get(f"{there}/v1/critics/shared").status_code == 404)
         within(WITHIN, lambda: problems(there) == {})

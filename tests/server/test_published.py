@@ -44,6 +44,10 @@ class Fleet:
         await settled()
 
 
+class Request:
+    """Uses a critic until it is told to have ended."""
+
+
 @pytest.fixture
 def fleet(url: str, tmp_path: Path) -> Iterator[Fleet]:
     store = RolloutStore(url)
@@ -180,6 +184,37 @@ def test_a_server_that_cannot_have_what_is_active_says_so(fleet: Fleet) -> None:
         assert "--critic-root" in there.follower.problems["sums@2"]
         with pytest.raises(NotFoundError):
             await there.decisions.activate("sums", "2", "ann", default=False)
+        await there.decisions.roll_back("sums", "ann")
+        await there.decisions.unload("sums", "2", "ann")  # for the others
+        await fleet.follow()
+        assert here.has == there.has == ({"sums@1"}, {"sums": "sums@1"}, "sums")
+        assert there.follower.problems == {}
+
+
+def test_a_version_that_is_wanted_again_while_it_leaves_can_be_unloaded(fleet: Fleet) -> None:
+    one, two = version(fleet.folder, "1"), version(fleet.folder, "2")
+
+    async def main() -> None:
+        here, there = await fleet.start(), await fleet.start()
+        await fleet.load(here, one)
+        await fleet.load(here, two)
+        await fleet.follow()
+        ended = here.critics.catalog.critics["sums@2"].lease(request := Request())
+        await there.decisions.unload("sums", "2", "ann")
+        await fleet.follow()
+        await fleet.load(there, two)
+        await here.follower.catch_up()
+        assert here.critics.catalog.critics["sums@2"].leaving
+        with pytest.raises(ConflictError, match="is active"):
+            await here.decisions.unload("sums", "1", "ann")
+        await here.decisions.unload("sums", "2", "ann")
+        await here.decisions.unload("sums", "1", "ann")
+        ended()
+        del request
+        await fleet.follow()
+        assert here.has[:2] == there.has[:2] == (set(), {})
+
+    asyncio.run(main())
 
     asyncio.run(main())
 
