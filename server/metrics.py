@@ -75,6 +75,11 @@ AUDIT_FAILURES = Counter("qsharp_audit_failures", "Audited rows whose scores wer
 CRITIC_INFO = Gauge(
     "qsharp_critic_info", "1 for every loaded critic", ["name", "version"], multiprocess_mode="mostrecent"
 )
+CRITIC_PROBLEMS = Gauge(
+    "qsharp_critic_problems",
+    "Versions that the store wants all its servers to have, and that this one cannot load or activate",
+    multiprocess_mode="mostrecent",
+)
 CRITIC_ACTIVATED = Gauge(
     "qsharp_critic_activated_timestamp_seconds",
     "When a version became the one that its name means; only of versions that are",

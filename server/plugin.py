@@ -22,6 +22,10 @@ from server.access.install import install_gate
 from server.api import completions, critics, docs, health, playground, rewards, rollouts, stored_chat
 from server.api.elsewhere import GuideElsewhere
 from server.api.encodable import RefuseHalfCharacters
+from server.critics.decisions import OwnDecisions
+from server.critics.following import Follower
+from server.critics.loaded import LoadedCritics
+from server.critics.published import SharedDecisions
 from server.critics.roots import CriticRoots
 from server.critics.workers import Workers
 from server.request import responses
@@ -72,16 +76,16 @@ class QSharpEndpoints:
         if parallel.worker_extension_cls != WORKER_EXTENSION:
             raise ConfigError(f"start the engine with --worker-extension-cls {WORKER_EXTENSION}, or use `qsharp serve`")
         telemetry = TelemetryReceiver(metrics.observe_step)
+        started_with = EngineSettings.of(engine_client.vllm_config).critics
+        roots = CriticRoots.of(settings.critic_root, (parse_critic(critic)[1] for critic in started_with))
+        loaded = LoadedCritics(Workers(engine_client), roots)
         qsharp = QSharpState(
             settings,
-            Workers(engine_client),
+            loaded,
+            OwnDecisions(loaded),
             telemetry,
             engine_client.tokenizer,
             engine_client.model_config.get_vocab_size(),
-            CriticRoots.of(
-                settings.critic_root,
-                (parse_critic(critic)[1] for critic in EngineSettings.of(engine_client.vllm_config).critics),
-            ),
         )
         qsharp.slots = Slots(self._limit(engine_client.vllm_config, settings))
         if settings.rollouts is not None:
@@ -90,11 +94,16 @@ class QSharpEndpoints:
             metrics.ROLLOUT_LAG.set_function(lambda: store.lag)
         telemetry.start()
         try:
-            await qsharp.workers.connect(telemetry.address)
+            await qsharp.critics.workers.connect(telemetry.address)
         except CriticError as error:
             wanted = processors.processor_name(engine_client.vllm_config)
             raise ConfigError(f"start the engine with --logits-processors {wanted}, or use `qsharp serve`") from error
-        await qsharp.refresh()
+        await qsharp.critics.refresh()
+        if qsharp.rollouts is not None and settings.share_critics:
+            qsharp.follower = follower = Follower(loaded, qsharp.rollouts.critics.desired)
+            qsharp.decisions = SharedDecisions(loaded, qsharp.rollouts.critics, follower)
+            await follower.settle()  # before anybody is served
+            state.qsharp_follows = asyncio.create_task(follower.follow())
         engine = GuidedEngineClient(
             engine_client, telemetry, settings.telemetry_timeout, guides_all=settings.default_eta is not None
         )
@@ -102,13 +111,13 @@ class QSharpEndpoints:
         state.engine_client = type(self).engine = engine
         served = state.openai_serving_models
         names = [path.name for path in served.base_model_paths]
-        qsharp.models = VirtualModels(names, qsharp.catalog, settings.model_etas)
+        qsharp.models = VirtualModels(names, qsharp.critics.catalog, settings.model_etas)
         qsharp.models.install(served)
         responses.install(state.openai_serving_completion, "create_completion")
         responses.install(state.openai_serving_chat, "create_chat_completion")
         state.qsharp = qsharp
-        state.qsharp_pulse = asyncio.create_task(health.watch_engines(qsharp.workers, settings.rpc_timeout))
-        logger.info("guided decoding is on; critics: %s", ", ".join(qsharp.catalog.critics) or "none yet")
+        state.qsharp_pulse = asyncio.create_task(health.watch_engines(qsharp.critics.workers, settings.rpc_timeout))
+        logger.info("guided decoding is on; critics: %s", ", ".join(qsharp.critics.catalog.critics) or "none yet")
         if hint := getattr(args, ARGUMENT + "hint", None):
             state.qsharp_hint = asyncio.create_task(_print_when_listening(state, hint))
 

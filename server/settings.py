@@ -67,6 +67,9 @@ class Settings(BaseSettings):
     rollouts: SecretStr | None = Field(
         default=None, min_length=1, description="URL of the rollout store; without it `store: true` is refused"
     )
+    share_critics: bool = Field(
+        default=True, description="which critics are loaded and active is one truth for all servers of the store"
+    )
     critic_root: Annotated[tuple[Path, ...], NoDecode] = Field(
         default=(),
         description="folders under which critics may be loaded over HTTP; in the environment parted by colons",

@@ -1,15 +1,14 @@
 """What the routes share; it is kept as `app.state.qsharp`."""
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
 
-from server import metrics
 from server.critics.catalog import CriticCatalog
-from server.critics.roots import CriticRoots
-from server.critics.workers import Workers
+from server.critics.decisions import Decisions
+from server.critics.following import Follower
+from server.critics.loaded import LoadedCritics
 from server.errors import ConflictError
 from server.request.slots import Slots
 from server.request.telemetry import TelemetryReceiver
@@ -26,23 +25,23 @@ class QSharpState:
         telemetry: receives the workers' step reports.
         tokenizer: the reference's; None where it has none.
         vocabulary: how many token ids the reference has.
-        roots: where critics may be loaded from over HTTP.
+        critics: what this server has loaded.
+        decisions: about critics, for this server or for all of its store.
+        follower: has this server have what its store says; None where it decides alone.
         rollouts: the rollout store; None where the server was started without one.
         slots: bounds how many samples are on their way.
-        changing: held while a version is activated or unloaded: what was checked must still hold then.
         models: reads the names of virtual models.
     """
 
     settings: Settings
-    workers: Workers
+    critics: LoadedCritics
+    decisions: Decisions
     telemetry: TelemetryReceiver
     tokenizer: Any
     vocabulary: int
-    roots: CriticRoots
-    catalog: CriticCatalog = field(default_factory=CriticCatalog)
     rollouts: RolloutStore | None = None
+    follower: Follower | None = None
     slots: Slots = field(default_factory=lambda: Slots(1))
-    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     models: VirtualModels = field(default_factory=lambda: VirtualModels((), CriticCatalog()))
 
     @property
@@ -55,11 +54,6 @@ class QSharpState:
         if self.rollouts is None:
             raise ConflictError(NOT_CONFIGURED)
         return self.rollouts
-
-    async def refresh(self) -> None:
-        """Asks the workers which critics are loaded, and updates the catalog and the metrics."""
-        gone = self.catalog.refresh(await self.workers.describe())
-        metrics.show_critics(self.catalog.critics, gone, self.catalog.active.values())
 
 
 def state_of(request: Request) -> QSharpState:

@@ -23,7 +23,7 @@ MOST_DIGITS = 18  # of an integer: JSON's readers agree on 64 bits
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def check_folder(folder: Path, most_bytes: int) -> None:
+def check_folder(folder: Path, most_bytes: float) -> None:
     """Refuses a folder that holds anything but regular files and folders, too many files, or too much.
 
     Symbolic links may lead to what is in the folder itself.

@@ -150,11 +150,45 @@ class CriticVersion(BaseModel):
     card: dict[str, JsonValue]
 
 
+class WantedCritics(BaseModel):
+    """What the store says that all its servers are to have.
+
+    Attributes:
+        versions: to be loaded, as `name@version`.
+        active: for each name the version that it means.
+        problems: by `name@version`, why the server that answers has not what is wanted.
+    """
+
+    versions: list[str]
+    active: dict[str, str]
+    problems: dict[str, str]
+
+
+class CriticDecision(BaseModel):
+    """What a name was said to mean, once.
+
+    Attributes:
+        default: whether the name became the one of requests that name no critic.
+        rolled_back: whether it returned to a version that was active earlier.
+        created: when, in seconds since the epoch.
+        given_by: holder of the admin's key.
+        why: None where nobody said.
+    """
+
+    version: str
+    default: bool
+    rolled_back: bool
+    created: float
+    given_by: str
+    why: str | None
+
+
 class CriticList(BaseModel):
-    """All loaded versions: `GET /v1/critics`."""
+    """All loaded versions: `GET /v1/critics`; `wanted` is None where the server decides alone."""
 
     object: Literal["list"] = "list"
     data: list[CriticVersion]
+    wanted: WantedCritics | None = None
 
 
 class CriticVersions(BaseModel):
@@ -163,6 +197,7 @@ class CriticVersions(BaseModel):
     Attributes:
         active: the version that the bare name means; None while none is.
         default: whether requests that name no critic get this one.
+        decisions: which version it was said to mean, oldest first; of servers that share a store.
     """
 
     object: Literal["critic"] = "critic"
@@ -170,6 +205,7 @@ class CriticVersions(BaseModel):
     active: str | None
     default: bool
     versions: list[CriticVersion]
+    decisions: list[CriticDecision] = []
 
 
 class CompletionScore(BaseModel):

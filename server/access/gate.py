@@ -100,7 +100,7 @@ class Gate:
     def _check_going(self, scope: Scope) -> None:
         """Takes no request any more when the server is about to end, so that what is on its way is all there is."""
         qsharp = getattr(self._app.state, "qsharp", None)
-        if qsharp is not None and qsharp.workers.stopping and scope["path"] not in UNTIL_THE_END:
+        if qsharp is not None and qsharp.critics.workers.stopping and scope["path"] not in UNTIL_THE_END:
             raise UnavailableError("the server is about to end: send this to another one")
 
     def _stated_length(self, headers: Headers, body: Body) -> int | None:

@@ -67,7 +67,7 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
     until_its_end = held(raw_request.scope)
     model = state.models.find(request.model)  # type: ignore[attr-defined]
     samples = samples_of(request)
-    call = admit(request, state.settings, state.catalog, model)
+    call = admit(request, state.settings, state.critics.catalog, model)
     if call is not None:
         call.samples = samples
         until_its_end.callback(call.release)

@@ -1,17 +1,15 @@
 """`/v1/critics`: lists, loads, activates, rolls back and unloads critics (the admin alone); scores texts."""
 
 import asyncio
-import logging
-from collections.abc import Coroutine
 from http import HTTPStatus
-from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
 
-from qsharp_core.errors import GuidanceError, NoCriticError, QSharpError, UnknownCriticError
+from qsharp_core.errors import GuidanceError, NoCriticError, UnknownCriticError
 from qsharp_core.wire.critics import (
     ActivateRequest,
     CompletionScore,
+    CriticDecision,
     CriticList,
     CriticName,
     CriticScores,
@@ -19,13 +17,13 @@ from qsharp_core.wire.critics import (
     CriticVersions,
     LoadRequest,
     ScoreRequest,
+    WantedCritics,
 )
+from server.access.principal import principal_of
 from server.api.scoring import sequences
-from server.critics.catalog import CriticInfo
-from server.errors import ConflictError, NotFoundError
+from server.errors import NotFoundError
 from server.state import QSharpState, state_of
 
-logger = logging.getLogger("vllm.qsharp")
 PATH = "/v1/critics"
 
 
@@ -36,84 +34,66 @@ router = APIRouter(prefix=PATH)
 async def list_critics(request: Request) -> CriticList:
     """Lists all loaded versions."""
     state = state_of(request)
-    await state.refresh()
-    return CriticList(data=[state.catalog.describe(info) for info in state.catalog.critics.values()])
+    await state.critics.refresh()
+    catalog, follower = state.critics.catalog, state.follower
+    wanted = None
+    if follower is not None:
+        now = follower.wanted
+        wanted = WantedCritics(versions=list(now.versions), active=dict(now.active), problems=follower.problems)
+    return CriticList(data=[catalog.describe(info) for info in catalog.critics.values()], wanted=wanted)
 
 
 @router.post("")
 async def load_critic(body: LoadRequest, request: Request) -> CriticVersion:
     """Loads a critic beside the running engine; the first version of a name becomes its active one."""
     state = state_of(request)
-    folder = await asyncio.to_thread(state.roots.admit, body.path)
-    key = await state.workers.load(str(folder), body.name)
-    await state.refresh()
-    info = state.catalog.critics.get(key)
-    if info is None:
-        raise ConflictError(f"{key} was loaded, and has been unloaded since")
-    if body.activate:
-        async with state.changing:
-            await _activate(state, _version(state, info.name, info.version))
-    return state.catalog.describe(info)
+    folder = await asyncio.to_thread(state.critics.roots.admit, body.path)
+    info = await state.critics.load(folder, body.name)
+    await state.decisions.loaded(info, principal_of(request).name, activate=body.activate)
+    return state.critics.catalog.describe(info)
 
 
 @router.get("/{name}")
 async def show_critic(name: CriticName, request: Request) -> CriticVersions:
     """Shows all versions of one name."""
     state = state_of(request)
-    await state.refresh()
-    catalog = state.catalog
+    await state.critics.refresh()
+    catalog = state.critics.catalog
     return CriticVersions(
         name=name,
         active=catalog.active.get(name, "").partition("@")[2] or None,
         default=catalog.default == name,
-        versions=[catalog.describe(info) for info in _versions(state, name)],
+        versions=[catalog.describe(info) for info in state.critics.versions(name)],
+        decisions=await _decisions(state, name),
     )
 
 
 @router.post("/{name}/activate")
 async def activate_critic(name: CriticName, body: ActivateRequest, request: Request) -> CriticVersion:
     """Makes this version the active one; requests that were admitted earlier keep the version they began with."""
-    state = state_of(request)
-    async with state.changing:
-        info = _version(state, name, body.version)
-        await _activate(state, info)
-        if body.default:
-            state.catalog.default = name
-        return state.catalog.describe(info)
+    state, by = state_of(request), principal_of(request).name
+    info = await state.decisions.activate(name, body.version, by, default=body.default)
+    return state.critics.catalog.describe(info)
 
 
 @router.post("/{name}/rollback")
 async def roll_back_critic(name: CriticName, request: Request) -> CriticVersion:
     """Activates the version that was active before the present one."""
     state = state_of(request)
-    async with state.changing:
-        _versions(state, name)
-        info = state.catalog.previous(name)
-        if info is None:
-            raise ConflictError(f"no version of {name} that was active before is still loaded: load and activate it")
-        await state.workers.activate(info.key)
-        await state.refresh()
-        return state.catalog.describe(info)
+    info = await state.decisions.roll_back(name, principal_of(request).name)
+    return state.critics.catalog.describe(info)
 
 
 @router.delete("/{name}/{version}")
 async def unload_critic(name: CriticName, version: CriticName, request: Request, response: Response) -> CriticVersion:
     """Unloads a version: no new request gets it, and it is freed when its last request ends (202 until then)."""
     state = state_of(request)
-    async with state.changing:
-        info = _version(state, name, version)
-        others = [one for one in _versions(state, name) if one is not info and not one.leaving]
-        if others and state.catalog.active.get(name) == info.key:
-            raise ConflictError(f"{info.key} is active: activate another version of {name} first")
-        state.catalog.leave(info)  # from now on nobody can activate it
-    if info.in_flight:
-        _start(_unload(state, info))
+    info = await state.decisions.unload(name, version, principal_of(request).name)
+    if not info.in_flight and (task := state.critics.unloading(info)):
+        await asyncio.shield(task)
+    if info.key in state.critics.catalog.critics:
         response.status_code = HTTPStatus.ACCEPTED
-    else:
-        await _unload(state, info)
-        if info.key in state.catalog.critics:
-            response.status_code = HTTPStatus.ACCEPTED
-    return state.catalog.describe(info)
+    return state.critics.catalog.describe(info)
 
 
 @router.post("/{name}/score")
@@ -121,7 +101,7 @@ async def score(name: str, body: ScoreRequest, request: Request) -> CriticScores
     """Uses the critic as a reward model: `E[Z]` after each completion token, by full forward passes."""
     state = state_of(request)
     try:
-        info = state.catalog.resolve(name)
+        info = state.critics.catalog.resolve(name)
     except (UnknownCriticError, NoCriticError) as error:
         raise NotFoundError(str(error)) from error
     if info.status.native:
@@ -143,7 +123,7 @@ async def score(name: str, body: ScoreRequest, request: Request) -> CriticScores
     release = info.lease(request)
     try:
         # One sequence in each call, so that the engine's steps go on in between.
-        values = [await state.workers.score(info.key, prompt, completion) for prompt, completion in pairs]
+        values = [await state.critics.workers.score(info.key, prompt, completion) for prompt, completion in pairs]
     finally:
         release()
     return CriticScores(
@@ -155,50 +135,23 @@ async def score(name: str, body: ScoreRequest, request: Request) -> CriticScores
     )
 
 
+async def _decisions(state: QSharpState, name: str) -> list[CriticDecision]:
+    if state.follower is None:
+        return []
+    history = await asyncio.to_thread(state.store.critics.history, name)
+    return [
+        CriticDecision(
+            version=one.version,
+            default=one.is_default,
+            rolled_back=one.rolled_back,
+            created=one.created,
+            given_by=one.given_by,
+            why=one.why,
+        )
+        for one in history
+    ]
+
+
 def attach(app: FastAPI) -> None:
     """Adds these routes to the app."""
     app.include_router(router)
-
-
-async def _activate(state: QSharpState, info: CriticInfo) -> None:
-    previous = state.catalog.active.get(info.name)
-    await state.workers.activate(info.key)
-    await state.refresh()
-    state.catalog.activated(info.name, previous)
-
-
-async def _unload(state: QSharpState, info: CriticInfo) -> None:
-    await info.idle.wait()  # requests that were admitted with it have reached the worker, and ended
-    await state.workers.unload(info.key)
-    await state.refresh()
-
-
-_tasks: set[asyncio.Task[None]] = set()
-
-
-def _start(work: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.create_task(work)
-    _tasks.add(task)
-    task.add_done_callback(_ended)
-
-
-def _ended(task: "asyncio.Task[None]") -> None:
-    _tasks.discard(task)
-    if not task.cancelled() and isinstance(error := task.exception(), QSharpError):
-        logger.error("unloading a critic failed: %s", error)
-
-
-def _versions(state: QSharpState, name: str) -> list[CriticInfo]:
-    versions = state.catalog.versions(name)
-    if not versions:
-        raise NotFoundError(f"critic {name!r} is not loaded")
-    return versions
-
-
-def _version(state: QSharpState, name: str, version: str) -> CriticInfo:
-    info = state.catalog.critics.get(f"{name}@{version}")
-    if info is None:
-        raise NotFoundError(f"critic {name}@{version} is not loaded")
-    if info.leaving:
-        raise ConflictError(f"{info.key} is being unloaded: {info.in_flight} requests still use it")
-    return info

@@ -173,7 +173,7 @@ def _admit(body: bytes, path: str, scope: Scope) -> tuple[GuidedCall | None, Vir
         raise explained or GuidanceError(str(error), "guidance") from error
     if not ours and model is None and state.settings.default_eta is None:
         return None, None
-    call = admit(request, state.settings, state.catalog, model)
+    call = admit(request, state.settings, state.critics.catalog, model)
     if call is not None:
         call.prompt_field = GUIDED[path]
         call.samples = samples

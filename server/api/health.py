@@ -22,7 +22,7 @@ router = APIRouter()
 async def liveness(request: Request) -> dict[str, str]:
     """200 if the engine's worker answers within the time-out, else 503."""
     state = state_of(request)
-    await state.workers.describe(timeout=state.settings.rpc_timeout)
+    await state.critics.workers.describe(timeout=state.settings.rpc_timeout)
     return {"status": "alive"}
 
 

@@ -130,7 +130,7 @@ def attach(app: FastAPI) -> None:
 
 
 def _observe(results: Sequence[RewardResult], request: Request) -> None:
-    critics = state_of(request).catalog.critics
+    critics = state_of(request).critics.catalog.critics
 
     def range_of(key: str) -> Sequence[float] | None:
         return critics[key].status.reward_range if key in critics else None

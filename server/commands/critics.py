@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -9,6 +10,7 @@ from typing import Self, TypeVar
 import httpx
 from pydantic import BaseModel
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from qsharp_core.errors import QSharpError
@@ -18,6 +20,7 @@ from qsharp_core.wire.critics import (
     CriticList,
     CriticScores,
     CriticVersion,
+    CriticVersions,
     LoadRequest,
     ScoreRequest,
     critic_name,
@@ -123,14 +126,19 @@ def _run(args: argparse.Namespace, client: CriticsClient, console: Console) -> N
             for score in client.call(CriticScores, "POST", f"/{args.name}/score", texts).data:
                 for token, value in zip(client.texts(score.token_ids), score.values, strict=True):
                     console.print(f"{value:.4f}  {token!r}", markup=False, highlight=False)
+        case "history":
+            console.print(_history(client.call(CriticVersions, "GET", f"/{args.name}")))
         case _:
-            console.print(_table(client.call(CriticList, "GET")))
+            critics = client.call(CriticList, "GET")
+            console.print(_table(critics))
+            for key, problem in critics.wanted.problems.items() if critics.wanted else ():
+                console.print(f"[red]{key} is wanted, and this server does not have it:[/red] {escape(problem)}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qsharp critics", description="The critics of a running server.")
     _add_server(parser, secret("QSHARP_URL") or DEFAULT_URL, secret("QSHARP_ADMIN_KEY") or secret("QSHARP_API_KEY"))
-    commands = parser.add_subparsers(dest="command", metavar="list|load|activate|rollback|unload|score")
+    commands = parser.add_subparsers(dest="command", metavar="list|load|activate|rollback|history|unload|score")
     commands.add_parser("list", help="show what is loaded (the default)")
     load = commands.add_parser("load", help="load a critic's folder")
     load.add_argument("path", help="on the server's machine")
@@ -143,6 +151,8 @@ def _parser() -> argparse.ArgumentParser:
         if name == "activate":
             command.add_argument("--default", action="store_true", help="also for requests that name no critic")
     commands.add_parser("rollback", help="activate the version active before").add_argument("name", type=_name)
+    history = commands.add_parser("history", help="which versions a name was said to mean, of servers with a store")
+    history.add_argument("name", type=_name)
     score = commands.add_parser("score", help="expected reward after each token of a completion")
     score.add_argument("name", help="NAME or NAME@VERSION")
     score.add_argument("prompt")
@@ -186,6 +196,15 @@ def _table(critics: CriticList) -> Table:
             str(critic.max_length),
             critic.path,
         )
+    return table
+
+
+def _history(critic: CriticVersions) -> Table:
+    table = Table("when", "version", "", "by", "why")
+    for decision in critic.decisions:
+        about = [text for told, text in ((decision.rolled_back, "rolled back"), (decision.default, "default")) if told]
+        when = datetime.fromtimestamp(decision.created).astimezone().isoformat(" ", "seconds")
+        table.add_row(when, decision.version, ", ".join(about), escape(decision.given_by), escape(decision.why or ""))
     return table
 
 

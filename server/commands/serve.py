@@ -229,6 +229,13 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
     )
     add("--max-kl-token", type=float, metavar="NATS", help="the same of each token")
     add(
+        "--no-share-critics",
+        "share_critics",
+        action="store_const",
+        const=False,
+        help="with --rollouts: do not take over which critics the store's other servers have",
+    )
+    add(
         "--critic-root",
         action="append",
         type=Path,

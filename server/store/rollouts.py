@@ -23,6 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from qsharp_core.errors import RolloutError
 from qsharp_core.rollouts.records import Reward, Rollout
 from qsharp_core.rollouts.text import clean
+from server.store.critics import CriticRecords
 from server.store.database import connect
 from server.store.filters import Filters, Order
 from server.store.reading import Reader
@@ -55,6 +56,9 @@ class RolloutStore:
         url: of the database, in one of the forms of `database.ACCEPTED`.
         on_unreadable: is called for every row that is left out of an answer because it cannot be read.
 
+    Attributes:
+        critics: which critics servers of this store are to have.
+
     Raises:
         ConfigError: the database cannot be opened.
     """
@@ -66,6 +70,7 @@ class RolloutStore:
         self._insert = (postgresql if self._dialect == "postgresql" else sqlite).insert(rollouts)
         self._writer = Writer(self._engine)
         self._room = asyncio.Semaphore(QUEUE)
+        self.critics = CriticRecords(self._reader, self._writer)
 
     @property
     def lag(self) -> float:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Double,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
@@ -90,6 +92,37 @@ rewards = Table(
     Column("created", Double, nullable=False),
     Column("given_by", Text),
     Index("ix_rewards_rollout_id", "rollout_id"),
+)
+
+critic_versions = Table(
+    "critic_versions",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("version", Text, primary_key=True),
+    Column("location", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("metrics", JSON, nullable=False),
+    Column("parent", Text),
+    Column("published", Double, nullable=False),
+    Column("published_by", Text, nullable=False),
+    Column("wanted", Boolean, nullable=False),  # whether servers are to have it loaded
+)
+
+critic_activations = Table(
+    "critic_activations",
+    metadata,
+    Column("seq", Serial, primary_key=True, autoincrement=True),
+    Column("name", Text, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("share", Double, nullable=False),  # of the requests that name no version; 1: all, 0: none any more
+    Column("is_default", Boolean, nullable=False),
+    Column("rolled_back", Boolean, nullable=False),
+    Column("created", Double, nullable=False),
+    Column("given_by", Text, nullable=False),
+    Column("why", Text),
+    ForeignKeyConstraint(["name", "version"], ["critic_versions.name", "critic_versions.version"]),
+    Index("ix_critic_activations_name_seq", "name", "seq"),
+    sqlite_autoincrement=True,
 )
 
 _SAME = (

@@ -21,9 +21,9 @@ from server.settings import Settings
 def app() -> Gate:
     made = FastAPI()
     made.add_middleware(GuideElsewhere)
-    workers = SimpleNamespace(stopping=False)
+    critics = SimpleNamespace(workers=SimpleNamespace(stopping=False))
     models = VirtualModels((), CriticCatalog())
-    made.state.qsharp = SimpleNamespace(settings=Settings(), slots=Slots(10), workers=workers, models=models)
+    made.state.qsharp = SimpleNamespace(settings=Settings(), slots=Slots(10), critics=critics, models=models)
 
     @made.post("/{path:path}")
     async def echo(path: str, request: Request) -> Any:

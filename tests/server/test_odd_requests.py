@@ -196,7 +196,7 @@ def test_what_is_counted_of_a_reward_does_not_make_it_fail(
     run(store.add([odd]))
     critics = {"sums@3": SimpleNamespace(status=SimpleNamespace(reward_range=(0.0, 1.0)))}
     with serving(store) as served:
-        served.state.catalog.critics = critics
+        served.state.critics.catalog.critics = critics
         http = served.client(ADMIN)
         answer = http.post(f"/v1/rollouts/{odd.id}/reward", json={"reward": 1})
         assert (answer.status_code, answer.json()["reward"]) == (200, 1.0)

@@ -214,7 +214,7 @@ class Named:
 
 def application(fake: FakeServer) -> FastAPI:
     app = FastAPI()
-    app.state.qsharp = SimpleNamespace(store=fake.store, catalog=SimpleNamespace(critics={}))
+    app.state.qsharp = SimpleNamespace(store=fake.store, critics=SimpleNamespace(catalog=SimpleNamespace(critics={})))
     app.add_exception_handler(QSharpError, errors.handle)
     app.add_middleware(Named, keys=fake.keys)
     rewards.attach(app)

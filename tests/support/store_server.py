@@ -37,9 +37,8 @@ class Served:
         app = FastAPI()
         self.state = SimpleNamespace(
             store=store,
-            catalog=SimpleNamespace(critics={}),
+            critics=SimpleNamespace(catalog=SimpleNamespace(critics={}), workers=SimpleNamespace(stopping=False)),
             settings=settings,
-            workers=SimpleNamespace(stopping=False),
         )
         app.state.qsharp = self.state
         app.add_exception_handler(QSharpError, errors.handle)

@@ -1,0 +1,31 @@
+"""What a critic's folder holds, as one digest: two folders with the same files have the same."""
+
+import hashlib
+import math
+from pathlib import Path
+
+from qsharp_core.critic.files import check_folder
+from qsharp_core.errors import CriticError
+
+
+def digest(folder: Path, most_bytes: float = math.inf) -> str:
+    """SHA-256 of the folder's files, in hexadecimal: of their names within it, their sizes and contents.
+
+    Args:
+        folder: where a critic is.
+        most_bytes: that all its files may have together.
+
+    Raises:
+        CriticError: the folder is no critic's, or cannot be read.
+    """
+    check_folder(folder, most_bytes)
+    total = hashlib.sha256()
+    try:
+        files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
+        for name, path in files:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            total.update(f"{len(name.encode())} {name} {content}\n".encode())
+    except OSError as error:
+        raise CriticError(f"{folder} cannot be read: {error.strerror or error}") from error
+    return total.hexdigest()

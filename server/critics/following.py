@@ -1,0 +1,151 @@
+"""Has this server have the critics that the store says all servers are to have.
+
+The store is asked every second. What cannot be done is said in `problems` and tried again; the rest goes on.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from qsharp_core.critic.digest import digest
+from qsharp_core.errors import CriticError, QSharpError
+from server import metrics
+from server.critics.loaded import LoadedCritics
+from server.store.critics import Desired, PublishedVersion
+
+logger = logging.getLogger("vllm.qsharp")
+SECONDS = 1.0  # from one look at the store to the next
+RETRY_SECONDS = 10.0  # from a failed load to the next attempt
+
+
+class Follower:
+    """Follows the store.
+
+    Critics that the store never wanted are this server's own, and stay as they are.
+
+    Args:
+        critics: of this server.
+        look: reads what is wanted; it blocks.
+
+    Attributes:
+        wanted: what the store said last.
+        problems: by `name@version`, why this server has not what is wanted.
+    """
+
+    def __init__(self, critics: LoadedCritics, look: Callable[[], Desired]) -> None:
+        self._critics = critics
+        self._look = look
+        self._looking = asyncio.Lock()
+        self._getting: dict[str, asyncio.Task[None]] = {}
+        self._sound: dict[str, str] = {}  # the digest of what is loaded, once it was compared
+        self._again: dict[str, float] = {}  # when a version that could not be had is tried again
+        self.wanted = Desired()
+        self.problems: dict[str, str] = {}
+
+    async def follow(self) -> None:
+        """Goes on until it is cancelled."""
+        while True:
+            try:
+                await self.catch_up()
+            except QSharpError as error:
+                logger.warning("critics of the store were not followed: %s", error)
+            await asyncio.sleep(SECONDS)
+
+    async def settle(self, key: str | None = None) -> None:
+        """Returns when this server has what is wanted, or has tried to; with a key, that version alone.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        await self.catch_up()
+        if tasks := [task for wanted, task in self._getting.items() if key in (None, wanted)]:
+            await asyncio.gather(*tasks)
+            await self.catch_up()
+
+    async def catch_up(self) -> None:
+        """Does once all that is to be done; loads, which may take long, go on in the background.
+
+        Raises:
+            StoreError: the store cannot be read; what is loaded stays.
+        """
+        async with self._looking:
+            wanted = await asyncio.to_thread(self._look)
+            dropped = self.wanted.versions.keys() - wanted.versions.keys()
+            self.wanted = wanted
+            self._forget()
+            for key, version in wanted.versions.items():
+                if self._sound.get(key) != version.digest and time.monotonic() >= self._again.get(key, 0):
+                    self._start(version)
+            async with self._critics.changing:
+                for name, number in wanted.active.items():
+                    await self._activate(name, f"{name}@{number}")
+                if wanted.default is not None:
+                    self._critics.catalog.default = wanted.default
+                for key in dropped & self._critics.catalog.critics.keys():
+                    self._critics.leave(self._critics.catalog.critics[key])
+            metrics.CRITIC_PROBLEMS.set(len(self.problems))
+
+    def _forget(self) -> None:
+        """What is no longer wanted is no problem, and what is no longer loaded must be compared again."""
+        for kept in (self.problems, self._again):
+            for key in kept.keys() - self.wanted.versions.keys():
+                del kept[key]
+        for key in self._sound.keys() - self._critics.catalog.critics.keys():
+            del self._sound[key]
+
+    def _start(self, version: PublishedVersion) -> None:
+        info = self._critics.catalog.critics.get(version.key)
+        if version.key in self._getting or (info is not None and info.leaving):
+            return
+        task = asyncio.create_task(self._get(version))
+        self._getting[version.key] = task
+        task.add_done_callback(lambda _: self._getting.pop(version.key))
+
+    async def _get(self, version: PublishedVersion) -> None:
+        try:
+            await self._load(version)
+        except QSharpError as error:
+            self._again[version.key] = time.monotonic() + RETRY_SECONDS
+            self._failed(version.key, error)
+        else:
+            self._sound[version.key] = version.digest
+            self.problems.pop(version.key, None)
+
+    async def _load(self, version: PublishedVersion) -> None:
+        """Loads a version, or only compares the files of one that is loaded."""
+        info = self._critics.catalog.critics.get(version.key)
+        if info is None:
+            folder = await asyncio.to_thread(self._critics.roots.admit, version.location)
+        else:
+            folder = Path(info.status.path)
+        found = await asyncio.to_thread(digest, folder)
+        if found != version.digest:
+            raise CriticError(f"the files at {folder} are not those that were published ({found:.12}…)")
+        if info is None:
+            try:
+                await self._critics.load(folder, version.name)
+            except QSharpError:
+                await self._critics.refresh()
+                if version.key not in self._critics.catalog.critics:
+                    raise
+                await self._load(version)  # an admin has just loaded it
+
+    async def _activate(self, name: str, key: str) -> None:
+        info = self._critics.catalog.critics.get(key)
+        if info is None or info.leaving or self._critics.catalog.active.get(name) == key:
+            return
+        if self._sound.get(key) != self.wanted.versions[key].digest:
+            return
+        try:
+            await self._critics.activate(info)
+        except QSharpError as error:
+            self._failed(key, error)
+        else:
+            self.problems.pop(key, None)
+
+    def _failed(self, key: str, error: QSharpError) -> None:
+        if self.problems.get(key) != str(error):
+            logger.error("%s is wanted, and this server does not have it: %s", key, error)
+        self.problems[key] = str(error)

@@ -1,0 +1,106 @@
+"""The critics that this server has loaded, and what changes them: the admin's routes, and the store that it follows."""
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from qsharp_core.errors import QSharpError
+from server import metrics
+from server.critics.catalog import CriticCatalog, CriticInfo
+from server.critics.roots import CriticRoots
+from server.critics.workers import Workers
+from server.errors import ConflictError, NotFoundError
+
+logger = logging.getLogger("vllm.qsharp")
+
+
+@dataclass
+class LoadedCritics:
+    """What this server has.
+
+    Attributes:
+        workers: of the engine.
+        roots: where critics may be loaded from over HTTP.
+        catalog: what the workers have loaded, and who uses it.
+        changing: held while a version is activated or unloaded: what was checked must still hold then.
+    """
+
+    workers: Workers
+    roots: CriticRoots
+    catalog: CriticCatalog = field(default_factory=CriticCatalog)
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _unloading: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
+
+    def versions(self, name: str) -> list[CriticInfo]:
+        """All versions of a name.
+
+        Raises:
+            NotFoundError: none is loaded.
+        """
+        versions = self.catalog.versions(name)
+        if not versions:
+            raise NotFoundError(f"critic {name!r} is not loaded")
+        return versions
+
+    def version(self, name: str, version: str) -> CriticInfo:
+        """A version that can be used.
+
+        Raises:
+            NotFoundError: it is not loaded.
+            ConflictError: it is being unloaded.
+        """
+        info = self.catalog.critics.get(f"{name}@{version}")
+        if info is None:
+            raise NotFoundError(f"critic {name}@{version} is not loaded")
+        if info.leaving:
+            raise ConflictError(f"{info.key} is being unloaded: {info.in_flight} requests still use it")
+        return info
+
+    async def refresh(self) -> None:
+        """Asks the workers which critics are loaded, and updates the catalog and the metrics."""
+        gone = self.catalog.refresh(await self.workers.describe())
+        metrics.show_critics(self.catalog.critics, gone, self.catalog.active.values())
+
+    async def load(self, folder: Path, name: str | None) -> CriticInfo:
+        """Loads a critic beside the running engine.
+
+        Raises:
+            ConflictError: it was unloaded at once.
+        """
+        key = await self.workers.load(str(folder), name)
+        await self.refresh()
+        info = self.catalog.critics.get(key)
+        if info is None:
+            raise ConflictError(f"{key} was loaded, and has been unloaded since")
+        return info
+
+    async def activate(self, info: CriticInfo) -> None:
+        """Makes a version the one that its name means; `changing` is held."""
+        previous = self.catalog.active.get(info.name)
+        await self.workers.activate(info.key)
+        await self.refresh()
+        self.catalog.activated(info.name, previous)
+
+    async def _unload(self, info: CriticInfo) -> None:
+        """Frees a version that has left the catalog, when the requests that were admitted with it have ended."""
+        await info.idle.wait()  # until then they may reach the worker
+        await self.workers.unload(info.key)
+        await self.refresh()
+
+    def leave(self, info: CriticInfo) -> None:
+        """No new request gets a version from now on; it is unloaded in the background, and what fails is logged."""
+        self.catalog.leave(info)
+        task = asyncio.create_task(self._unload(info))
+        self._unloading[info.key] = task
+        task.add_done_callback(lambda task: self._ended(info, task))
+
+    def unloading(self, info: CriticInfo) -> "asyncio.Task[None] | None":
+        """What unloads this version; None if nothing does."""
+        return self._unloading.get(info.key)
+
+    def _ended(self, info: CriticInfo, task: "asyncio.Task[None]") -> None:
+        if self._unloading.get(info.key) is task:
+            del self._unloading[info.key]
+        if not task.cancelled() and isinstance(error := task.exception(), QSharpError):
+            logger.error("unloading a critic failed: %s", error)

@@ -1,0 +1,135 @@
+"""A server follows what the store says that all servers are to have."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from qsharp_core.errors import CriticError, StoreError
+from server.store.critics import Desired, PublishedVersion
+from tests.support.critic_servers import Server, version
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Server:
+    return Server(tmp_path)
+
+
+def desired(*versions: PublishedVersion, default: str | None = None, **active: str) -> Desired:
+    return Desired({one.key: one for one in versions}, active, {}, default)
+
+
+def test_it_loads_activates_and_unloads(server: Server, tmp_path: Path) -> None:
+    one, two, other = version(tmp_path, "1"), version(tmp_path, "2"), version(tmp_path, "1", "other")
+    server.wanted = desired(one, two, other, sums="2", other="1", default="other")
+    server.catch_up()
+    assert server.critics.catalog.active == {"sums": "sums@2", "other": "other@1"}
+    assert server.critics.catalog.default == "other"
+    server.wanted = desired(one, sums="1", default="sums")
+    server.catch_up()
+    assert set(server.workers.loaded) == {"sums@1"}
+    assert server.critics.catalog.resolve(None).key == "sums@1"
+    assert server.follower.problems == {}
+    server.catch_up()
+    assert server.workers.loads == 3
+
+
+def test_what_this_server_has_of_its_own_stays(server: Server, tmp_path: Path) -> None:
+    asyncio.run(server.workers.load(str(tmp_path / "1"), "mine"))
+    asyncio.run(server.critics.refresh())
+    server.wanted = desired(version(tmp_path, "1"), sums="1")
+    server.catch_up()
+    server.wanted = desired()
+    server.catch_up()
+    assert set(server.workers.loaded) == {"mine@1"}
+
+
+def test_files_that_are_not_the_published_ones_are_not_loaded(server: Server, tmp_path: Path) -> None:
+    one, two = version(tmp_path, "1"), version(tmp_path, "2")
+    (tmp_path / "sums" / "1" / "critic.json").write_text("changed")
+    server.wanted = desired(one, two, sums="2")
+    server.catch_up()
+    assert "not those that were published" in server.follower.problems["sums@1"]
+    assert server.critics.catalog.active == {"sums": "sums@2"}  # the others go on
+    (tmp_path / "sums" / "1" / "critic.json").write_text("x")
+    server.catch_up()
+    assert "sums@1" in server.follower.problems  # it is not read again each second
+    server.follower._again.clear()  # as if the time had passed
+    server.catch_up()
+    assert server.follower.problems == {}
+    assert set(server.workers.loaded) == {"sums@1", "sums@2"}
+
+
+def test_other_files_under_a_wanted_name_are_not_activated(server: Server, tmp_path: Path) -> None:
+    """A server that was started with files of its own, under the name and version of published ones."""
+    own = version(tmp_path / "own", "2", content="y")
+    asyncio.run(server.workers.load(str(tmp_path / "own" / "1"), "sums"))
+    asyncio.run(server.workers.load(own.location, "sums"))
+    asyncio.run(server.critics.refresh())
+    server.wanted = desired(version(tmp_path, "2"), sums="2")
+    server.catch_up()
+    assert "not those that were published" in server.follower.problems["sums@2"]
+    assert server.critics.catalog.active == {"sums": "sums@1"}
+
+
+def test_a_slow_load_holds_up_no_activation(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two, slow = version(tmp_path, "1"), version(tmp_path, "2"), version(tmp_path, "3")
+    server.wanted = desired(one, two, sums="1")
+    server.catch_up()
+    load = server.workers.load
+
+    async def main() -> None:
+        released = asyncio.Event()
+
+        async def slowly(path: str, name: str | None) -> str:
+            await released.wait()
+            return await load(path, name)
+
+        monkeypatch.setattr(server.workers, "load", slowly)
+        server.wanted = desired(one, two, slow, sums="2")
+        await server.follower.catch_up()
+        await server.follower.catch_up()
+        assert server.critics.catalog.active == {"sums": "sums@2"}
+        released.set()
+        await server.follower.settle()
+
+    asyncio.run(main())
+    assert set(server.workers.loaded) == {"sums@1", "sums@2", "sums@3"}
+    assert server.workers.loads == 3
+
+
+def test_a_place_that_it_may_not_load_from_is_a_problem(server: Server, tmp_path: Path) -> None:
+    server.critics.roots.folders = [tmp_path / "elsewhere"]
+    server.wanted = desired(version(tmp_path, "1"), sums="1")
+    server.catch_up()
+    assert "--critic-root" in server.follower.problems["sums@1"]
+    assert server.workers.loads == 0
+    server.wanted = desired()
+    server.catch_up()
+    assert server.follower.problems == {}
+
+
+def test_a_store_that_is_away_changes_nothing(server: Server, tmp_path: Path) -> None:
+    server.wanted = desired(version(tmp_path, "1"), sums="1")
+    server.catch_up()
+    server.wanted = StoreError("away")
+    with pytest.raises(StoreError):
+        server.catch_up()
+    assert server.critics.catalog.active == {"sums": "sums@1"}
+
+
+def test_a_failed_activation_is_a_problem(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(_: str) -> None:
+        raise CriticError("no")
+
+    one, two = version(tmp_path, "1"), version(tmp_path, "2")
+    server.wanted = desired(one, two, sums="1")
+    server.catch_up()
+    with monkeypatch.context() as patch:
+        patch.setattr(server.workers, "activate", fails)
+        server.wanted = desired(one, two, sums="2")
+        server.catch_up()
+        assert server.follower.problems == {"sums@2": "no"}
+    server.catch_up()
+    assert server.critics.catalog.active == {"sums": "sums@2"}
+    assert server.follower.problems == {}
