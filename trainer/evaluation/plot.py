@@ -14,7 +14,7 @@ from trainer.evaluation.report import EvaluationReport, SettingReport
 from trainer.evaluation.table import NAMES
 
 COLOURS = {"qsharp": "#2b6cb0", "cd": "#c05621"}
-OTHERS = ("#2f855a", "#6b46c1")
+OTHERS = ("#2f855a", "#6b46c1", "#b83280", "#00838f")
 GREY = "#8a94a0"
 CROWDED = 10  # times the median
 # What else one can do with k samples of the reference, drawn as levels.
@@ -61,10 +61,10 @@ def draw(axes: Axes, report: EvaluationReport, levels: bool = False) -> None:
     spare = iter(OTHERS * len(report.results))
     coloured: list[tuple[SettingReport, str]] = []
     for curve in dict.fromkeys(_curve(r) for r in report.results if r.guided):
-        method, limited, search = curve
+        method, limit, search = curve
         points = by_strength(r for r in report.results if _curve(r) == curve and r.accuracy is not None)
-        colour = (None if limited or search else COLOURS.get(method)) or next(spare)
-        label = " ".join(filter(None, (NAMES.get(method, method), "within a budget" if limited else None, search)))
+        colour = (None if limit or search else COLOURS.get(method)) or next(spare)
+        label = " ".join(filter(None, (NAMES.get(method, method), limit, search)))
         axes.errorbar(
             [r.point[0] for r in points], [r.point[1] for r in points],
             xerr=[r.kl_se or 0.0 for r in points], yerr=[r.accuracy_se or 0.0 for r in points],
@@ -84,9 +84,10 @@ def draw(axes: Axes, report: EvaluationReport, levels: bool = False) -> None:
     write_etas(axes, coloured, "η = {:g}")
 
 
-def _curve(result: SettingReport) -> tuple[str, bool, str | None]:
-    """What the points of one curve have in common: the method, whether there is a budget, and the search."""
-    return result.method, bool(result.budget), result.search
+def _curve(result: SettingReport) -> tuple[str, str | None, str | None]:
+    """What the points of one curve have in common: the method, what kind of budget there is, and the search."""
+    limit = "within a budget" if result.kl_total is not None else "within a budget a token" if result.budget else None
+    return result.method, limit, result.search
 
 
 def _spread_out(axes: Axes, kls: list[float]) -> None:
