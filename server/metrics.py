@@ -75,6 +75,16 @@ AUDIT_FAILURES = Counter("qsharp_audit_failures", "Audited rows whose scores wer
 CRITIC_INFO = Gauge(
     "qsharp_critic_info", "1 for every loaded critic", ["name", "version"], multiprocess_mode="mostrecent"
 )
+VERSION_KL = Summary("qsharp_critic_completion_kl_nats", "KL of completions that a version guided", ["name", "version"])
+VERSION_VALUE = Summary(
+    "qsharp_critic_completion_value",
+    "Value that a version gave completions before their first guided token, in units of reward",
+    ["name", "version"],
+)
+VERSION_REWARD = Summary(
+    "qsharp_critic_rollout_reward", "Rewards given to rollouts that a version guided", ["name", "version"]
+)
+OF_VERSIONS = (VERSION_KL, VERSION_VALUE, VERSION_REWARD)
 CRITIC_PROBLEMS = Gauge(
     "qsharp_critic_problems",
     "Versions that the store wants all its servers to have, and that this one cannot load or activate",
@@ -208,7 +218,11 @@ def observe_choice(
         if value is not None:
             COMPLETION_VALUE.observe(value)
         if critic is not None:
-            of_critic = BELLMAN_RESIDUAL.labels(*critic.split("@", 1))
+            version = critic.split("@", 1)
+            VERSION_KL.labels(*version).observe(total)
+            if value is not None:
+                VERSION_VALUE.labels(*version).observe(value)
+            of_critic = BELLMAN_RESIDUAL.labels(*version)
             for residual in residuals:
                 of_critic.observe(abs(residual))
 
@@ -241,10 +255,11 @@ def observe_rewards(results: Iterable[RewardResult], range_of: Callable[[str], S
         ROLLOUT_REWARDS.inc()
         prediction = result.prediction
         ROLLOUT_REWARD.labels(str(prediction is not None).lower()).observe(result.reward)
-        if prediction is None or not prediction.binds:
+        if prediction is None or (reward_range := range_of(prediction.critic)) is None:
             continue
-        assert prediction.value is not None
-        if (reward_range := range_of(prediction.critic)) is not None:
+        VERSION_REWARD.labels(*prediction.critic.split("@", 1)).observe(result.reward)
+        if prediction.binds:
+            assert prediction.value is not None
             low, high = reward_range
             # V = max over policies of E[reward] - eta KL, and the guided policy is where the maximum is.
             outcome = result.reward - prediction.eta * prediction.kl
@@ -264,11 +279,13 @@ def show_critics(keys: Iterable[str], gone: Iterable[str], active: Iterable[str]
     """
     for key in keys:
         CRITIC_INFO.labels(*key.split("@", 1)).set(1)
-        BELLMAN_RESIDUAL.labels(*key.split("@", 1))  # begins at 0: increase() leaves out what a series begins with
+        for metric in (BELLMAN_RESIDUAL, *OF_VERSIONS):
+            metric.labels(*key.split("@", 1))  # begins at 0: increase() leaves out what a series begins with
     for key in gone:
         name, version = key.split("@", 1)
         CRITIC_INFO.remove(name, version)
-        BELLMAN_RESIDUAL.remove(name, version)
+        for metric in (BELLMAN_RESIDUAL, *OF_VERSIONS):
+            metric.remove(name, version)
         KV_BLOCKS.remove_by_labels({"name": name, "version": version})
     _show_active(set(active))
 

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, Strict, TypeAdapter, ValidationError
 
 MOST_CHARACTERS = 64  # of a name
+MOST_REASON = 1000  # characters of why somebody decided something
 CriticName = Annotated[str, Field(max_length=MOST_CHARACTERS, pattern=r"^[A-Za-z0-9](\.?[A-Za-z0-9_-])*\.?$")]
 """The name of a critic, or of a version. It stands in paths, URLs, `name@version` and labels of metrics, so it has no
 `/`, no `@`, no blank and no two dots in a row."""
@@ -97,6 +98,12 @@ class ActivateRequest(BaseModel):
     default: Annotated[bool, Strict()] = Field(
         default=False, description="also make the name the one that requests get which name no critic"
     )
+    share: Annotated[float, Strict(), Field(ge=0, le=1)] = Field(
+        default=1,
+        description="of the requests that name no version: 1 for all, less for a trial beside the version that is "
+        "active, 0 for the trial's end; less than 1 needs a rollout store",
+    )
+    why: Annotated[str, Field(max_length=MOST_REASON)] | None = Field(default=None, description="is kept with it")
 
 
 Text = Annotated[str, Strict()]
@@ -122,6 +129,7 @@ class CriticVersion(BaseModel):
         id: `name@version`.
         active: whether the bare name means this version.
         default: whether requests that name no critic get it.
+        share: of the requests that name its name and no version, from 0 to 1.
         leaving: whether new requests are refused; it is freed when its last request ends.
         loaded: whether the workers still have it.
         users: requests in the running batch that it guides.
@@ -138,6 +146,7 @@ class CriticVersion(BaseModel):
     version: str
     active: bool
     default: bool
+    share: float
     leaving: bool
     loaded: bool
     users: int
@@ -150,17 +159,26 @@ class CriticVersion(BaseModel):
     card: dict[str, JsonValue]
 
 
+class CriticTrial(BaseModel):
+    """A version that stands beside the active one, for a share of the requests that name no version."""
+
+    version: str
+    share: float
+
+
 class WantedCritics(BaseModel):
     """What the store says that all its servers are to have.
 
     Attributes:
         versions: to be loaded, as `name@version`.
         active: for each name the version that it means.
+        trials: for some names another version, and its share of the requests.
         problems: by `name@version`, why the server that answers has not what is wanted.
     """
 
     versions: list[str]
     active: dict[str, str]
+    trials: dict[str, CriticTrial]
     problems: dict[str, str]
 
 
@@ -168,6 +186,7 @@ class CriticDecision(BaseModel):
     """What a name was said to mean, once.
 
     Attributes:
+        share: of the requests that name no version: 1 for all, less for a trial, and 0 for a trial's end.
         default: whether the name became the one of requests that name no critic.
         rolled_back: whether it returned to a version that was active earlier.
         created: when, in seconds since the epoch.
@@ -176,6 +195,7 @@ class CriticDecision(BaseModel):
     """
 
     version: str
+    share: float
     default: bool
     rolled_back: bool
     created: float

@@ -67,7 +67,8 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
     until_its_end = held(raw_request.scope)
     model = state.models.find(request.model)  # type: ignore[attr-defined]
     samples = samples_of(request)
-    call = admit(request, state.settings, state.critics.catalog, model)
+    who = request.user or request.request_id  # type: ignore[attr-defined]
+    call = admit(request, state.settings, state.critics.catalog, model, who)
     if call is not None:
         call.samples = samples
         until_its_end.callback(call.release)

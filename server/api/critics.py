@@ -13,6 +13,7 @@ from qsharp_core.wire.critics import (
     CriticList,
     CriticName,
     CriticScores,
+    CriticTrial,
     CriticVersion,
     CriticVersions,
     LoadRequest,
@@ -39,7 +40,10 @@ async def list_critics(request: Request) -> CriticList:
     wanted = None
     if follower is not None:
         now = follower.wanted
-        wanted = WantedCritics(versions=list(now.versions), active=dict(now.active), problems=follower.problems)
+        trials = {name: CriticTrial(version=version, share=share) for name, (version, share) in now.trials.items()}
+        wanted = WantedCritics(
+            versions=list(now.versions), active=dict(now.active), trials=trials, problems=follower.problems
+        )
     return CriticList(data=[catalog.describe(info) for info in catalog.critics.values()], wanted=wanted)
 
 
@@ -72,7 +76,7 @@ async def show_critic(name: CriticName, request: Request) -> CriticVersions:
 async def activate_critic(name: CriticName, body: ActivateRequest, request: Request) -> CriticVersion:
     """Makes this version the active one; requests that were admitted earlier keep the version they began with."""
     state, by = state_of(request), principal_of(request).name
-    info = await state.decisions.activate(name, body.version, by, default=body.default)
+    info = await state.decisions.activate(name, body, by)
     return state.critics.catalog.describe(info)
 
 
@@ -142,6 +146,7 @@ async def _decisions(state: QSharpState, name: str) -> list[CriticDecision]:
     return [
         CriticDecision(
             version=one.version,
+            share=one.share,
             default=one.is_default,
             rolled_back=one.rolled_back,
             created=one.created,

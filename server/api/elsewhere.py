@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm.utils import random_uuid
 
 from qsharp_core.errors import GuidanceError, QSharpError
 from server.access.gate import held
@@ -173,7 +174,9 @@ def _admit(body: bytes, path: str, scope: Scope) -> tuple[GuidedCall | None, Vir
         raise explained or GuidanceError(str(error), "guidance") from error
     if not ours and model is None and state.settings.default_eta is None:
         return None, None
-    call = admit(request, state.settings, state.critics.catalog, model)
+    user = fields.get("user")
+    who = user if isinstance(user, str) and user else random_uuid()
+    call = admit(request, state.settings, state.critics.catalog, model, who)
     if call is not None:
         call.prompt_field = GUIDED[path]
         call.samples = samples

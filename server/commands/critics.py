@@ -113,7 +113,7 @@ def _run(args: argparse.Namespace, client: CriticsClient, console: Console) -> N
             load = LoadRequest(path=path, name=args.name, activate=args.activate)
             _print(console, "loaded", client.call(CriticVersion, "POST", body=load))
         case "activate":
-            activate = ActivateRequest(version=args.version, default=args.default)
+            activate = ActivateRequest(version=args.version, default=args.default, share=args.share, why=args.why)
             _print(console, "activated", client.call(CriticVersion, "POST", f"/{args.name}/activate", activate))
         case "rollback":
             _print(console, "activated", client.call(CriticVersion, "POST", f"/{args.name}/rollback"))
@@ -150,6 +150,15 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("version", type=_name)
         if name == "activate":
             command.add_argument("--default", action="store_true", help="also for requests that name no critic")
+            command.add_argument(
+                "--share",
+                type=_share,
+                default=1.0,
+                metavar="0..1",
+                help="only for this share of the requests that name no version, as a trial beside the active one; 0 "
+                "ends it",
+            )
+            command.add_argument("--why", metavar="TEXT", help="is kept in the history")
     commands.add_parser("rollback", help="activate the version active before").add_argument("name", type=_name)
     history = commands.add_parser("history", help="which versions a name was said to mean, of servers with a store")
     history.add_argument("name", type=_name)
@@ -173,6 +182,13 @@ def _add_server(parser: argparse.ArgumentParser, url: str, key: str | None) -> N
     )
 
 
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1; got {text}")
+    return share
+
+
 def _name(text: str) -> str:
     try:
         return critic_name(text)
@@ -190,7 +206,7 @@ def _table(critics: CriticList) -> Table:
         table.add_row(
             critic.name + (" (default)" if critic.default else ""),
             critic.version,
-            "leaving" if critic.leaving else "active" if critic.active else "",
+            _state(critic),
             str(critic.users),
             "none" if critic.kv_blocks is None else f"{critic.kv_blocks_used} / {critic.kv_blocks}",
             str(critic.max_length),
@@ -199,10 +215,19 @@ def _table(critics: CriticList) -> Table:
     return table
 
 
+def _state(critic: CriticVersion) -> str:
+    if critic.leaving:
+        return "leaving"
+    share = f" ({critic.share:.3g} of requests)" if 0 < critic.share < 1 else ""
+    return ("active" if critic.active else "trial" if share else "") + share
+
+
 def _history(critic: CriticVersions) -> Table:
     table = Table("when", "version", "", "by", "why")
     for decision in critic.decisions:
-        about = [text for told, text in ((decision.rolled_back, "rolled back"), (decision.default, "default")) if told]
+        trial = f"trial: {decision.share:.3g} of requests" if decision.share else "trial ended"
+        told = {trial: decision.share < 1, "rolled back": decision.rolled_back, "default": decision.default}
+        about = [text for text, holds in told.items() if holds]
         when = datetime.fromtimestamp(decision.created).astimezone().isoformat(" ", "seconds")
         table.add_row(when, decision.version, ", ".join(about), escape(decision.given_by), escape(decision.why or ""))
     return table

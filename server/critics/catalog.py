@@ -6,6 +6,7 @@ workers only when no request can still arrive for it.
 """
 
 import asyncio
+import hashlib
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -69,6 +70,24 @@ class CriticInfo:
             self.idle.set()
 
 
+@dataclass(frozen=True)
+class Trial:
+    """Another version of a name than the active one, for a share of the requests that name no version.
+
+    Attributes:
+        key: its `name@version`.
+        share: of the requests, from 0 to 1.
+    """
+
+    key: str
+    share: float
+
+    def takes(self, who: str) -> bool:
+        """Whether it gets the requests of `who`: the same on all servers, and still so when the share grows."""
+        digest = hashlib.sha256(f"{self.key} {who}".encode(errors="surrogatepass")).digest()
+        return int.from_bytes(digest[:8]) < self.share * 2**64
+
+
 class CriticCatalog:
     """All loaded versions.
 
@@ -78,12 +97,14 @@ class CriticCatalog:
         default: the name that requests without a critic's name get: the first that was ever active, until the admin
             chooses another. It stays when its versions are unloaded, so that nobody silently gets another critic. None
             while no critic was ever active.
+        trials: by name, of names that have one.
     """
 
     def __init__(self) -> None:
         self.critics: dict[str, CriticInfo] = {}
         self.active: dict[str, str] = {}
         self.default: str | None = None
+        self.trials: dict[str, Trial] = {}
         self._history: dict[str, list[str]] = {}  # name -> versions that were active earlier, latest last
 
     def refresh(self, statuses: Sequence[CriticStatus]) -> list[str]:
@@ -101,11 +122,12 @@ class CriticCatalog:
             self.default = next(iter(self.active), None)
         return gone
 
-    def resolve(self, name: str | None) -> CriticInfo:
+    def resolve(self, name: str | None, who: str | None = None) -> CriticInfo:
         """The version that a request means.
 
         Args:
             name: `name@version`, a bare name for its active version, or None for the default's.
+            who: by whom a trial takes requests; None: it takes none.
 
         Raises:
             NoCriticError: no critic is loaded, or the default is not.
@@ -123,6 +145,11 @@ class CriticCatalog:
                 f"{', '.join(self.active)}",
                 "guidance.critic",
             )
+        trial = self.trials.get(wanted)
+        if trial is not None and who is not None and trial.takes(who):
+            info = self.critics.get(trial.key)
+            if info is not None and not info.leaving:
+                return info
         info = self.critics.get(self.active.get(wanted, wanted))
         if info is None or info.leaving:
             known = ", ".join(f"{n} (now {key})" for n, key in self.active.items())
@@ -156,6 +183,9 @@ class CriticCatalog:
     def describe(self, info: CriticInfo) -> CriticVersion:
         """One version as `/v1/critics` shows it."""
         active = self.active.get(info.name) == info.key
+        trial = self.trials.get(info.name)
+        taken = 0.0 if trial is None else trial.share
+        share = taken if trial is not None and trial.key == info.key else 1 - taken if active else 0.0
         status = info.status
         return CriticVersion(
             id=info.key,
@@ -163,6 +193,7 @@ class CriticCatalog:
             version=info.version,
             active=active,
             default=active and self.default == info.name,
+            share=share,
             leaving=info.leaving,
             loaded=info.key in self.critics,
             users=status.users,

@@ -2,6 +2,7 @@
 
 from typing import Protocol
 
+from qsharp_core.wire.critics import ActivateRequest
 from server.critics.catalog import CriticInfo
 from server.critics.loaded import LoadedCritics
 from server.errors import ConflictError
@@ -16,8 +17,8 @@ class Decisions(Protocol):
     async def loaded(self, info: CriticInfo, by: str, *, activate: bool) -> None:
         """This server has loaded a version, to be used; the first one of a name is active."""
 
-    async def activate(self, name: str, version: str, by: str, *, default: bool) -> CriticInfo:
-        """A name means this version from now on, and is the default if so told."""
+    async def activate(self, name: str, body: ActivateRequest, by: str) -> CriticInfo:
+        """A name means this version from now on, for all requests or for a share, and is the default if so told."""
 
     async def roll_back(self, name: str, by: str) -> CriticInfo:
         """A name means the version that it meant before."""
@@ -38,13 +39,15 @@ class OwnDecisions:
 
     async def loaded(self, info: CriticInfo, by: str, *, activate: bool) -> None:
         if activate:
-            await self.activate(info.name, info.version, by, default=False)
+            await self.activate(info.name, ActivateRequest(version=info.version), by)
 
-    async def activate(self, name: str, version: str, by: str, *, default: bool) -> CriticInfo:
+    async def activate(self, name: str, body: ActivateRequest, by: str) -> CriticInfo:
+        if body.share < 1:
+            raise ConflictError("a share needs a rollout store (--rollouts), whose servers keep to it together")
         async with self._critics.changing:
-            info = self._critics.version(name, version)
+            info = self._critics.version(name, body.version)
             await self._critics.activate(info)
-            if default:
+            if body.default:
                 self._critics.catalog.default = name
             return info
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from qsharp_core.critic.digest import digest
 from qsharp_core.errors import CriticError, QSharpError
 from server import metrics
+from server.critics.catalog import Trial
 from server.critics.loaded import LoadedCritics
 from server.store.critics import Desired, PublishedVersion
 
@@ -83,6 +84,11 @@ class Follower:
                     await self._activate(name, f"{name}@{number}")
                 if wanted.default is not None:
                     self._critics.catalog.default = wanted.default
+                self._critics.catalog.trials = {
+                    name: Trial(f"{name}@{number}", share)
+                    for name, (number, share) in wanted.trials.items()
+                    if self._is_sound(f"{name}@{number}")
+                }
                 for key in dropped & self._critics.catalog.critics.keys():
                     self._critics.leave(self._critics.catalog.critics[key])
             metrics.CRITIC_PROBLEMS.set(len(self.problems))
@@ -132,11 +138,15 @@ class Follower:
                     raise
                 await self._load(version)  # an admin has just loaded it
 
+    def _is_sound(self, key: str) -> bool:
+        """Whether this server has the files that were published."""
+        return self._sound.get(key) == self.wanted.versions[key].digest
+
     async def _activate(self, name: str, key: str) -> None:
         info = self._critics.catalog.critics.get(key)
         if info is None or info.leaving or self._critics.catalog.active.get(name) == key:
             return
-        if self._sound.get(key) != self.wanted.versions[key].digest:
+        if not self._is_sound(key):
             return
         try:
             await self._critics.activate(info)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qsharp_core.critic.digest import digest
 from qsharp_core.errors import CriticError, QSharpError
-from qsharp_core.wire.critics import CriticStatus
+from qsharp_core.wire.critics import ActivateRequest, CriticStatus
 from server.critics.catalog import CriticInfo
 from server.critics.decisions import OwnDecisions
 from server.critics.following import Follower
@@ -35,7 +35,7 @@ class SharedDecisions:
 
     async def loaded(self, info: CriticInfo, by: str, *, activate: bool) -> None:
         try:
-            await self._adopt(info.name, by)
+            await self._adopt(info.name, by, new=info)
             await self._publish(info, by)
             await self._follower.catch_up()
             if activate or info.name not in self._follower.wanted.active:
@@ -46,12 +46,16 @@ class SharedDecisions:
             raise
         await self._follower.settle(info.key)
 
-    async def activate(self, name: str, version: str, by: str, *, default: bool) -> CriticInfo:
-        info = self._critics.version(name, version)
+    async def activate(self, name: str, body: ActivateRequest, by: str) -> CriticInfo:
+        if body.default and body.share < 1:
+            raise ConflictError("a trial cannot make its name the default: leave default out, or share")
+        info = self._critics.version(name, body.version)
         await self._adopt(name, by)
         if info.key not in self._follower.wanted.versions:
             await self._publish(info, by)
-        await self._note(info, by, default=default)
+        if body.share < 1 and self._follower.wanted.active.get(name) == body.version:
+            raise ConflictError(f"{info.key} is active: a share is for another version beside it")
+        await self._note(info, by, share=body.share, default=body.default, why=body.why)
         return await self._followed(info)
 
     async def roll_back(self, name: str, by: str) -> CriticInfo:
@@ -77,14 +81,18 @@ class SharedDecisions:
         await self._follower.catch_up()
         return info
 
-    async def _adopt(self, name: str, by: str) -> None:
-        """Has the store know what this server has of a name, and what its default is, if it knows nothing of them."""
+    async def _adopt(self, name: str, by: str, new: CriticInfo | None = None) -> None:
+        """Has the store know what this server has of a name, and what its default is, if it knows nothing of them.
+
+        Args:
+            new: this version was not there before.
+        """
         await self._follower.catch_up()
         catalog = self._critics.catalog
         for one in dict.fromkeys((catalog.default, name)):
             if one is None or await asyncio.to_thread(self._records.knows, one):
                 continue
-            versions = [info for info in catalog.versions(one) if not info.leaving]
+            versions = [info for info in catalog.versions(one) if info is not new and not info.leaving]
             for info in versions:
                 await self._publish(info, by)
             for info in versions:
@@ -110,12 +118,19 @@ class SharedDecisions:
             raise ConflictError(str(error)) from error
 
     async def _note(
-        self, info: CriticInfo, by: str, *, default: bool = False, rolled_back: bool = False, why: str | None = None
+        self,
+        info: CriticInfo,
+        by: str,
+        *,
+        share: float = 1.0,
+        default: bool = False,
+        rolled_back: bool = False,
+        why: str | None = None,
     ) -> None:
         decision = Activation(
             name=info.name,
             version=info.version,
-            share=1.0,
+            share=share,
             is_default=default,
             rolled_back=rolled_back,
             created=time.time(),

@@ -20,7 +20,11 @@ from server.settings import NOT_CONFIGURED, Settings
 
 
 def admit(
-    request: GuidedRequest, settings: Settings, catalog: CriticCatalog, model: VirtualModel | None = None
+    request: GuidedRequest,
+    settings: Settings,
+    catalog: CriticCatalog,
+    model: VirtualModel | None = None,
+    who: str | None = None,
 ) -> GuidedCall | None:
     """The state that the request is served with; None if nothing of ours is to be done for it.
 
@@ -31,6 +35,7 @@ def admit(
         settings: the server's.
         catalog: the critics that are loaded.
         model: what the name of its model says; None if that is no virtual model's.
+        who: by whom a trial of another version takes requests; None: it takes none.
 
     Raises:
         GuidanceError: names the field that is wrong.
@@ -73,7 +78,7 @@ def admit(
     if _searches_beams(request, needed or (model is not None and eta is not None)):
         return None
     wanted = options.critic or (model.critic if model is not None else None)
-    critic = _critic(wanted, model, catalog) if eta is not None or follows_critic or wanted is not None else None
+    critic = _critic(wanted, model, catalog, who) if eta is not None or follows_critic or wanted is not None else None
     if follows_critic:
         assert critic is not None
         eta = _recommended_eta(critic)
@@ -152,10 +157,10 @@ def _check_has_eta(request: GuidedRequest, model: VirtualModel, settings: Settin
         )
 
 
-def _critic(wanted: str | None, model: VirtualModel | None, catalog: CriticCatalog) -> CriticInfo:
+def _critic(wanted: str | None, model: VirtualModel | None, catalog: CriticCatalog, who: str | None) -> CriticInfo:
     """The version that guides; errors name the model where its name is why it is wanted."""
     try:
-        return catalog.resolve(wanted)
+        return catalog.resolve(wanted, who)
     except UnknownCriticError as error:
         if model is not None and model.critic == wanted:
             raise UnknownModelError(f"model: {error}") from error

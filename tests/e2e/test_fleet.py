@@ -53,6 +53,24 @@ def post(url: str, route: str, **body: Any) -> httpx.Response:
     return answer
 
 
+def trial(url: str) -> dict[str, Any] | None:
+    found = httpx.get(f"{url}/v1/critics").json()["wanted"]["trials"].get("shared")
+    return None if found is None else dict(found)
+
+
+async def versions(url: str, users: int) -> dict[str, str]:
+    """The version that each of so many users gets."""
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        gate = asyncio.Semaphore(8)
+
+        async def one(user: str) -> tuple[str, str]:
+            async with gate:
+                answer = await client.post("/v1/completions", json={**BODY, "max_tokens": 2, "user": user})
+            return user, answer.json()["choices"][0]["guidance"]["critic"]
+
+        return dict(await asyncio.gather(*(one(f"user {i}") for i in range(users))))
+
+
 async def clients(urls: list[str], until: asyncio.Event, killed: str | None = None) -> list[dict[str, Any]]:
     """Four clients of each server; whoever asks the one that is killed ends there. Returns the choices."""
     found: list[dict[str, Any]] = []
@@ -102,6 +120,15 @@ def test_two_servers_and_one_truth(http: httpx.Client, server: Server) -> None:
         history = httpx.get(f"{here}/v1/critics/shared").json()["decisions"]
         assert [one["version"] for one in history[-3:]] == ["2", "1", "2"]
         assert [one["rolled_back"] for one in history[-3:]] == [False, True, False]
+
+        post(here, "/shared/activate", version="1", share=0.3, why="a trial")
+        within(WITHIN, lambda: trial(there) == {"version": "1", "share": 0.3})
+        by_user = {url: asyncio.run(versions(url, 200)) for url in (here, there)}
+        assert by_user[here] == by_user[there]
+        tried = sum(version == "shared@1" for version in by_user[here].values())
+        assert abs(tried - 60) < 4 * (200 * 0.3 * 0.7) ** 0.5
+        post(there, "/shared/activate", version="1", share=0)
+        within(WITHIN, lambda: trial(here) is None)
 
         async def kill() -> list[dict[str, Any]]:
             until = asyncio.Event()

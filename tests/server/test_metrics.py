@@ -50,6 +50,8 @@ def test_the_outcome_of_a_guided_rollout_is_its_reward_less_what_the_kl_cost() -
     # The value 0.5 is half of the way from -2 to 3; the outcome 2 - 0.5 * 1.2 = 1.4 is 0.68 of it.
     assert value("qsharp_value_calibration_ratio_sum", value="0.55") == pytest.approx(0.68)
     assert value("qsharp_value_calibration_ratio_sum", value="0.95") == pytest.approx((-1.6 + 2) / 5)
+    of_version = [value(f"qsharp_critic_rollout_reward_{part}", name="a", version="1") for part in ("sum", "count")]
+    assert of_version == [2.0 - 1.0 + 2.0 + 2.0 + 2.0, 5]  # whatever its value was, and only while it is loaded
     assert sum(value("qsharp_value_calibration_ratio_count", value=f"{i / 10 + 0.05:.2f}") for i in range(10)) == 2
 
 
@@ -63,6 +65,18 @@ def test_an_activation_is_marked_once_and_ends_with_the_next() -> None:
     metrics.show_critics(["c@1", "c@2"], gone=(), active=["c@2"])
     assert value(name, name="c", version="2") >= first
     assert REGISTRY.get_sample_value(name, {"name": "c", "version": "1"}) is None
+
+
+def test_versions_are_told_apart_while_they_are_loaded() -> None:
+    metrics.show_critics(["v@1", "v@2"], gone=(), active=["v@1"])
+    for critic, kls, first in (("v@1", (0.1, 0.2), 0.5), ("v@2", (0.3,), None), ("v@1", (), 0.7)):
+        metrics.observe_choice(guided=True, finish_reason="stop", token_kls=kls, value=first, critic=critic)
+    names = ("qsharp_critic_completion_kl_nats", "qsharp_critic_completion_value")
+    shown = {v: [[value(f"{n}_{p}", name="v", version=v) for p in ("sum", "count")] for n in names] for v in "12"}
+    assert shown == {"1": [[pytest.approx(0.3), 2], [1.2, 2]], "2": [[0.3, 1], [0.0, 0]]}
+    metrics.show_critics(["v@1"], gone=["v@2"], active=["v@1"])
+    assert REGISTRY.get_sample_value("qsharp_critic_rollout_reward_count", {"name": "v", "version": "2"}) is None
+    assert REGISTRY.get_sample_value("qsharp_critic_rollout_reward_count", {"name": "v", "version": "1"}) == 0
 
 
 def test_engines_do_not_overwrite_each_others_cache() -> None:

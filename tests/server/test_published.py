@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qsharp_core.errors import QSharpError, StoreError
+from qsharp_core.wire.critics import ActivateRequest
 from server.errors import ConflictError, NotFoundError
 from server.store.critics import PublishedVersion
 from server.store.rollouts import RolloutStore
@@ -117,7 +118,7 @@ def test_the_default_is_everywhere_the_same_and_stays(fleet: Fleet) -> None:
         await fleet.load(there, other)
         await fleet.follow()
         assert (here.has[2], there.has[2]) == ("sums", "sums")
-        await there.decisions.activate("other", "1", "ann", default=True)
+        await there.decisions.activate("other", ActivateRequest(version="1", default=True), "ann")
         await here.decisions.unload("other", "1", "ann")
         await fleet.follow()
         late = await fleet.start()
@@ -183,7 +184,7 @@ def test_a_server_that_cannot_have_what_is_active_says_so(fleet: Fleet) -> None:
         assert (here.critics.catalog.active, there.critics.catalog.active) == ({"sums": "sums@2"}, {"sums": "sums@1"})
         assert "--critic-root" in there.follower.problems["sums@2"]
         with pytest.raises(NotFoundError):
-            await there.decisions.activate("sums", "2", "ann", default=False)
+            await there.decisions.activate("sums", ActivateRequest(version="2"), "ann")
         await there.decisions.roll_back("sums", "ann")
         await there.decisions.unload("sums", "2", "ann")  # for the others
         await fleet.follow()
@@ -219,6 +220,60 @@ def test_a_version_that_is_wanted_again_while_it_leaves_can_be_unloaded(fleet: F
     asyncio.run(main())
 
 
+def test_a_trial_takes_its_share_everywhere_and_ends_with_a_decision(fleet: Fleet) -> None:
+    """The same users on all servers, more of them when the share grows, and none when it has ended."""
+    one, two = version(fleet.folder, "1"), version(fleet.folder, "2")
+    users = [f"user {i}" for i in range(2000)]
+
+    async def main() -> None:
+        here, there = await fleet.start(), await fleet.start()
+
+        def tried() -> set[str]:
+            taken = [{u for u in users if s.critics.catalog.resolve("sums", u).key == "sums@2"} for s in fleet.servers]
+            assert all(each == taken[0] for each in taken)
+            return taken[0]
+
+        async def decide(server: Server, version: str, share: float) -> None:
+            await server.decisions.activate("sums", ActivateRequest(version=version, share=share, why="see"), "ann")
+            await fleet.follow()
+
+        await fleet.load(here, one)
+        await fleet.load(here, two)
+        await fleet.follow()
+        with pytest.raises(ConflictError, match="sums@1 is active"):
+            await decide(here, "1", 0.5)
+        before: set[str] = set()
+        for share in (0.1, 0.3, 0.8):
+            await decide(there, "2", share)
+            assert before <= tried()
+            before = tried()
+            assert abs(len(before) / len(users) - share) < 4 * (share * (1 - share) / len(users)) ** 0.5
+            shown = {info.version: here.critics.catalog.describe(info).share for info in here.critics.versions("sums")}
+            assert shown == {"1": 1 - share, "2": share}
+        assert here.critics.catalog.resolve("sums").key == "sums@1"  # nobody in particular
+        assert here.critics.catalog.resolve("sums@1", min(before)).key == "sums@1"
+        assert here.critics.catalog.resolve(None, min(before)).key == "sums@2"
+        late = await fleet.start()
+        assert late.critics.catalog.trials == here.critics.catalog.trials
+        for number, share in (("2", 0.0), ("2", 0.5), ("1", 1.0), ("2", 0.5)):
+            await decide(there, number, share)
+            assert bool(tried()) == (share == 0.5)
+        await decide(there, "2", 1)
+        assert tried() == set(users)
+        await decide(there, "1", 0.5)
+        await there.decisions.unload("sums", "1", "ann")
+        await fleet.follow()
+        assert tried() == set(users)
+
+    asyncio.run(main())
+    assert {one.why for one in fleet.store.critics.history("sums")} == {None, "see"}
+
+
+def body(one: PublishedVersion, dice: random.Random) -> ActivateRequest:
+    share = dice.choice([0.0, 0.3, 1.0, 1.0])
+    return ActivateRequest(version=one.version, default=dice.random() < 0.3, share=share)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_whatever_is_decided_all_servers_end_with_the_same(fleet: Fleet, seed: int) -> None:
     """Admins of three servers at once, one of which ends and starts again."""
@@ -230,7 +285,7 @@ def test_whatever_is_decided_all_servers_end_with_the_same(fleet: Fleet, seed: i
         act: Callable[[], Awaitable[object]] = dice.choice(
             [
                 lambda: fleet.load(server, one, activate=dice.random() < 0.5),
-                lambda: server.decisions.activate(one.name, one.version, "ann", default=dice.random() < 0.3),
+                lambda: server.decisions.activate(one.name, body(one, dice), "ann"),
                 lambda: server.decisions.roll_back(one.name, "ann"),
                 lambda: server.decisions.unload(one.name, one.version, "ann"),
                 server.follower.catch_up,
@@ -258,6 +313,8 @@ def test_whatever_is_decided_all_servers_end_with_the_same(fleet: Fleet, seed: i
             loaded, active, default = server.has
             assert loaded == set(wanted.versions)
             assert active == {name: f"{name}@{number}" for name, number in wanted.active.items()}
+            trials = {name: (trial.key, trial.share) for name, trial in server.critics.catalog.trials.items()}
+            assert trials == {name: (f"{name}@{v}", share) for name, (v, share) in wanted.trials.items()}
             assert default == (wanted.default if wanted.default is not None else default)
 
     asyncio.run(main())

@@ -55,7 +55,8 @@ class Loaded:
         card = {"reward_range": [0.0, 1.0], "recommended_eta": 0.1}
         about = {
             "active": self.active, "default": default, "max_length": 4096, "path": self.path, "leaving": False,
-            "loaded": True, "users": 0, "in_flight": 0, "kv_blocks": None, "kv_blocks_used": None, "metrics": None,
+            "loaded": True, "share": float(self.active), "users": 0, "in_flight": 0, "kv_blocks": None,
+            "kv_blocks_used": None, "metrics": None,
         }  # fmt: skip
         return {"id": f"{self.name}@{self.version}", "name": self.name, "version": self.version, **about, "card": card}
 
