@@ -71,6 +71,7 @@ class FakeServer:
         critics: those that are loaded, by key; `root` is the model's folder.
         ids: of rollouts, from their metadata.
         seen: bodies of the sampling requests that were served.
+        decisions: what was decided about critics, as `GET /v1/critics/{name}` tells.
         keys: their holders; whoever sends another one, or none, is an admin without a name.
     """
 
@@ -85,6 +86,7 @@ class FakeServer:
     delay: float = 0.0
     refuse: Callable[[dict[str, Any]], bool] = lambda body: False
     keys: dict[str, Principal] = field(default_factory=dict)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
 
     def stored(self) -> list[Rollout]:
         return [one for batch in self.store.batches(Filters(), 1000, owner=None) for one in batch]
@@ -270,12 +272,17 @@ def application(fake: FakeServer) -> FastAPI:
         return fake.critics[key].shown(default=False)
 
     async def activate(name: str, request: Request) -> Any:
-        version = (await request.json())["version"]
+        body = await request.json()
+        version, share = body["version"], body.get("share", 1)
         fake.posts["activate"] += 1
+        fake.decisions.append({"name": name, "version": version, "share": share, "created": time.time()})
         for one in fake.critics.values():
-            if one.name == name:
+            if one.name == name and share == 1:
                 one.active = one.version == version
         return {"id": f"{name}@{version}"}
+
+    def decisions(name: str) -> Any:
+        return {"decisions": [one for one in fake.decisions if one["name"] == name]}
 
     def unload(name: str, version: str) -> Any:
         return {"id": fake.critics.pop(f"{name}@{version}").version}
@@ -287,6 +294,7 @@ def application(fake: FakeServer) -> FastAPI:
     app.add_api_route("/v1/models", models)
     app.add_api_route("/v1/critics", critics)
     app.add_api_route("/v1/critics", load, methods=["POST"])
+    app.add_api_route("/v1/critics/{name}", decisions)
     app.add_api_route("/v1/critics/{name}/activate", activate, methods=["POST"])
     app.add_api_route("/v1/critics/{name}/{version}", unload, methods=["DELETE"])
     return app

@@ -19,13 +19,14 @@ from server.store.rewards import GivenReward
 from tests.support import fake_server, models
 from tests.support.fake_server import FakeServer, Loaded
 from tests.trainer.test_runs import assert_same
+from tests.trainer.test_trial import Traffic
 from trainer.commands.loop import main
 from trainer.loop import training, watch
 from trainer.loop.activation import ActivationDecision, ServedCritic, decide
 from trainer.loop.versions import LoopError, Version
 from trainer.loop.watch import count_trainable
 from trainer.rollouts import retrying
-from trainer.rollouts.client import ServerClient
+from trainer.rollouts.client import JSONObject, ServerClient
 from trainer.rollouts.errors import TransientError
 from trainer.rollouts.journal import Journal, JournalError
 from trainer.training import job
@@ -352,6 +353,39 @@ def test_watching_waits_for_new_rewards(fake: FakeServer, tmp_path: Path, monkey
     cards = [json.loads((tmp_path / "critics" / "tiny" / v / "critic.json").read_text()) for v in ("1", "2")]
     assert [card["data"]["train_rollouts"] + card["data"]["held_out_rollouts"] for card in cards] == [40, 80]
     assert not (tmp_path / "watch" / "round-0").exists()  # old files go
+
+
+@pytest.mark.usefixtures("always_better")
+@pytest.mark.parametrize(("chances", "version"), [((0.4, 0.8), "2"), ((0.8, 0.4), "1")])
+def test_a_watch_tries_its_next_version_on_live_traffic(
+    fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chances: tuple[float, float], version: str
+) -> None:
+    """Both are better on held-out rollouts; users say otherwise of one."""
+    ids = store_rollouts(fake, tmp_path)
+    give(fake, ids[:40])
+    traffic, decisions = Traffic(fake, chances), ServedCritic.decisions
+
+    async def while_requests_come(served: ServedCritic) -> list[JSONObject]:
+        await traffic.some(40)
+        return await decisions(served)
+
+    async def with_the_other_rewards(*given: Any) -> int:
+        if "tiny@1" in fake.critics:
+            await fake.store.add_rewards(
+                [GivenReward(one, float(i % 2), None) for i, one in enumerate(ids[40:])], owner=None, given_by="me"
+            )
+        return await count_trainable(*given)
+
+    monkeypatch.setattr(ServedCritic, "decisions", while_requests_come)
+    monkeypatch.setattr(watch, "count_trainable", with_the_other_rewards)
+    main(["--trial", "0.5", *watch_flags(fake, tmp_path, rounds=2)])
+    assert [key for key, one in fake.critics.items() if one.active and one.name == "tiny"] == [f"tiny@{version}"]
+    assert [one["share"] for one in fake.decisions] == ([1, 0.5, 1] if version == "2" else [1, 0.5, 0])
+    journal = (tmp_path / "watch" / "state.jsonl").read_text()
+    result = next(json.loads(line) for line in reversed(journal.splitlines()) if '"stage":"activate"' in line)["result"]
+    assert result["activated"] == (version == "2")
+    assert result["trial"]["outcome"] == ("better" if version == "2" else "worse")
+    assert f"n = {result['trial']['n'][0]}" in result["why"]
 
 
 def test_sigterm_stops_a_watch_and_what_it_started(fake: FakeServer, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def traffic(seed: int, chances: tuple[float, float], share: float) -> tuple[NDAr
 
 def verdicts(chances: tuple[float, float], share: float, every: int = 10) -> list[tuple[str, int]]:
     """Of each run the verdict at the first look that has one, and the number of rewards until then."""
-    found = []
+    found: list[tuple[str, int]] = []
     for seed in range(RUNS):
         arms, rewards = traffic(seed, chances, share)
         for t in range(2 * LEAST, LOOKS + 1, every):

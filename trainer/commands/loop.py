@@ -29,6 +29,7 @@ from trainer.loop.activation import ServedCritic
 from trainer.loop.rounds import REPORT, run_loop
 from trainer.loop.settings import Budget, CriticRecipe, EvaluationPlan, LoopSettings
 from trainer.loop.table import reasons, table
+from trainer.loop.trial import TrialSettings
 from trainer.loop.versions import LoopError
 from trainer.loop.watch import WatchSettings, watch
 from trainer.rewards.verifiers import OWN, TaskRef
@@ -64,8 +65,9 @@ def main(argv: list[str]) -> None:
     args.verifier = args.verifier or [OWN]
     if not args.watch and args.rounds is None and args.max_rollouts is None and args.max_hours is None:
         raise LoopError("say when to stop: --rounds, --max-rollouts or --max-hours (or --watch)")
+    trial = _trial(args)
     console = Console(stderr=True)
-    work = _watch(args, training, console) if args.watch else _loop(args, training, console)
+    work = _watch(args, training, trial, console) if args.watch else _loop(args, training, console)
     if not asyncio.run(until_told(work)):
         console.print("stopped; the same command goes on from here", highlight=False)
 
@@ -101,7 +103,7 @@ async def _loop(args: argparse.Namespace, training: list[str], console: Console)
     console.print(f"report: {args.run / REPORT}; versions: {recipe.out / recipe.settings.name}", highlight=False)
 
 
-async def _watch(args: argparse.Namespace, training: list[str], console: Console) -> None:
+async def _watch(args: argparse.Namespace, training: list[str], trial: TrialSettings | None, console: Console) -> None:
     async with AsyncExitStack() as stack:
         _, admin = await _clients(args, stack)  # who reads what others have stored
         recipe = await _recipe(args, training, admin, args.name or "critic")
@@ -111,10 +113,28 @@ async def _watch(args: argparse.Namespace, training: list[str], console: Console
             least=args.min_new,
             interval=args.interval,
             rounds=args.rounds,
+            trial=trial,
             trust=options.trust_of(args),
         )
         served = ServedCritic(admin, recipe.settings.name, recipe.out, args.seen_at)
         await watch(admin, served, settings, args.run, console)
+
+
+def _trial(args: argparse.Namespace) -> TrialSettings | None:
+    if args.trial is None:
+        return None
+    if not args.watch:
+        raise LoopError("--trial needs live traffic: use it with --watch")
+    for flag, number in (("--trial", args.trial), ("--trial-error", args.trial_error)):
+        if not 0 < number < 1:
+            raise LoopError(f"{flag} must be between 0 and 1; got {number:g}")
+    return TrialSettings(
+        share=args.trial,
+        most=args.trial_rewards,
+        alpha=args.trial_error,
+        interval=args.interval,
+        trust=options.trust_of(args),
+    )
 
 
 async def _clients(args: argparse.Namespace, stack: AsyncExitStack) -> tuple[ServerClient, ServerClient]:
@@ -216,6 +236,22 @@ def _parser() -> argparse.ArgumentParser:
     group.add_argument("--interval", type=float, default=60.0, help="seconds between two looks (%(default)s)")
     group.add_argument(
         "--metadata", action="append", type=options.key_value, default=[], metavar="KEY=VALUE", help="they have"
+    )
+    group.add_argument(
+        "--trial",
+        type=float,
+        metavar="SHARE",
+        help="first let a better version guide this share of the requests, between 0 and 1, and compare rewards",
+    )
+    group.add_argument(
+        "--trial-rewards",
+        type=options.positive,
+        default=5000,
+        metavar="N",
+        help="if so many leave it undecided, the active version stays (%(default)s)",
+    )
+    group.add_argument(
+        "--trial-error", type=float, default=0.05, metavar="P", help="probability of a wrong verdict (%(default)s)"
     )
     options.add_server_arguments(parser)
     return parser

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from qsharp_core.critic.checkpoint import CARD
 from trainer.loop.versions import LoopError, Version
 from trainer.rollouts.client import JSONObject, ServerClient
@@ -97,6 +99,41 @@ class ServedCritic:
             LoopError: the server has another critic under this version's name.
             RequestError
         """
+        await self._load(version)
+        await self._decide(version)
+
+    async def try_out(self, version: Version, share: float, why: str) -> None:
+        """Has a version guide a share of the requests that name none, beside the active one; loads it if need be.
+
+        Raises:
+            LoopError: the server has another critic under this version's name.
+            RequestError: the server has no store, for instance.
+        """
+        await self._load(version)
+        await self._decide(version, share=share, why=why)
+
+    async def end_trial(self, version: Version, why: str) -> None:
+        """Ends a trial, and unloads the version that lost.
+
+        Raises:
+            RequestError
+        """
+        await self._decide(version, share=0, why=why)
+        await self._client.delete(f"/v1/critics/{self._name}/{version.folder.name}")
+
+    async def decisions(self) -> list[JSONObject]:
+        """What was decided about this critic, oldest first.
+
+        Raises:
+            RequestError
+        """
+        found: list[JSONObject] = (await self._client.get(f"/v1/critics/{self._name}"))["decisions"]
+        return found
+
+    async def _decide(self, version: Version, **more: JsonValue) -> None:
+        await self._client.post(f"/v1/critics/{self._name}/activate", {"version": version.folder.name, **more})
+
+    async def _load(self, version: Version) -> None:
         loaded = await self._loaded()
         path = str(self._seen_at / self._name / version.folder.name)
         if version.key in loaded:
@@ -112,7 +149,6 @@ class ServedCritic:
                 # An attempt before this one may have been served, though its answer was lost.
                 if version.key not in await self._loaded():
                     raise
-        await self._client.post(f"/v1/critics/{self._name}/activate", {"version": version.folder.name})
 
     async def unload_all_but(self, *kept: Version | None) -> None:
         """Unloads the other versions that are in `out`, to free their memory; the server waits for their requests.

@@ -69,12 +69,46 @@ class FailedTraining(ReportPart):
     failed: str
 
 
+TrialOutcome = Literal["better", "worse", "undecided", "ended"]
+
+
+class TrialResult(ReportPart):
+    """What a trial on live traffic found.
+
+    Attributes:
+        outcome: of the new version; `undecided` is what the allowed number of rewards left open, and `ended` that an
+            admin decided meanwhile.
+        why: the same in words and numbers.
+        share: of the requests that it had, to begin with.
+        alpha: the probability of a wrong verdict, at most.
+        n: requests with rewards, of the new version and of the active one.
+        means: mean rewards of the two; None where there are none.
+        difference, low, high: estimate of the gain in mean reward, and its bounds; None while there are none.
+    """
+
+    outcome: TrialOutcome
+    why: str
+    share: float
+    alpha: float
+    n: tuple[int, int]
+    means: tuple[float | None, float | None]
+    difference: float | None
+    low: float | None
+    high: float | None
+
+
 class ActivateResult(ReportPart):
-    """Whether the new version was activated, and why; `critic` is the version that guides now, None without one."""
+    """Whether the new version was activated, and why.
+
+    Attributes:
+        critic: the version that guides now; None without one.
+        trial: what live traffic said; None without a trial.
+    """
 
     activated: bool
     why: str
     critic: str | None
+    trial: TrialResult | None = None
 
 
 class SettingSummary(ReportPart):

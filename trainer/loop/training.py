@@ -9,6 +9,7 @@ from pathlib import Path
 from trainer.loop.activation import ServedCritic, decide
 from trainer.loop.report import ActivateResult
 from trainer.loop.settings import CriticRecipe
+from trainer.loop.trial import Trial
 from trainer.loop.versions import Version
 from trainer.reports import write_json
 from trainer.training.job import Job
@@ -73,7 +74,11 @@ async def run_job(path: Path) -> None:
 
 
 async def activate_if_better(
-    served: ServedCritic, recipe: CriticRecipe, report: TrainingReport, active: Version | None
+    served: ServedCritic,
+    recipe: CriticRecipe,
+    report: TrainingReport,
+    active: Version | None,
+    trial: Trial | None = None,
 ) -> ActivateResult:
     """Loads and activates a new version if it is better than the active one, and keeps these two loaded.
 
@@ -82,14 +87,23 @@ async def activate_if_better(
         recipe: how versions are made.
         report: of the new version's training.
         active: the version that guides; None without one.
+        trial: what is better on held-out rollouts must be so on live traffic, too; None: it need not.
 
     Raises:
         RequestError
     """
     new = Version.of(report.critic, recipe.out)
     decision = decide(report, active.key if active else None)
-    if decision.better:
+    better, why, tried = decision.better, decision.why, None
+    if better and trial is not None and active is not None:
+        tried = await trial.run(new, active, why)
+        better, why = tried.outcome == "better", f"{why}; trial: {tried.outcome}, {tried.why}"
+        if tried.outcome == "ended":
+            now = await served.current(active)
+            guides = now.key if now else None
+            return ActivateResult(activated=guides == new.key, why=why, critic=guides, trial=tried)
+    if better:
         await served.activate(new)
         await served.unload_all_but(new, active)
-    now = new if decision.better else active
-    return ActivateResult(activated=decision.better, why=decision.why, critic=now.key if now else None)
+    now = new if better else active
+    return ActivateResult(activated=better, why=why, critic=now.key if now else None, trial=tried)

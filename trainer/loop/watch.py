@@ -27,6 +27,7 @@ from trainer.loop.settings import CriticRecipe
 from trainer.loop.stages import ROLLOUTS, export_to
 from trainer.loop.state import LoopState
 from trainer.loop.training import activate_if_better, train_version
+from trainer.loop.trial import Trial, TrialSettings
 from trainer.loop.versions import Version
 from trainer.rollouts.client import ServerClient
 from trainer.rollouts.errors import TransientError
@@ -49,6 +50,7 @@ class WatchSettings:
         least: the number of new rollouts that a training is worth.
         interval: seconds between two looks into the store.
         rounds: the watch stops after so many; None is never.
+        trial: how a new version is tried on live traffic before it is activated; None: it is not.
         trust: whose rollouts and rewards are learned from.
     """
 
@@ -57,6 +59,7 @@ class WatchSettings:
     least: int = 500
     interval: float = 60.0
     rounds: int | None = None
+    trial: TrialSettings | None = None
     trust: Trust = EVERYBODY
 
     def identity(self) -> dict[str, Any]:
@@ -106,6 +109,7 @@ class _Watcher:
         self._folder = folder
         self._state = state
         self._console = console
+        self._trial = None if settings.trial is None else Trial(client, served, settings.trial, console)
 
     async def round(self, number: int) -> None:
         """Makes one version; stages that are done are skipped."""
@@ -117,7 +121,10 @@ class _Watcher:
         report = await state.stage(number, "train", TRAINING, lambda: self._train(folder, active))
         if isinstance(report, TrainingReport):
             done = await state.stage(
-                number, "activate", ActivateResult, lambda: activate_if_better(self._served, recipe, report, active)
+                number,
+                "activate",
+                ActivateResult,
+                lambda: activate_if_better(self._served, recipe, report, active, self._trial),
             )
             self._console.print(f"{report.critic}: {done.why}", highlight=False)
         await state.end(number)
