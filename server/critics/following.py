@@ -52,6 +52,8 @@ class Follower:
                 await self.catch_up()
             except QSharpError as error:
                 logger.warning("critics of the store were not followed: %s", error)
+            except Exception:  # a fault of ours must not end this unseen
+                logger.exception("critics of the store were not followed")
             await asyncio.sleep(SECONDS)
 
     async def settle(self, key: str | None = None) -> None:
@@ -112,7 +114,7 @@ class Follower:
     async def _get(self, version: PublishedVersion) -> None:
         try:
             await self._load(version)
-        except QSharpError as error:
+        except Exception as error:
             self._again[version.key] = time.monotonic() + RETRY_SECONDS
             self._failed(version.key, error)
         else:
@@ -155,7 +157,11 @@ class Follower:
         else:
             self.problems.pop(key, None)
 
-    def _failed(self, key: str, error: QSharpError) -> None:
-        if self.problems.get(key) != str(error):
-            logger.error("%s is wanted, and this server does not have it: %s", key, error)
-        self.problems[key] = str(error)
+    def _failed(self, key: str, error: Exception) -> None:
+        expected = isinstance(error, QSharpError)
+        problem = str(error) if expected else repr(error)
+        if self.problems.get(key) != problem:
+            logger.error(
+                "%s is wanted, and this server does not have it: %s", key, problem, exc_info=None if expected else error
+            )
+        self.problems[key] = problem

@@ -133,3 +133,31 @@ def test_a_failed_activation_is_a_problem(server: Server, tmp_path: Path, monkey
     server.catch_up()
     assert server.critics.catalog.active == {"sums": "sums@2"}
     assert server.follower.problems == {}
+
+
+def test_a_fault_ends_nothing_and_is_told(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that nobody thought of."""
+
+    async def fails(_: str, __: str | None) -> str:
+        raise ZeroDivisionError
+
+    server.wanted = desired(version(tmp_path, "1"), sums="1")
+    with monkeypatch.context() as patch:
+        patch.setattr(server.workers, "load", fails)
+        server.catch_up()
+        assert server.follower.problems == {"sums@1": "ZeroDivisionError()"}
+    server.follower._again.clear()  # as if the time had passed
+
+    async def main() -> None:
+        good, server.wanted = server.wanted, ValueError("a fault")
+        following = asyncio.create_task(server.follower.follow())
+        await asyncio.sleep(0.05)
+        server.wanted = good
+        while not server.workers.loaded:
+            await asyncio.sleep(0.01)
+        following.cancel()
+
+    monkeypatch.setattr("server.critics.following.SECONDS", 0.01)
+    asyncio.run(main())
+    server.catch_up()
+    assert server.follower.problems == {}
