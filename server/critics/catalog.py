@@ -71,7 +71,7 @@ class CriticInfo:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialShare:
     """Another version of a name than the active one, for a share of the requests that name no version.
 
     Attributes:
@@ -104,7 +104,7 @@ class CriticCatalog:
         self.critics: dict[str, CriticInfo] = {}
         self.active: dict[str, str] = {}
         self.default: str | None = None
-        self.trials: dict[str, Trial] = {}
+        self.trials: dict[str, TrialShare] = {}
         self._history: dict[str, list[str]] = {}  # name -> versions that were active earlier, latest last
 
     def refresh(self, statuses: Sequence[CriticStatus]) -> list[str]:

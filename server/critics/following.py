@@ -12,7 +12,7 @@ from pathlib import Path
 from qsharp_core.critic.digest import digest
 from qsharp_core.errors import CriticError, QSharpError
 from server import metrics
-from server.critics.catalog import Trial
+from server.critics.catalog import TrialShare
 from server.critics.loaded import LoadedCritics
 from server.store.critics import Desired, PublishedVersion
 
@@ -87,7 +87,7 @@ class Follower:
                 if wanted.default is not None:
                     self._critics.catalog.default = wanted.default
                 self._critics.catalog.trials = {
-                    name: Trial(f"{name}@{number}", share)
+                    name: TrialShare(f"{name}@{number}", share)
                     for name, (number, share) in wanted.trials.items()
                     if self._is_sound(f"{name}@{number}")
                 }

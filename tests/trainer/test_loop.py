@@ -223,8 +223,8 @@ def test_what_is_not_better_is_published_and_not_activated(
     monkeypatch.setattr(training, "decide", lambda report, active: next(told))
     main(arguments(fake, tmp_path, "run", "--continue"))
     first, second = report_of(tmp_path)["rounds"]
-    assert first["activate"] == {"activated": True, "why": "good", "critic": "tiny@1"}
-    assert second["activate"] == {"activated": False, "why": "worse", "critic": "tiny@1"}
+    assert first["activate"] == {"activated": True, "why": "good", "critic": "tiny@1", "trial": None}
+    assert second["activate"] == {"activated": False, "why": "worse", "critic": "tiny@1", "trial": None}
     assert second["train"]["critic"] == "tiny@2"
     assert (tmp_path / "run-critics" / "tiny" / "2" / "critic.json").is_file()
     card = json.loads((tmp_path / "run-critics" / "tiny" / "2" / "critic.json").read_text())

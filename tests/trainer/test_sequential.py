@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trainer.loop.sequential import LEAST, Comparison, compare
+from trainer.loop.sequential import LEAST, RewardComparison, compare
 
 RUNS, LOOKS = 200, 1500
 
@@ -64,7 +64,9 @@ def test_the_estimate_is_right_whatever_the_shares_were() -> None:
 def test_too_few_rewards_decide_nothing() -> None:
     arms = np.arange(200) >= 200 - (LEAST - 1)
     seen = compare(arms, arms.astype(float), np.full(200, 0.5))
-    assert seen == Comparison("undecided", (LEAST - 1, 200 - LEAST + 1), (1.0, 0.0), 1.0, -math.inf, math.inf, 0.05)
+    assert seen == RewardComparison(
+        "undecided", (LEAST - 1, 200 - LEAST + 1), (1.0, 0.0), 1.0, -math.inf, math.inf, 0.05
+    )
     assert math.isnan(compare([], [], []).difference)
 
 

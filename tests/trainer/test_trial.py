@@ -50,7 +50,7 @@ class Traffic:
         for _ in range(count):
             self.requests += 1
             request = f"request {self.requests}"
-            version = "2" if catalog.Trial("tiny@2", share).takes(request) else "1"
+            version = "2" if catalog.TrialShare("tiny@2", share).takes(request) else "1"
             one = Rollout(
                 id=new_id(), request_id=request, choice=0, route="completion", created=time.time(), model="fake",
                 prompt_token_ids=[1], completion_token_ids=[2, 3], prompt_text=None, completion_text="x", eta=0.1,

@@ -27,7 +27,7 @@ Verdict = Literal["better", "worse", "undecided"]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RewardComparison:
     """What rewards say of a trial.
 
     Attributes:
@@ -48,7 +48,7 @@ class Comparison:
     alpha: float
 
 
-def compare(trial: ArrayLike, rewards: ArrayLike, shares: ArrayLike, alpha: float = 0.05) -> Comparison:
+def compare(trial: ArrayLike, rewards: ArrayLike, shares: ArrayLike, alpha: float = 0.05) -> RewardComparison:
     """Looks at all rewards so far, in the order in which they came. Further ones may be added and looked at again.
 
     Args:
@@ -66,13 +66,13 @@ def compare(trial: ArrayLike, rewards: ArrayLike, shares: ArrayLike, alpha: floa
     n = (int(arms.sum()), int((~arms).sum()))
     means = (_mean(values[arms]), _mean(values[~arms]))
     if min(n) < LEAST:
-        return Comparison("undecided", n, means, means[0] - means[1], -math.inf, math.inf, alpha)
+        return RewardComparison("undecided", n, means, means[0] - means[1], -math.inf, math.inf, alpha)
     phi = _estimates(arms, values, taken)
     difference, spread, count = float(phi.mean()), float(phi.std()), len(phi)
     width = spread * _radius(count, alpha)
     low, high = difference - width, difference + width
     verdict: Verdict = "better" if low > 0 else "worse" if high < 0 else "undecided"
-    return Comparison(verdict, n, means, difference, low, high, alpha)
+    return RewardComparison(verdict, n, means, difference, low, high, alpha)
 
 
 def _estimates(arms: NDArray[np.bool_], values: Floats, shares: Floats) -> Floats:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from trainer.loop.activation import ServedCritic
 from trainer.loop.report import TrialOutcome, TrialResult
-from trainer.loop.sequential import Comparison, compare
+from trainer.loop.sequential import RewardComparison, compare
 from trainer.loop.versions import Version
 from trainer.rollouts.client import JSONObject, ServerClient
 from trainer.trust import EVERYBODY, Trust
@@ -105,7 +105,7 @@ class Trial:
             start -= 1
         return list(decisions[start:])
 
-    async def _look(self, new: Version, active: Version, period: Sequence[_Decision]) -> Comparison:
+    async def _look(self, new: Version, active: Version, period: Sequence[_Decision]) -> RewardComparison:
         """Compares all rewards of requests since the trial began: one for each request, the mean of its choices."""
         rewards: dict[tuple[float, str, bool], list[float]] = defaultdict(list)
         for version in (new, active) if period else ():
@@ -129,7 +129,7 @@ class Trial:
             if page[-1]["created"] < since - LONGEST:
                 return
 
-    def _result(self, seen: Comparison, outcome: TrialOutcome) -> TrialResult:
+    def _result(self, seen: RewardComparison, outcome: TrialOutcome) -> TrialResult:
         result = TrialResult(
             outcome=outcome,
             why=_told(seen),
@@ -149,7 +149,7 @@ def _finite(number: float) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _told(seen: Comparison) -> str:
+def _told(seen: RewardComparison) -> str:
     (new, active), (first, second) = seen.n, seen.means
     if not new or not active:
         return f"{new} rewards of the trial and {active} of the active version"
