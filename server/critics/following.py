@@ -32,7 +32,6 @@ class Follower:
 
     Attributes:
         wanted: what the store said last.
-        problems: by `name@version`, why this server has not what is wanted.
     """
 
     def __init__(self, critics: LoadedCritics, look: Callable[[], Desired]) -> None:
@@ -42,8 +41,15 @@ class Follower:
         self._getting: dict[str, asyncio.Task[None]] = {}
         self._sound: dict[str, str] = {}  # the digest of what is loaded, once it was compared
         self._again: dict[str, float] = {}  # when a version that could not be had is tried again
+        self._dropped: set[str] = set()  # no longer wanted, and to leave
+        self._not_loaded: dict[str, str] = {}
+        self._not_activated: dict[str, str] = {}
         self.wanted = Desired()
-        self.problems: dict[str, str] = {}
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """By `name@version`, why this server has not what is wanted."""
+        return {**self._not_activated, **self._not_loaded}
 
     async def follow(self) -> None:
         """Goes on until it is cancelled."""
@@ -75,15 +81,17 @@ class Follower:
         """
         async with self._looking:
             wanted = await asyncio.to_thread(self._look)
-            dropped = self.wanted.versions.keys() - wanted.versions.keys()
+            self._dropped = (self._dropped | self.wanted.versions.keys()) - wanted.versions.keys()
             self.wanted = wanted
             self._forget()
             for key, version in wanted.versions.items():
                 if self._sound.get(key) != version.digest and time.monotonic() >= self._again.get(key, 0):
                     self._start(version)
             async with self._critics.changing:
+                self._not_activated, before = {}, self._not_activated
                 for name, number in wanted.active.items():
-                    await self._activate(name, f"{name}@{number}")
+                    key = f"{name}@{number}"
+                    await self._activate(name, key, before.get(key))
                 if wanted.default is not None:
                     self._critics.catalog.default = wanted.default
                 self._critics.catalog.trials = {
@@ -91,13 +99,14 @@ class Follower:
                     for name, (number, share) in wanted.trials.items()
                     if self._is_sound(f"{name}@{number}")
                 }
-                for key in dropped & self._critics.catalog.critics.keys():
+                for key in self._dropped & self._critics.catalog.critics.keys():
                     self._critics.leave(self._critics.catalog.critics[key])
+                self._dropped = set(self._getting) - wanted.versions.keys()  # a load that still runs
             metrics.CRITIC_PROBLEMS.set(len(self.problems))
 
     def _forget(self) -> None:
         """What is no longer wanted is no problem, and what is no longer loaded must be compared again."""
-        for kept in (self.problems, self._again):
+        for kept in (self._not_loaded, self._again):
             for key in kept.keys() - self.wanted.versions.keys():
                 del kept[key]
         for key in self._sound.keys() - self._critics.catalog.critics.keys():
@@ -116,22 +125,28 @@ class Follower:
             await self._load(version)
         except Exception as error:
             self._again[version.key] = time.monotonic() + RETRY_SECONDS
-            self._failed(version.key, error)
+            self._not_loaded[version.key] = _told(version.key, error, self._not_loaded.get(version.key))
         else:
             self._sound[version.key] = version.digest
-            self.problems.pop(version.key, None)
+            self._not_loaded.pop(version.key, None)
 
     async def _load(self, version: PublishedVersion) -> None:
-        """Loads a version, or only compares the files of one that is loaded."""
+        """Loads a version; of one that is loaded it compares the files, and exchanges it if they are others."""
         info = self._critics.catalog.critics.get(version.key)
         if info is None:
             folder = await asyncio.to_thread(self._critics.roots.admit, version.location)
         else:
             folder = Path(info.status.path)
         found = await asyncio.to_thread(digest, folder)
-        if found != version.digest:
+        if found != version.digest and info is not None:
+            logger.error("%s was loaded from other files than those that were published, and leaves", version.key)
+            self._critics.leave(info)
+            if (unloading := self._critics.unloading(info)) is not None:
+                await unloading
+            await self._load(version)
+        elif found != version.digest:
             raise CriticError(f"the files at {folder} are not those that were published ({found:.12}…)")
-        if info is None:
+        elif info is None:
             try:
                 await self._critics.load(folder, version.name)
             except QSharpError:
@@ -144,7 +159,7 @@ class Follower:
         """Whether this server has the files that were published."""
         return self._sound.get(key) == self.wanted.versions[key].digest
 
-    async def _activate(self, name: str, key: str) -> None:
+    async def _activate(self, name: str, key: str, before: str | None) -> None:
         info = self._critics.catalog.critics.get(key)
         if info is None or info.leaving or self._critics.catalog.active.get(name) == key:
             return
@@ -153,15 +168,15 @@ class Follower:
         try:
             await self._critics.activate(info)
         except QSharpError as error:
-            self._failed(key, error)
-        else:
-            self.problems.pop(key, None)
+            self._not_activated[key] = _told(key, error, before)
 
-    def _failed(self, key: str, error: Exception) -> None:
-        expected = isinstance(error, QSharpError)
-        problem = str(error) if expected else repr(error)
-        if self.problems.get(key) != problem:
-            logger.error(
-                "%s is wanted, and this server does not have it: %s", key, problem, exc_info=None if expected else error
-            )
-        self.problems[key] = problem
+
+def _told(key: str, error: Exception, before: str | None) -> str:
+    """Why this server has not what is wanted; it is logged unless it was the same before."""
+    expected = isinstance(error, QSharpError)
+    problem = str(error) if expected else repr(error)
+    if problem != before:
+        logger.error(
+            "%s is wanted, and this server does not have it: %s", key, problem, exc_info=None if expected else error
+        )
+    return problem

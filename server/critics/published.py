@@ -38,7 +38,8 @@ class SharedDecisions:
             await self._adopt(info.name, by, new=info)
             await self._publish(info, by)
             await self._follower.catch_up()
-            if activate or info.name not in self._follower.wanted.active:
+            first = self._critics.catalog.active.get(info.name) == info.key
+            if activate or (first and info.name not in self._follower.wanted.active):
                 await self._note(info, by)
         except QSharpError:
             if not info.leaving:
@@ -53,7 +54,7 @@ class SharedDecisions:
         await self._adopt(name, by)
         if info.key not in self._follower.wanted.versions:
             await self._publish(info, by)
-        if body.share < 1 and self._follower.wanted.active.get(name) == body.version:
+        if body.share < 1 and self._critics.catalog.active.get(name) == info.key:
             raise ConflictError(f"{info.key} is active: a share is for another version beside it")
         await self._note(info, by, share=body.share, default=body.default, why=body.why)
         return await self._followed(info)
@@ -69,13 +70,13 @@ class SharedDecisions:
         return await self._followed(info)
 
     async def unload(self, name: str, version: str, by: str) -> CriticInfo:
-        await self._adopt(name, by)
+        await self._follower.catch_up()
         published = self._follower.wanted.versions.get(f"{name}@{version}")
         if published is None:
             return await self._own.unload(name, version, by)
         info = self._critics.catalog.critics.get(published.key) or _absent(published)
         try:
-            await self._records.retire(name, version)
+            await self._records.retire(name, version, by)
         except CriticError as error:
             raise ConflictError(str(error)) from error
         await self._follower.catch_up()
@@ -98,6 +99,7 @@ class SharedDecisions:
             for info in versions:
                 if catalog.active.get(one) == info.key:
                     await self._note(info, by, why="what the server had")
+        await self._follower.catch_up()
 
     async def _publish(self, info: CriticInfo, by: str) -> None:
         card = info.status.card

@@ -122,13 +122,13 @@ class CriticRecords:
             return [Activation(*row) for row in connection.execute(query)]
 
     def knows(self, name: str) -> bool:
-        """Whether a version of this name was ever published; it blocks.
+        """Whether anything was ever decided about this name; it blocks.
 
         Raises:
             StoreError: the store cannot be read.
         """
         with self._reader.connected() as connection:
-            query = select(critic_versions.c.name).where(critic_versions.c.name == name).limit(1)
+            query = select(critic_activations.c.name).where(critic_activations.c.name == name).limit(1)
             return connection.execute(query).first() is not None
 
     def previous(self, name: str) -> str | None:
@@ -159,14 +159,18 @@ class CriticRecords:
         """
         await self._done(_activate, activation)
 
-    async def retire(self, name: str, version: str) -> None:
-        """Has servers unload a version.
+    async def retire(self, name: str, version: str, by: str) -> None:
+        """Has servers unload a version; a trial of it has ended.
+
+        Args:
+            name, version: of the critic.
+            by: holder of the key that it is retired with.
 
         Raises:
             CriticError: it is not published, or its name means it while there are others.
             StoreError: nothing was written.
         """
-        await self._done(_retire, (name, version))
+        await self._done(_retire, (name, version, by))
 
     async def _done(self, run: Callable[[Connection, list[Any]], list[str | None]], payload: Any) -> None:
         # Answers and no exceptions: one of those would fail the transaction that others share.
@@ -206,17 +210,21 @@ def _activate_one(connection: Connection, activation: Activation) -> str | None:
     return None
 
 
-def _retire(connection: Connection, payloads: list[tuple[str, str]]) -> list[str | None]:
-    return [_retire_one(connection, name, version) for name, version in payloads]
+def _retire(connection: Connection, payloads: list[tuple[str, str, str]]) -> list[str | None]:
+    return [_retire_one(connection, *payload) for payload in payloads]
 
 
-def _retire_one(connection: Connection, name: str, version: str) -> str | None:
+def _retire_one(connection: Connection, name: str, version: str, by: str) -> str | None:
+    _stored(connection, name, version)  # locks it: nobody activates it meanwhile
     now = _desired(connection)
     if f"{name}@{version}" not in now.versions:
         return f"{name}@{version} is not published"
     if now.active.get(name) == version and any(v.name == name and v.version != version for v in now.versions.values()):
         return f"{name}@{version} is active: activate another version of {name} first"
     _change(connection, name, version, wanted=False)
+    if now.trials.get(name, ("", 0))[0] == version:
+        end = Activation(name, version, 0.0, False, False, time.time(), by, "it is unloaded")
+        connection.execute(insert(critic_activations).values(end._asdict()))
     return None
 
 
@@ -251,7 +259,6 @@ def _passed(history: Sequence[Activation]) -> list[str]:
 
 
 def _desired(connection: Connection) -> Desired:
-    wanted = {version.key: version for version in _versions(connection)}
     table = critic_activations.c
     columns = [table[name] for name in Activation._fields]
 
@@ -263,9 +270,13 @@ def _desired(connection: Connection) -> Desired:
     # The last that was chosen; as long as none was, the first that was ever active.
     order = (table.is_default.desc(), case((table.is_default, -table.seq), else_=table.seq))
     default = connection.execute(select(table.name).order_by(*order).limit(1))
+    default_name = default.scalar()
+    active, last = latest(table.share == 1), latest()
+    # Read after what was decided about them: what is published and activated meanwhile is there, and not the other way.
+    wanted = {version.key: version for version in _versions(connection)}
     return Desired(
         wanted,
-        {one.name: one.version for one in latest(table.share == 1) if one.key in wanted},
-        {one.name: (one.version, one.share) for one in latest() if 0 < one.share < 1 and one.key in wanted},
-        default.scalar(),
+        {one.name: one.version for one in active if one.key in wanted},
+        {one.name: (one.version, one.share) for one in last if 0 < one.share < 1 and one.key in wanted},
+        default_name,
     )

@@ -7,7 +7,7 @@ import pytest
 
 from qsharp_core.errors import CriticError, StoreError
 from server.store.critics import Desired, PublishedVersion
-from tests.support.critic_servers import Server, version
+from tests.support.critic_servers import Server, settled, version
 
 
 @pytest.fixture
@@ -60,16 +60,50 @@ def test_files_that_are_not_the_published_ones_are_not_loaded(server: Server, tm
     assert set(server.workers.loaded) == {"sums@1", "sums@2"}
 
 
-def test_other_files_under_a_wanted_name_are_not_activated(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("there", [True, False])
+def test_other_files_under_a_wanted_name_guide_nobody(server: Server, tmp_path: Path, there: bool) -> None:
     """A server that was started with files of its own, under the name and version of published ones."""
     own = version(tmp_path / "own", "2", content="y")
-    asyncio.run(server.workers.load(str(tmp_path / "own" / "1"), "sums"))
     asyncio.run(server.workers.load(own.location, "sums"))
     asyncio.run(server.critics.refresh())
-    server.wanted = desired(version(tmp_path, "2"), sums="2")
+    wanted = version(tmp_path, "2")
+    if not there:
+        (Path(wanted.location) / "critic.json").write_text("z")
+    server.wanted = desired(wanted, sums="2")
     server.catch_up()
-    assert "not those that were published" in server.follower.problems["sums@2"]
-    assert server.critics.catalog.active == {"sums": "sums@1"}
+    assert [one.path for one in server.workers.loaded.values()] == ([wanted.location] if there else [])
+    assert server.critics.catalog.active == ({"sums": "sums@2"} if there else {})
+    assert ("sums@2" in server.follower.problems) != there
+
+
+def test_a_version_that_is_dropped_while_it_loads_leaves(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, load = version(tmp_path, "1"), server.workers.load
+
+    async def main() -> None:
+        released = asyncio.Event()
+
+        async def slowly(path: str, name: str | None) -> str:
+            await released.wait()
+            return await load(path, name)
+
+        monkeypatch.setattr(server.workers, "load", slowly)
+        server.wanted = desired(slow, sums="1")
+        await server.follower.catch_up()
+        await asyncio.sleep(0.05)
+        server.wanted = desired()
+        for _ in range(2):
+            await server.follower.catch_up()
+        released.set()
+        await asyncio.sleep(0.05)
+        for _ in range(2):
+            await server.follower.catch_up()
+        await settled()
+
+    asyncio.run(main())
+    assert server.has[:2] == (set(), {})
+    assert server.workers.loads == 1
 
 
 def test_a_slow_load_holds_up_no_activation(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from qsharp_core.errors import QSharpError, StoreError
 from qsharp_core.wire.critics import ActivateRequest
 from server.errors import ConflictError, NotFoundError
-from server.store.critics import PublishedVersion
+from server.store.critics import Desired, PublishedVersion
 from server.store.rollouts import RolloutStore
 from tests.support.critic_servers import Server, settled, version
 
@@ -143,6 +143,23 @@ def test_own_versions_can_go_without_the_store(fleet: Fleet) -> None:
     asyncio.run(main())
 
 
+def test_an_own_version_that_is_unloaded_stays_away(fleet: Fleet) -> None:
+    """The store knows nothing of its name, and has nothing to be followed."""
+    one, two = version(fleet.folder, "1"), version(fleet.folder, "2")
+
+    async def main() -> None:
+        here, there = await fleet.start(one, two), await fleet.start(one, two)
+        await there.decisions.unload("sums", "2", "ann")
+        for _ in range(3):
+            await fleet.follow()
+        assert there.has == ({"sums@1"}, {"sums": "sums@1"}, "sums")
+        assert fleet.store.critics.desired() == Desired()
+        with pytest.raises(ConflictError, match="sums@1 is active: a share"):
+            await here.decisions.activate("sums", ActivateRequest(version="1", share=0.5), "ann")
+
+    asyncio.run(main())
+
+
 def test_what_cannot_be_published_is_not_kept(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = version(fleet.folder, "1"), version(fleet.folder, "2")
     changed = version(fleet.folder / "copy", "1", content="y")
@@ -266,7 +283,7 @@ def test_a_trial_takes_its_share_everywhere_and_ends_with_a_decision(fleet: Flee
         assert tried() == set(users)
 
     asyncio.run(main())
-    assert {one.why for one in fleet.store.critics.history("sums")} == {None, "see"}
+    assert {one.why for one in fleet.store.critics.history("sums")} == {None, "see", "it is unloaded"}
 
 
 def body(one: PublishedVersion, dice: random.Random) -> ActivateRequest:

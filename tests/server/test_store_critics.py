@@ -34,7 +34,7 @@ class Records:
         return version
 
     def retire(self, version: str, name: str = "sums") -> None:
-        asyncio.run(self.critics.retire(name, version))
+        asyncio.run(self.critics.retire(name, version, "bob"))
 
     @property
     def now(self) -> Desired:
@@ -110,6 +110,21 @@ def test_retiring(records: Records) -> None:
     assert (dict(records.now.versions), dict(records.now.active)) == ({}, {})
     records.publish("2")  # and come back, with what was decided about it
     assert dict(records.now.active) == {"sums": "2"}
+
+
+def test_a_trial_ends_with_its_version(records: Records) -> None:
+    """And does not come back when that is loaded again."""
+    for version in ("1", "2"):
+        records.publish(version)
+    records.activate("1")
+    records.activate("2", share=0.1)
+    records.retire("2")
+    records.publish("2")
+    assert (dict(records.now.active), dict(records.now.trials)) == ({"sums": "1"}, {})
+    end = records.critics.history("sums")[-1]
+    assert (end.version, end.share, end.given_by, end.why) == ("2", 0.0, "bob", "it is unloaded")
+    records.retire("2")
+    assert records.critics.history("sums")[-1] == end
 
 
 def test_rolling_back_again_goes_further_back(records: Records) -> None:

@@ -82,8 +82,11 @@ class ServedCritic:
         Raises:
             RequestError
         """
-        loaded = await self._loaded()
-        if remembered is not None and remembered.key not in loaded:
+        listed = await self._client.get("/v1/critics")
+        loaded = self._of_this_name(listed)
+        # Servers that share a store forget nothing: what is not there, somebody has unloaded.
+        forgetful = listed.get("wanted") is None
+        if remembered is not None and remembered.key not in loaded and forgetful:
             await self.activate(remembered)
             return remembered
         active = next((one for one in loaded.values() if one["active"]), None)
@@ -163,5 +166,7 @@ class ServedCritic:
                 await self._client.delete(f"/v1/critics/{self._name}/{one['version']}")
 
     async def _loaded(self) -> dict[str, JSONObject]:
-        listed = (await self._client.get("/v1/critics"))["data"]
-        return {one["id"]: one for one in listed if one["name"] == self._name and not one.get("leaving")}
+        return self._of_this_name(await self._client.get("/v1/critics"))
+
+    def _of_this_name(self, listed: JSONObject) -> dict[str, JSONObject]:
+        return {one["id"]: one for one in listed["data"] if one["name"] == self._name and not one.get("leaving")}

@@ -78,16 +78,19 @@ class Trial:
         Raises:
             RequestError
         """
+        seen = compare([], [], [], self._settings.alpha)
         if all(one.version != new.folder.name for one in await self._decisions()):
+            if await self._served.current(active) != active:
+                return self._result(seen, "ended")  # before it began: another version is active by now
             await self._served.try_out(new, self._settings.share, why)
         with tqdm(total=self._settings.most, unit="reward", desc=f"trial of {new.key}") as bar:
             while True:
                 decisions = await self._decisions()
                 period = self._running(decisions, new)
-                seen = await self._look(new, active, period)
-                bar.update(sum(seen.n) - bar.n)
                 if not period:
                     return self._result(seen, "ended")
+                seen = await self._look(new, active, period)
+                bar.update(sum(seen.n) - bar.n)
                 if seen.verdict != "undecided" or sum(seen.n) >= self._settings.most:
                     break
                 await asyncio.sleep(self._settings.interval)
@@ -108,7 +111,7 @@ class Trial:
     async def _look(self, new: Version, active: Version, period: Sequence[_Decision]) -> RewardComparison:
         """Compares all rewards of requests since the trial began: one for each request, the mean of its choices."""
         rewards: dict[tuple[float, str, bool], list[float]] = defaultdict(list)
-        for version in (new, active) if period else ():
+        for version in (new, active):
             async for one in self._rollouts(version, period[0].created):
                 rewards[one["created"], one["request_id"], version is new].append(one["reward"])
         begun = [decision.created for decision in period]
