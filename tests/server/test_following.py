@@ -164,6 +164,10 @@ def test_a_failed_activation_is_a_problem(server: Server, tmp_path: Path, monkey
         server.wanted = desired(one, two, sums="2")
         server.catch_up()
         assert server.follower.problems == {"sums@2": "no"}
+        server.wanted = desired(one, two, sums="1")  # rolled back: there is nothing to be missed any more
+        server.catch_up()
+        assert server.follower.problems == {}
+    server.wanted = desired(one, two, sums="2")
     server.catch_up()
     assert server.critics.catalog.active == {"sums": "sums@2"}
     assert server.follower.problems == {}

@@ -12,7 +12,7 @@ import pytest
 from qsharp_core.errors import QSharpError, StoreError
 from qsharp_core.wire.critics import ActivateRequest
 from server.errors import ConflictError, NotFoundError
-from server.store.critics import Desired, PublishedVersion
+from server.store.critics import Activation, Desired, PublishedVersion
 from server.store.rollouts import RolloutStore
 from tests.support.critic_servers import Server, settled, version
 
@@ -156,6 +156,29 @@ def test_an_own_version_that_is_unloaded_stays_away(fleet: Fleet) -> None:
         assert fleet.store.critics.desired() == Desired()
         with pytest.raises(ConflictError, match="sums@1 is active: a share"):
             await here.decisions.activate("sums", ActivateRequest(version="1", share=0.5), "ann")
+
+    asyncio.run(main())
+
+
+def test_a_half_done_adoption_is_done_again(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store ends after a version was published and before it was noted that it is active."""
+    one, two = version(fleet.folder, "1"), version(fleet.folder, "2")
+
+    async def away(_: Activation) -> None:
+        raise StoreError("away")
+
+    async def main() -> None:
+        here = await fleet.start(one)
+        with monkeypatch.context() as patch:
+            patch.setattr(fleet.store.critics, "activate", away)
+            with pytest.raises(StoreError):
+                await fleet.load(here, two)
+        await fleet.follow()
+        await fleet.load(here, two)
+        await fleet.follow()
+        assert here.has == ({"sums@1", "sums@2"}, {"sums": "sums@1"}, "sums")
+        await here.decisions.activate("sums", ActivateRequest(version="2"), "ann")
+        assert (await here.decisions.roll_back("sums", "ann")).key == "sums@1"
 
     asyncio.run(main())
 

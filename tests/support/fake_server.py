@@ -72,6 +72,7 @@ class FakeServer:
         ids: of rollouts, from their metadata.
         seen: bodies of the sampling requests that were served.
         decisions: what was decided about critics, as `GET /v1/critics/{name}` tells.
+        wanted: what the store says that its servers are to have; None where a server decides alone.
         keys: their holders; whoever sends another one, or none, is an admin without a name.
     """
 
@@ -87,6 +88,7 @@ class FakeServer:
     refuse: Callable[[dict[str, Any]], bool] = lambda body: False
     keys: dict[str, Principal] = field(default_factory=dict)
     decisions: list[dict[str, Any]] = field(default_factory=list)
+    wanted: dict[str, Any] | None = None
 
     def stored(self) -> list[Rollout]:
         return [one for batch in self.store.batches(Filters(), 1000, owner=None) for one in batch]
@@ -260,7 +262,8 @@ def application(fake: FakeServer) -> FastAPI:
 
     def critics() -> Any:
         first = next((one.name for one in fake.critics.values()), None)
-        return {"data": [one.shown(one.active and one.name == first) for one in fake.critics.values()]}
+        shown = [one.shown(one.active and one.name == first) for one in fake.critics.values()]
+        return {"data": shown, "wanted": fake.wanted}
 
     async def load(request: Request) -> Any:
         path = Path((await request.json())["path"])

@@ -275,6 +275,11 @@ def test_a_version_that_a_restarted_server_lost_is_loaded_again(fake: FakeServer
     # Somebody rolls back: that counts.
     fake.critics["tiny@1"].active, fake.critics["tiny@2"].active = True, False
     assert asyncio.run(current(lost)) == Version("tiny@1", older)
+    # Servers of a store forget nothing: somebody has unloaded it, and that counts, too.
+    del fake.critics["tiny@2"]
+    fake.wanted = {"versions": ["tiny@1"], "active": {"tiny": "1"}, "trials": {}, "problems": {}}
+    assert asyncio.run(current(lost)) == Version("tiny@1", older)
+    assert "tiny@2" not in fake.critics
 
 
 def test_the_budget(fake: FakeServer, tmp_path: Path) -> None:

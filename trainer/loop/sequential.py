@@ -93,7 +93,7 @@ def _radius(count: int, alpha: float) -> float:
     """Half the width of the bounds, for a standard deviation of 1."""
     rho = (-2 * math.log(alpha) + math.log(-2 * math.log(alpha)) + 1) / TIGHTEST  # rho squared
     scaled = count * rho + 1
-    return math.sqrt(scaled / (count**2 * rho) * math.log(scaled / alpha**2))
+    return math.sqrt(scaled / (count**2 * rho) * (math.log(scaled) - 2 * math.log(alpha)))
 
 
 def _mean(values: Floats) -> float:
