@@ -8,17 +8,13 @@ from qsharp_core.critic.files import check_folder
 from qsharp_core.errors import CriticError
 
 
-def digest(folder: Path, most_bytes: float = math.inf) -> str:
-    """SHA-256 of the folder's files, in hexadecimal: of their names within it, their sizes and contents.
-
-    Args:
-        folder: where a critic is.
-        most_bytes: that all its files may have together.
+def digest(folder: Path) -> str:
+    """SHA-256 of a critic's files, in hexadecimal: of their names within its folder, and of their contents.
 
     Raises:
         CriticError: the folder is no critic's, or cannot be read.
     """
-    check_folder(folder, most_bytes)
+    check_folder(folder, math.inf)  # of any size: whoever loads it has a limit
     total = hashlib.sha256()
     try:
         files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())

@@ -99,7 +99,6 @@ class SharedDecisions:
             for info in versions:
                 if catalog.active.get(one) == info.key:
                     await self._note(info, by, why="what the server had")
-        await self._follower.catch_up()
 
     async def _publish(self, info: CriticInfo, by: str) -> None:
         card = info.status.card

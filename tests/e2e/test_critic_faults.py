@@ -5,7 +5,6 @@ import json
 import random
 import resource
 import shutil
-import time
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import ADMIN_KEY, Server
 from tests.e2e.test_rollouts import process_of
 from tests.support import models
+from tests.support.waiting import within
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 BODY = {"model": "tiny", "prompt": [*range(20, 40)], "ignore_eos": True, "return_token_ids": True}
@@ -35,10 +35,7 @@ def loaded(http: httpx.Client, folder: Path, **more: Any) -> dict[str, Any]:
 
 def gone(http: httpx.Client, name: str) -> None:
     """Waits until no version of this critic is loaded."""
-    until = time.monotonic() + 10
-    while left := [one["id"] for one in http.get("/v1/critics").json()["data"] if one["name"] == name]:
-        assert time.monotonic() < until, left
-        time.sleep(0.05)
+    within(10, lambda: all(one["name"] != name for one in http.get("/v1/critics").json()["data"]))
 
 
 def test_scores_that_break_on_the_way(http: httpx.Client, server: Server) -> None:

@@ -6,9 +6,7 @@ One is the session's, the other is started for this.
 import asyncio
 import os
 import signal
-import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -16,6 +14,7 @@ import httpx
 from tests.conftest import ADMIN_KEY, Server, flags
 from tests.e2e.test_rollouts import process_of
 from tests.support import models
+from tests.support.waiting import within
 from trainer.serving import serve
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
@@ -33,14 +32,6 @@ def active(url: str) -> str | None:
 
 def problems(url: str) -> dict[str, str]:
     return dict(httpx.get(f"{url}/v1/critics").json()["wanted"]["problems"])
-
-
-def within(seconds: float, holds: Callable[[], bool]) -> None:
-    """Waits until it holds."""
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def reached(url: str, version: str) -> None:

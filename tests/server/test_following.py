@@ -19,6 +19,18 @@ def desired(*versions: PublishedVersion, default: str | None = None, **active: s
     return Desired({one.key: one for one in versions}, active, {}, default)
 
 
+def held_back(server: Server, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """From now on loads wait for this."""
+    released, load = asyncio.Event(), server.workers.load
+
+    async def slowly(path: str, name: str | None) -> str:
+        await released.wait()
+        return await load(path, name)
+
+    monkeypatch.setattr(server.workers, "load", slowly)
+    return released
+
+
 def test_it_loads_activates_and_unloads(server: Server, tmp_path: Path) -> None:
     one, two, other = version(tmp_path, "1"), version(tmp_path, "2"), version(tmp_path, "1", "other")
     server.wanted = desired(one, two, other, sums="2", other="1", default="other")
@@ -79,16 +91,10 @@ def test_other_files_under_a_wanted_name_guide_nobody(server: Server, tmp_path: 
 def test_a_version_that_is_dropped_while_it_loads_leaves(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow, load = version(tmp_path, "1"), server.workers.load
+    slow = version(tmp_path, "1")
 
     async def main() -> None:
-        released = asyncio.Event()
-
-        async def slowly(path: str, name: str | None) -> str:
-            await released.wait()
-            return await load(path, name)
-
-        monkeypatch.setattr(server.workers, "load", slowly)
+        released = held_back(server, monkeypatch)
         server.wanted = desired(slow, sums="1")
         await server.follower.catch_up()
         await asyncio.sleep(0.05)
@@ -110,16 +116,9 @@ def test_a_slow_load_holds_up_no_activation(server: Server, tmp_path: Path, monk
     one, two, slow = version(tmp_path, "1"), version(tmp_path, "2"), version(tmp_path, "3")
     server.wanted = desired(one, two, sums="1")
     server.catch_up()
-    load = server.workers.load
 
     async def main() -> None:
-        released = asyncio.Event()
-
-        async def slowly(path: str, name: str | None) -> str:
-            await released.wait()
-            return await load(path, name)
-
-        monkeypatch.setattr(server.workers, "load", slowly)
+        released = held_back(server, monkeypatch)
         server.wanted = desired(one, two, slow, sums="2")
         await server.follower.catch_up()
         await server.follower.catch_up()

@@ -86,7 +86,7 @@ class Trial:
         with tqdm(total=self._settings.most, unit="reward", desc=f"trial of {new.key}") as bar:
             while True:
                 decisions = await self._decisions()
-                period = self._running(decisions, new)
+                period = _running(decisions, new)
                 if not period:
                     return self._result(seen, "ended")
                 seen = await self._look(new, active, period)
@@ -100,13 +100,6 @@ class Trial:
 
     async def _decisions(self) -> list[_Decision]:
         return [_Decision(one["created"], one["version"], one["share"]) for one in await self._served.decisions()]
-
-    def _running(self, decisions: Sequence[_Decision], new: Version) -> list[_Decision]:
-        """The decisions of the trial that runs: the last ones, if they are about shares of this version."""
-        start = len(decisions)
-        while start and decisions[start - 1].version == new.folder.name and 0 < decisions[start - 1].share < 1:
-            start -= 1
-        return list(decisions[start:])
 
     async def _look(self, new: Version, active: Version, period: Sequence[_Decision]) -> RewardComparison:
         """Compares all rewards of requests since the trial began: one for each request, the mean of its choices."""
@@ -146,6 +139,14 @@ class Trial:
         )
         self._console.print(f"trial: {outcome}; {result.why}", highlight=False)
         return result
+
+
+def _running(decisions: Sequence[_Decision], new: Version) -> Sequence[_Decision]:
+    """The decisions of the trial that runs: the last ones, if they are about shares of this version."""
+    start = len(decisions)
+    while start and decisions[start - 1].version == new.folder.name and 0 < decisions[start - 1].share < 1:
+        start -= 1
+    return decisions[start:]
 
 
 def _finite(number: float) -> float | None:
