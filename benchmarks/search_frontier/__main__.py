@@ -17,7 +17,7 @@ from rich.console import Console
 
 from benchmarks.search_frontier import report
 from benchmarks.search_frontier.choosing import Point, Rule, gain, plain, searched
-from benchmarks.search_frontier.sampling import GUIDED, REFERENCE, REFERENCE_ETA, Asked, pool, sample, search
+from benchmarks.search_frontier.sampling import GUIDED, REFERENCE, REFERENCE_ETA, Asked, pool, sample, way_of
 from qsharp_core.answers import VoteName
 from qsharp_core.wire.search import BEST
 from trainer.reports import write_json
@@ -66,7 +66,7 @@ async def measure(given: argparse.Namespace, url: str) -> list[Point]:
         for kind, fields in (("particles", f"every={given.every}"), ("best_of", rejecting))
         for size in given.sizes
     ]
-    searches = [search(text, given.eta, vote) for text in ([] if given.no_searches else usual) + given.search]
+    searches = [way_of(text, given.eta, vote) for text in ([] if given.no_searches else usual) + given.search]
     pools = [pool(REFERENCE, REFERENCE_ETA, largest), pool(GUIDED, given.eta, largest)]
     async with Judge([Weighted(OWN)]) as judge, ServerClient(url, connections=given.rows) as client:
         critic = await client.critic(None)

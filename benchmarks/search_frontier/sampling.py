@@ -48,7 +48,7 @@ def pool(name: str, eta: float, size: int) -> Way:
     return Way(name=name, eta=eta, search={"kind": "best_of", "n": size}, size=size, returned=size)
 
 
-def search(text: str, eta: float, vote: str) -> Way:
+def way_of(text: str, eta: float, vote: str) -> Way:
     """A search, as `qsharp evaluate --search` spells it."""
     fields = search_of(text)
     return Way(name=text, eta=eta, search={**fields, "vote": vote}, size=fields["n"])
@@ -83,6 +83,10 @@ class Asked:
             "model": self.model, "critic": self.critic, "seed": self.seed,
         }  # fmt: skip
 
+    def key(self, way: Way, problem: Problem, repeat: int) -> str:
+        """Names a request; its seed derives from it."""
+        return digest([self.identity(), asdict(way), problem.id, repeat])[:32]
+
 
 Found = dict[str, dict[str, list[list[Sample]]]]
 """Of each way and problem, what each request returned."""
@@ -90,31 +94,30 @@ Found = dict[str, dict[str, list[list[Sample]]]]
 
 async def sample(client: ServerClient, judge: Judge, asked: Asked, ways: Sequence[Way], out: Path) -> Found:
     """Samples what the journal `out` lacks, the smallest searches first."""
-    identity = asked.identity()
     items = [
-        (way, problem, repeat, digest([identity, way.name, problem.id, repeat])[:32])
+        (way, problem, asked.key(way, problem, repeat))
         for way in sorted(ways, key=lambda way: way.size)
         for repeat in range(asked.repeats)
         for problem in asked.problems
     ]
-    with Journal(out, identity) as journal:
+    with Journal(out, asked.identity()) as journal:
         done = {entry["item"]: entry["samples"] for entry in journal.entries}
         total = sum(way.size for way, *_ in items)
         with tqdm(total=total, unit="sample", desc="search", smoothing=0.05) as bar:
-            bar.update(sum(way.size for way, *_, key in items if key in done))
+            bar.update(sum(way.size for way, _, key in items if key in done))
 
-            async def one(item: tuple[Way, Problem, int, str]) -> None:
-                way, problem, _, key = item
+            async def one(item: tuple[Way, Problem, str]) -> None:
+                way, problem, key = item
                 found = await _ask(client, judge, asked, way, problem, seed_of(key))
                 done[key] = [asdict(sample) for sample in found]
                 journal.add({"item": key, "way": way.name, "problem": problem.id, "samples": done[key]})
                 bar.update(way.size)
 
-            todo = [item for item in items if item[3] not in done]
+            todo = [item for item in items if item[2] not in done]
             for size, of_size in groupby(todo, key=lambda item: item[0].size):
                 await each(of_size, one, max(asked.rows // size, 1))
     found: Found = {way.name: {problem.id: [] for problem in asked.problems} for way in ways}
-    for way, problem, _, key in items:
+    for way, problem, key in items:
         found[way.name][problem.id].append([Sample(**sample) for sample in done[key]])
     return found
 

@@ -5,16 +5,23 @@ import json
 import math
 import random
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
+from benchmarks.search_frontier.sampling import Asked, Found, pool, sample, way_of
 from server.request.search.ranking import ranked
 from tests.conftest import Server
 from tests.e2e.test_exact import TOLERANCE, check, metric, prompt_ids, send
 from tests.e2e.test_http import extra
+from trainer.rewards.verifiers import OWN, Judge, TaskRef, Weighted
+from trainer.rollouts.client import ServerClient
+from trainer.rollouts.collection import seed_of
+from trainer.rollouts.parameters import SamplingParameters
+from trainer.tasks.base import Problem, Task
 
 PROMPT = list(range(20, 40))
 REJECT = {"every": 4, "keep": 0.5}
@@ -314,6 +321,42 @@ def test_another_route_searches_too(http: httpx.Client) -> None:
     assert answer.json()["guidance"]["search"]["n"] == 6
     refused = http.post("/v1/responses", json={**body, "guidance": {"search": {**BEST, "n": 17}}})
     assert refused.json()["error"]["param"] == "guidance.search.n"
+
+
+# -- the benchmark of searches
+
+
+def test_the_benchmark_samples_what_it_says(http: httpx.Client, url: str, tmp_path: Path) -> None:
+    """Its pools are in the order they were drawn; a search returns one of them, at the cost of all; it goes on."""
+    problems = [Problem(id=str(i), prompt=[*PROMPT, 20 + i]) for i in range(3)]
+    even = Task(name="even", problems=lambda split: problems, splits=("all",), reward=lambda p, text: len(text) % 2)
+    ways = [pool("pool", 0.2, 4), way_of("best_of:n=4", 0.2, "text"), way_of("particles:n=2,every=4", 0.2, "text")]
+
+    async def run() -> tuple[Asked, Found]:
+        async with Judge([Weighted(OWN)]) as judge, ServerClient(url) as client:
+            asked = Asked(
+                task=TaskRef(even, "even"), problems=problems, sampling=SamplingParameters(max_tokens=9), model="tiny",
+                critic="plain@1", repeats=2, rows=4, seed=0,
+            )  # fmt: skip
+            return asked, await sample(client, judge, asked, ways, tmp_path / "samples.jsonl")
+
+    asked, found = asyncio.run(run())
+    body = {
+        "model": "tiny", "prompt": problems[1].prompt, "n": 4, "eta": 0.2, **asked.sampling.fields(),
+        "seed": seed_of(asked.key(ways[0], problems[1], 1)),
+        "guidance": {"critic": "plain@1", "candidates": 10, "min_prob": 0},
+    }  # fmt: skip
+    plain = complete(http, body)
+    assert [one.text for one in found["pool"]["1"][1]] == [choice["text"] for choice in plain]
+    assert [one.tokens for one in found["pool"]["1"][1]] == [choice["guidance"]["tokens_total"] for choice in plain]
+    assert all(one.reward == len(one.text) % 2 for some in found["pool"].values() for group in some for one in group)
+    for way in ways[1:]:
+        assert all(
+            len(group) == 1 and group[0].tokens >= way.size for some in found[way.name].values() for group in some
+        )
+    spent = (tmp_path / "samples.jsonl").read_bytes()
+    assert asyncio.run(run())[1] == found
+    assert (tmp_path / "samples.jsonl").read_bytes() == spent
 
 
 # -- what is refused
