@@ -46,13 +46,18 @@ def preset_defaults(preset: Preset) -> Mapping[str, Any]:
 
 
 def refuse_unsupported(args: argparse.Namespace) -> None:
-    """Refuses vLLM's ways to run several HTTP servers, or none.
+    """Refuses vLLM's ways to run several HTTP servers, or another kind, and one model on several hosts.
 
     Raises:
         ConfigError
     """
-    if args.headless or args.grpc or (args.api_server_count or 1) > 1:
-        raise ConfigError("qsharp serve runs one HTTP server: leave out --headless, --grpc and --api-server-count")
+    if args.grpc or (args.api_server_count or 1) > 1:
+        raise ConfigError("qsharp serve runs one HTTP server: leave out --grpc and --api-server-count")
+    if args.nnodes > 1:
+        raise ConfigError(
+            "one engine cannot be spread over hosts (--nnodes): run whole engines on each "
+            "(--data-parallel-size-local, --headless)"
+        )
 
 
 def add_our_parts(args: argparse.Namespace) -> None:

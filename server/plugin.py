@@ -36,6 +36,7 @@ from server.request.virtual_models import VirtualModels
 from server.settings import ARGUMENT, Settings
 from server.state import QSharpState
 from server.store.rollouts import RolloutStore
+from server.upstream import shared_address
 
 logger = logging.getLogger("vllm.qsharp")
 WORKER_EXTENSION = "qsharp_core.vllm_plugin.worker.CriticWorker"
@@ -75,7 +76,7 @@ class QSharpEndpoints:
         parallel = engine_client.vllm_config.parallel_config
         if parallel.worker_extension_cls != WORKER_EXTENSION:
             raise ConfigError(f"start the engine with --worker-extension-cls {WORKER_EXTENSION}, or use `qsharp serve`")
-        telemetry = TelemetryReceiver(metrics.observe_step)
+        telemetry = TelemetryReceiver(metrics.observe_step, shared_address(parallel))
         started_with = EngineSettings.of(engine_client.vllm_config).critics
         roots = CriticRoots.of(settings.critic_root, (parse_critic(critic)[1] for critic in started_with))
         loaded = LoadedCritics(Workers(engine_client), roots)
@@ -94,7 +95,7 @@ class QSharpEndpoints:
             metrics.ROLLOUT_LAG.set_function(lambda: store.lag)
         telemetry.start()
         try:
-            await qsharp.critics.workers.connect(telemetry.address)
+            await qsharp.critics.workers.connect(telemetry.address, telemetry.keys)
         except CriticError as error:
             wanted = processors.processor_name(engine_client.vllm_config)
             raise ConfigError(f"start the engine with --logits-processors {wanted}, or use `qsharp serve`") from error

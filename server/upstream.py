@@ -3,6 +3,7 @@
 `qsharp_core.vllm_plugin.upstream` has the rest.
 """
 
+import argparse
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -17,7 +18,34 @@ except ImportError:  # from 0.33 on
     from vllm.entrypoints.common.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.entrypoints.common.startup import cli_env_setup
 
-__all__ = ["Decoded", "cli_env_setup", "decoded", "make_arg_parser", "settled_by_engine", "validate_parsed_serve_args"]
+__all__ = [
+    "Decoded",
+    "cli_env_setup",
+    "decoded",
+    "make_arg_parser",
+    "run_engines_alone",
+    "settled_by_engine",
+    "shared_address",
+    "validate_parsed_serve_args",
+]
+
+
+def run_engines_alone(args: argparse.Namespace) -> None:
+    """Runs engines for a server on another host (`--headless`) until they are told to stop, or one of them dies."""
+    from vllm.entrypoints.cli.serve import run_headless
+
+    args.api_server_count = 0
+    run_headless(args)
+
+
+def shared_address(parallel: Any) -> str | None:
+    """This host's address for the engines that run on others; None if there are none.
+
+    Args:
+        parallel: vLLM's `ParallelConfig`.
+    """
+    elsewhere = parallel.data_parallel_size_local < parallel.data_parallel_size and not parallel.local_engines_only
+    return parallel.data_parallel_master_ip if elsewhere else None
 
 
 def settled_by_engine(engine_client: Any, params: SamplingParams) -> SamplingParams:

@@ -1,4 +1,4 @@
-"""Per-step reports from the worker to the API process, over a local socket.
+"""Per-step reports from the worker to the API process, over a socket.
 
 Each step sends one message, in columns, about the rows of requests with a `qsharp_id`. A row's position is the length
 of its history. Positions are absolute: a request that comes back after preemption reports the same positions again, and
@@ -149,6 +149,21 @@ class StepReport(StepFacts, array_like=True, kw_only=True):
         return cls(**{**msgspec.structs.asdict(facts), "failures": failures}, **columns)
 
 
+class Keys(NamedTuple):
+    """What a worker on another host needs to send reports: CurveZMQ keys, as text (Z85).
+
+    They encrypt the reports, and let nobody else send any.
+
+    Attributes:
+        server: the receiver's public key.
+        public, secret: the senders' keys.
+    """
+
+    server: str
+    public: str
+    secret: str
+
+
 encoder = msgspec.msgpack.Encoder()
 decoder = msgspec.msgpack.Decoder(StepReport)
 
@@ -171,13 +186,16 @@ class Sender:
         """Whether there is an address to send to."""
         return bool(self._sockets)
 
-    def connect(self, address: str) -> None:
-        """Sends reports to this ZeroMQ address, too, from now on."""
+    def connect(self, address: str, keys: Keys | None = None) -> None:
+        """Sends reports to this ZeroMQ address, too, from now on; with keys where it is a host's."""
         if address in self._sockets:
             return
         socket = self._context.socket(zmq.PUSH)
-        socket.setsockopt(zmq.SNDHWM, 0)  # never drop; the reader is local and only appends to lists
+        socket.setsockopt(zmq.SNDHWM, 0)  # never drop; the reader only appends to lists
         socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.IPV6, 1)
+        if keys is not None:
+            socket.curve_serverkey, socket.curve_publickey, socket.curve_secretkey = (key.encode() for key in keys)
         socket.connect(address)
         self._sockets[address] = socket
 

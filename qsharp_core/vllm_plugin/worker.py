@@ -18,6 +18,7 @@ from qsharp_core.vllm_plugin import logs, upstream
 from qsharp_core.vllm_plugin.loads import CriticLoads
 from qsharp_core.vllm_plugin.settings import EngineSettings
 from qsharp_core.vllm_plugin.step import StepGuide
+from qsharp_core.vllm_plugin.telemetry import Keys
 from qsharp_core.wire.critics import WorkerError
 
 logs.without_casts()  # vLLM imports this before it loads the model
@@ -57,9 +58,14 @@ class CriticWorker:
         return [status.model_dump() for status in guide.registry.describe()]
 
     @answer
-    def qsharp_connect(self, address: str) -> None:
-        """Sends reports of steps to this ZeroMQ address, too, from now on."""
-        self._qsharp_guide().reporter.sender.connect(address)
+    def qsharp_connect(self, address: str, keys: list[str] | None) -> None:
+        """Sends reports of steps to this ZeroMQ address, too, from now on.
+
+        Args:
+            address: of the receiver.
+            keys: `telemetry.Keys`, where the receiver may be on another host.
+        """
+        self._qsharp_guide().reporter.sender.connect(address, None if keys is None else Keys(*keys))
 
     @answer
     def qsharp_load(self, path: str, name: str | None) -> str | None:

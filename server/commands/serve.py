@@ -24,7 +24,7 @@ from server.plugin import QSharpEndpoints
 from server.presets.known import DEFAULT, PRESETS
 from server.settings import ARGUMENT, Settings
 from server.store.database import ACCEPTED, parse_url
-from server.upstream import cli_env_setup, make_arg_parser, validate_parsed_serve_args
+from server.upstream import cli_env_setup, make_arg_parser, run_engines_alone, validate_parsed_serve_args
 
 DESCRIPTION = """Serve a language model, guided by critics, on an OpenAI-compatible API.
 Without MODEL a small one with a critic is served, to try it out; MODEL star-graph is a still smaller one, which takes
@@ -56,6 +56,9 @@ def main(argv: list[str]) -> None:
     args = parse(argv)
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
+    if args.headless:
+        run_engines_alone(args)
+        return
     uvloop.run(run_server(args, http=GuardedProtocol))
     if QSharpEndpoints.engine is not None and not QSharpEndpoints.engine.told_to_stop:
         raise EngineDiedError("the engine died; its last words are above")

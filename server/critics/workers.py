@@ -10,6 +10,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from qsharp_core import errors
 from qsharp_core.errors import QSharpError
 from qsharp_core.vllm_plugin import upstream
+from qsharp_core.vllm_plugin.telemetry import Keys
 from qsharp_core.wire.critics import CriticStatus, WorkerAnswer, WorkerError
 from server.errors import UnavailableError
 
@@ -57,9 +58,9 @@ class Workers:
         answers = await asyncio.gather(*calls, return_exceptions=True)
         return [None if isinstance(answer, BaseException) else answer for answer in answers]
 
-    async def connect(self, address: str) -> None:
+    async def connect(self, address: str, keys: Keys | None) -> None:
         """Makes all workers send their step reports to this ZeroMQ address."""
-        await self._call_all("qsharp_connect", address)
+        await self._call_all("qsharp_connect", address, None if keys is None else list(keys))
 
     async def load(self, path: str, name: str | None) -> str:
         """Loads a critic beside the running engine and returns its `name@version`.

@@ -16,9 +16,11 @@ from typing import NamedTuple
 
 import zmq
 import zmq.asyncio
+from vllm.utils.network_utils import get_tcp_uri
+from zmq.auth.asyncio import AsyncioAuthenticator
 
 from qsharp_core.errors import CriticFailure, GuidanceError
-from qsharp_core.vllm_plugin.telemetry import CandidateReport, Status, StepReport, decoder
+from qsharp_core.vllm_plugin.telemetry import CandidateReport, Keys, Status, StepReport, decoder
 
 logger = logging.getLogger("vllm.qsharp")  # below vLLM's own logger, whose handler formats it
 
@@ -147,29 +149,41 @@ class ReportedSample:
 
 
 class TelemetryReceiver:
-    """Receives reports on a private local socket, and hands them to the samples that are registered.
+    """Receives reports and hands them to the samples that are registered.
 
     Args:
         observe: is called with every report.
+        host: the address of this host that workers of other hosts reach; who has the keys may send reports to a port
+            there. None: all workers are on this host, and send to a private local socket.
 
     Attributes:
         address: of the socket, for the workers.
+        keys: for the workers; None where the socket is local.
     """
 
-    def __init__(self, observe: Callable[[StepReport], None]) -> None:
+    def __init__(self, observe: Callable[[StepReport], None], host: str | None = None) -> None:
         self.samples: dict[int, ReportedSample] = {}
+        self.keys: Keys | None = None
         self._observe = observe
+        self._host = host
         self._folder = tempfile.TemporaryDirectory(prefix="qsharp-")
         # Paths of local sockets may have 107 characters.
         self.address = f"ipc://{Path(self._folder.name) / 's'}"
         self._task: asyncio.Task[None] | None = None
+        self._authenticator: AsyncioAuthenticator | None = None
 
     def start(self) -> None:
         """Binds the socket and receives from now on, in the running event loop."""
         context = zmq.asyncio.Context()
         socket: zmq.asyncio.Socket = context.socket(zmq.PULL)
         socket.setsockopt(zmq.RCVHWM, 0)
-        socket.bind(self.address)
+        if self._host is None:
+            socket.bind(self.address)
+        else:
+            self.keys = self._lock(context, socket)
+            socket.setsockopt(zmq.IPV6, 1)
+            port = socket.bind_to_random_port(get_tcp_uri(self._host, 0).removesuffix(":0"))
+            self.address = get_tcp_uri(self._host, port)
         self._task = asyncio.create_task(self._receive(context, socket), name="qsharp-telemetry")
         self._task.add_done_callback(_log_end)
 
@@ -204,12 +218,34 @@ class TelemetryReceiver:
                 )
                 sample.take(report.positions[row], token_report, report.failures.get(sample_id))
 
+    def _lock(self, context: zmq.asyncio.Context, socket: zmq.asyncio.Socket) -> Keys:
+        """Has the socket take messages only from who has the keys, which are new."""
+        (server, secret), (public, secret_of_senders) = zmq.curve_keypair(), zmq.curve_keypair()
+        self._authenticator = AsyncioAuthenticator(context)
+        self._authenticator.start()
+        self._authenticator.configure_curve_callback(credentials_provider=_Only(public))
+        socket.curve_server, socket.curve_publickey, socket.curve_secretkey = True, server, secret
+        return Keys(server.decode(), public.decode(), secret_of_senders.decode())
+
     async def _receive(self, context: zmq.asyncio.Context, socket: zmq.asyncio.Socket) -> None:
         try:
             while True:
                 self.take(decoder.decode(await socket.recv()))
         finally:
+            if self._authenticator is not None:
+                self._authenticator.stop()
             context.destroy(linger=0)
+
+
+class _Only:
+    """Lets in who has this public key."""
+
+    def __init__(self, public: bytes) -> None:
+        self._public = public
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """What ZeroMQ's authenticator asks."""
+        return key == self._public
 
 
 def _log_end(task: "asyncio.Task[None]") -> None:

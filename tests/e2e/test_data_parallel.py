@@ -1,13 +1,23 @@
-"""Two engines behind one HTTP server (`--data-parallel-size 2`): what is reported stays exact, and nothing is lost."""
+"""Two engines behind one HTTP server, on its host or one of them on another: what is reported stays exact, and nothing
+is lost.
+
+The other host is a process of its own (`--headless`), which reaches the server's at an address of the network.
+"""
 
 import asyncio
 import random
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from vllm.utils.network_utils import get_open_port
 
 from tests.conftest import ADMIN_KEY, Server, flags
 from tests.e2e.test_exact import check, requests, run_all
@@ -16,17 +26,44 @@ from trainer.serving import serve
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 ENGINES = ["0", "1"]
+HEAD = "127.0.0.2"  # of the host that has the HTTP server
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+@contextmanager
+def second_host(arguments: list[str], log: Path) -> Iterator[list[str]]:
+    """Runs the second engine alone, and gives the flags of the server that it is for."""
+    shared = [
+        "--data-parallel-size",
+        "2",
+        "--data-parallel-address",
+        HEAD,
+        "--data-parallel-rpc-port",
+        str(get_open_port()),
+    ]
+    alone = ["--headless", "--data-parallel-size-local", "1", "--data-parallel-start-rank", "1"]
+    command = [str(Path(sys.executable).parent / "qsharp"), "serve", *arguments, *shared, *alone]
+    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+        yield [*shared, "--data-parallel-size-local", "1"]
+        if process.poll() is None:  # else a test has killed it
+            process.terminate()
+            assert process.wait(30) == 0, log.read_text(errors="replace")[-4000:]
+
+
+@pytest.fixture(scope="module", params=["one host", "two hosts"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     root = tmp_path_factory.mktemp("dp")
     reference = models.write_reference(root / "reference")
     critics = {
         "plain": models.write_critic(root / "plain", name="plain", seed=1),
         "fast": models.write_critic(root / "fast", kind="qwen2", head="Q", name="fast", seed=3),
     }
-    with serve([*flags(reference, critics, rows=8, blocks=24), "--data-parallel-size", "2"], root / "log") as url:
+    arguments = flags(reference, critics, rows=8, blocks=24)
+    with ExitStack() as stack:
+        if request.param == "one host":
+            more = ["--data-parallel-size", "2"]
+        else:
+            more = stack.enter_context(second_host(arguments, root / "second-host.log"))
+        url = stack.enter_context(serve([*arguments, *more], root / "log"))
         yield Server(url, reference, critics, root, root / "log")
 
 
@@ -92,3 +129,18 @@ def test_critics_come_and_go_in_all_engines(server: Server) -> None:
         while "plain@2" in [entry["id"] for entry in http.get("/v1/critics").json()["data"]]:
             assert time.monotonic() < deadline
     assert 'version="2"' not in httpx.get(f"{server.url}/metrics", follow_redirects=True).text
+
+
+def test_a_lost_host_is_noticed(server: Server) -> None:
+    """It comes last: nothing brings an engine back."""
+    hosts = [child for child in psutil.Process().children() if "--headless" in child.cmdline()]
+    if not hosts:
+        pytest.skip("all engines are on the server's host")
+    assert httpx.get(f"{server.url}/liveness", timeout=30).status_code == 200
+    for process in [child for host in hosts for child in host.children(recursive=True)] + hosts:
+        process.kill()
+    deadline = time.monotonic() + 60
+    while httpx.get(f"{server.url}/liveness", timeout=30).status_code != 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert scrape(server)["qsharp_engine_up"] == {"0": 1.0, "1": 0.0}

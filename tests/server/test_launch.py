@@ -114,6 +114,7 @@ def test_a_server_without_keys_listens_to_this_host_alone(tmp_path: Path) -> Non
         (["--critic-load-seconds", "nan"], "load_seconds"),
         (["--critic", "x/y=critics/1"], "--critic: NAME must be"),
         (["--api-server-count", "2"], "one HTTP server"),
+        (["--nnodes", "2"], "one engine cannot be spread over hosts"),
         (["--host", "0.0.0.0"], "--no-auth"),
         (["--host", "0.0.0.0", "--admin-key", "k"], "--no-auth"),
         (["--keys", "/nowhere/keys.json"], "cannot be read"),

@@ -5,23 +5,33 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 import torch
+import zmq
 
 from qsharp_core.errors import CriticFailure
-from qsharp_core.vllm_plugin.telemetry import CandidateReport, Columns, Sender, Status, StepFacts, StepReport
+from qsharp_core.vllm_plugin.telemetry import CandidateReport, Columns, Keys, Sender, Status, StepFacts, StepReport
 from server.request.telemetry import TelemetryReceiver
 
 Send = Callable[..., None]
+Connect = Callable[[Sender, TelemetryReceiver], None]
 PROMPT = 4
 
 
-def with_receiver(test: Callable[[TelemetryReceiver, Send], Awaitable[None]]) -> list[StepReport]:
+def with_its_keys(sender: Sender, receiver: TelemetryReceiver) -> None:
+    sender.connect(receiver.address, receiver.keys)
+
+
+def with_receiver(
+    test: Callable[[TelemetryReceiver, Send], Awaitable[None]],
+    host: str | None = None,
+    connect: Connect = with_its_keys,
+) -> list[StepReport]:
     seen: list[StepReport] = []
 
     async def run() -> None:
-        receiver = TelemetryReceiver(seen.append)
+        receiver = TelemetryReceiver(seen.append, host)
         receiver.start()
         sender = Sender(torch.device("cpu"))
-        sender.connect(receiver.address)
+        connect(sender, receiver)
 
         def send(sample_id: int, i: int, token: int, kl: float = 0.5, status: Status = Status.GUIDED) -> None:
             columns = Columns(
@@ -41,7 +51,8 @@ def with_receiver(test: Callable[[TelemetryReceiver, Send], Awaitable[None]]) ->
     return seen
 
 
-def test_waits_for_every_token() -> None:
+@pytest.mark.parametrize("host", [None, "127.0.0.1", "::1"])
+def test_waits_for_every_token(host: str | None) -> None:
     async def test(receiver: TelemetryReceiver, send: Send) -> None:
         sample = receiver.register()
         waiting = asyncio.create_task(sample.wait(PROMPT, [7, 8], 10))
@@ -54,7 +65,28 @@ def test_waits_for_every_token() -> None:
         assert records[0].status is Status.GUIDED
         assert (records[0].ref_logprob, records[0].logprob, records[0].value) == (-1.0, -0.5, 0.25)
 
-    assert len(with_receiver(test)) == 2
+    assert len(with_receiver(test, host)) == 2
+
+
+def _without_keys(sender: Sender, receiver: TelemetryReceiver) -> None:
+    sender.connect(receiver.address)
+
+
+def _with_keys_of_its_own(sender: Sender, receiver: TelemetryReceiver) -> None:
+    assert receiver.keys is not None
+    public, secret = zmq.curve_keypair()
+    sender.connect(receiver.address, Keys(receiver.keys.server, public.decode(), secret.decode()))
+
+
+@pytest.mark.parametrize("connect", [_without_keys, _with_keys_of_its_own])
+def test_who_does_not_have_the_keys_reports_nothing(connect: Connect) -> None:
+    async def test(receiver: TelemetryReceiver, send: Send) -> None:
+        sample = receiver.register()
+        send(sample.id, 0, 7)
+        with pytest.raises(CriticFailure):
+            await sample.wait(PROMPT, [7], 1.0)
+
+    assert with_receiver(test, "127.0.0.1", connect) == []
 
 
 def test_a_record_of_another_token_is_stale_and_the_last_word_counts() -> None:
