@@ -93,11 +93,11 @@ Found = dict[str, dict[str, list[list[Sample]]]]
 
 
 async def sample(client: ServerClient, judge: Judge, asked: Asked, ways: Sequence[Way], out: Path) -> Found:
-    """Samples what the journal `out` lacks, the smallest searches first."""
+    """Samples what the journal `out` lacks, all ways once before any is repeated."""
     items = [
         (way, problem, asked.key(way, problem, repeat))
-        for way in sorted(ways, key=lambda way: way.size)
         for repeat in range(asked.repeats)
+        for way in sorted(ways, key=lambda way: way.size)
         for problem in asked.problems
     ]
     with Journal(out, asked.identity()) as journal:
