@@ -21,6 +21,7 @@ MIB = 2**20
 NEW_REWARDS = 500
 """So many rewards came since a watch looked the last time."""
 RATE = 1000  # rollouts a second
+PATIENCE = 20.0  # seconds for one list or count, however slow it is
 
 
 @dataclass
@@ -33,11 +34,14 @@ class Figures:
         self.taken.setdefault(name, []).append(value)
 
     def timed(self, name: str, call: Callable[[], object], times: int) -> None:
-        """Milliseconds of a call, many times."""
+        """Milliseconds of a call, many times, but no more often than in `PATIENCE`."""
+        begun = time.perf_counter()
         for _ in range(times):
             started = time.perf_counter()
             call()
             self.note(f"{name}, ms", 1e3 * (time.perf_counter() - started))
+            if time.perf_counter() - begun > PATIENCE:
+                return
 
 
 class Memory:

@@ -45,8 +45,8 @@ def templates(rng: random.Random, count: int) -> list[Parameters]:
 
 
 def template(rng: random.Random, *, guided: bool) -> Rollout:
-    """A rollout of some 64 tokens of prompt and 96 of completion, a third of them chats."""
-    read, written = (max(8, int(rng.lognormvariate(0, 0.5) * middle)) for middle in (64, 96))
+    """A rollout of some 48 tokens of prompt and 72 of completion, a third of them chats."""
+    read, written = (max(8, int(rng.lognormvariate(0, 0.5) * middle)) for middle in (48, 72))
     prompt, completion = text(rng, read), text(rng, written)
     chat = rng.random() < 1 / 3
     how: dict[str, Any] = {"eta": 0.1, "method": "qsharp", "critic": "c@1", "value": 0.5, "kl": 2.5} if guided else {}

@@ -295,8 +295,10 @@ class RolloutStore:
 
     def _chosen(self, query: Select[Any], filters: Filters, owner: str | None) -> Select[Any]:
         """A query over `rollouts` for what the filters leave of what this owner may see."""
-        with self._reader.connected() as connection:
-            return told(filters, connection).apply(query, self._dialect).where(*_visible(owner))
+        if filters.trained is not None:
+            with self._reader.connected() as connection:
+                filters = told(filters, connection)
+        return filters.apply(query, self._dialect).where(*_visible(owner))
 
     def _oldest(self, filters: Filters, limit: int, owner: str | None) -> list[tuple[int, float]]:
         query = self._chosen(oldest(limit), filters, owner)
