@@ -16,6 +16,7 @@ COMMANDS = {
         "server.commands.critics",
         "the critics of a running server: list, load, activate, roll back, unload, score",
     ),
+    "rollouts": ("server.commands.rollouts", "stored rollouts of a running server: delete old ones"),
     "collect": ("trainer.commands.collect", "sample a task's problems through a server, which stores the rollouts"),
     "reward": ("trainer.commands.reward", "have verifiers judge stored rollouts"),
     "train": ("trainer.commands.train", "make the next version of a critic from logged rollouts"),

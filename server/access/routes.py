@@ -80,7 +80,7 @@ RULES: Mapping[str, Rule | Mapping[str, Rule]] = {
     "/v1/critics/{name}/activate": _ADMIN,
     "/v1/critics/{name}/rollback": _ADMIN,
     "/v1/critics/{name}/{version}": _ADMIN,
-    "/v1/rollouts": _USER,
+    "/v1/rollouts": {"GET": _USER, "DELETE": _ADMIN},
     "/v1/rollouts/count": _USER,
     "/v1/rollouts/export": _USER,
     "/v1/rollouts/import": Rule(Access.ADMIN, Body.STREAM),

@@ -1,7 +1,9 @@
-"""`/v1/rollouts`: lists, counts and shows stored rollouts, and exports and imports them as Parquet."""
+"""`/v1/rollouts`: lists, counts, shows and deletes stored rollouts, and exports and imports them as Parquet."""
 
 import asyncio
+import os
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -11,17 +13,20 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 
+from qsharp_core.critic.checkpoint import CARD
 from qsharp_core.errors import StoreError
 from qsharp_core.rollouts import foreign, parquet
 from qsharp_core.rollouts.records import Rollout
 from server import metrics
 from server.access.principal import principal_of
 from server.api.bodies import Json, documented
-from server.api.queries import FilterQuery, PageQuery, parse
+from server.api.queries import DeleteQuery, FilterQuery, PageQuery, parse
 from server.api.rewards import PATH, no_rollout
 from server.api.uploads import receive
+from server.critics.catalog import CriticCatalog
 from server.errors import NotFoundError
 from server.state import state_of
+from server.store.filters import Filters
 from server.store.rollouts import RolloutStore
 
 
@@ -33,6 +38,22 @@ class ImportResult(BaseModel):
     skipped: int
 
 
+class DeleteResult(BaseModel):
+    """The answer of `DELETE /v1/rollouts`.
+
+    Attributes:
+        deleted: how many rollouts.
+        until: when the last of them was made, in seconds since the epoch; None if there was none. To go on, send it as
+            `created_after`.
+        has_more: whether there may be further ones.
+    """
+
+    object: Literal["rollouts.deleted"] = "rollouts.deleted"
+    deleted: int
+    until: float | None
+    has_more: bool
+
+
 router = APIRouter(prefix=PATH)
 
 
@@ -41,25 +62,46 @@ async def list_rollouts(request: Request) -> Response:
     """Lists rollouts in the order in which they were stored.
 
     The query's filters are `critic`, `guided`, `has_reward`, `has_valid_position`, `model`, `owner`, `rewarded_by`,
-    `reward_source` and `metadata.KEY`; `after`, `limit` and `order` choose the page.
+    `reward_source`, `created_after`, `created_before`, `rewarded_after`, `trained` and `metadata.KEY`; `after`, `limit`
+    and `order` choose the page.
     """
-    query = parse(request, PageQuery)
-    return await asyncio.to_thread(_page, state_of(request).store, query, principal_of(request).sees)
+    store, query = state_of(request).store, parse(request, PageQuery)
+    filters = await _filters(request, query)
+    return await asyncio.to_thread(_page, store, query, filters, principal_of(request).sees)
 
 
 @router.get("/count")
 async def count(request: Request) -> Json:
-    """How many rollouts the query's filters leave."""
-    store, filters = state_of(request).store, parse(request, FilterQuery).filters()
-    number = await asyncio.to_thread(store.count, filters, owner=principal_of(request).sees)
-    return {"object": "rollouts.count", "count": number}
+    """How many rollouts the query's filters leave.
+
+    `last_reward` is the place of the last reward before that: with it as `rewarded_after` a later count has only what
+    got its first reward since. It is null for those who do not see all rollouts.
+    """
+    store, owner = state_of(request).store, principal_of(request).sees
+    filters = await _filters(request, parse(request, FilterQuery))
+    last = None if owner is not None else await asyncio.to_thread(store.last_reward)
+    number = await asyncio.to_thread(store.count, filters, owner=owner)
+    return {"object": "rollouts.count", "count": number, "last_reward": last}
+
+
+@router.delete("")
+async def delete_rollouts(request: Request) -> DeleteResult:
+    """Deletes the oldest `limit` rollouts that were made before `created_before` and that the query's filters leave.
+
+    The admin alone may do this (`server.access.routes`). What may have trained a version that is loaded, or that the
+    store's servers are to have, is kept, unless `even_trained` is true.
+    """
+    store, query = state_of(request).store, parse(request, DeleteQuery)
+    filters = await _filters(request, query)
+    result = await store.prune(filters, query.limit, owner=principal_of(request).sees)
+    return DeleteResult(deleted=result.deleted, until=result.until, has_more=result.more)
 
 
 @router.get("/export")
 async def export(request: Request) -> StreamingResponse:
     """Sends a Parquet file of all rollouts that match the query's filters."""
     store = state_of(request).store
-    filters = parse(request, FilterQuery).filters()
+    filters = await _filters(request, parse(request, FilterQuery))
     batches = store.batches(filters, parquet.BATCH, owner=principal_of(request).sees)
     return StreamingResponse(
         parquet.write(batches),  # plain iterators are run in threads
@@ -120,8 +162,22 @@ def attach(app: FastAPI) -> None:
     app.include_router(router)
 
 
-def _page(store: RolloutStore, query: PageQuery, owner: str | None) -> Response:
-    page = store.page(query.filters(), query.after, query.limit, query.order, owner=owner)
+async def _filters(request: Request, query: FilterQuery) -> Filters:
+    """The query's filters, told of the critics that this server has: those that it was started with may be unknown to
+    the store."""
+    return await asyncio.to_thread(lambda: query.filters(_last_made(state_of(request).critics.catalog)))
+
+
+def _last_made(catalog: CriticCatalog) -> float:
+    """When the last of these critics was made, in seconds since the epoch; now, where that cannot be told."""
+    try:
+        return max((os.stat(Path(info.status.path) / CARD).st_mtime for info in catalog.critics.values()), default=0.0)
+    except OSError:
+        return time.time()
+
+
+def _page(store: RolloutStore, query: PageQuery, filters: Filters, owner: str | None) -> Response:
+    page = store.page(filters, query.after, query.limit, query.order, owner=owner)
     return _json(
         {
             "object": "list",

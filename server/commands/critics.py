@@ -4,17 +4,11 @@ import argparse
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Self, TypeVar
 
-import httpx
-from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qsharp_core.errors import QSharpError
-from qsharp_core.secret_files import secret
 from qsharp_core.wire.critics import (
     ActivateRequest,
     CriticList,
@@ -25,111 +19,48 @@ from qsharp_core.wire.critics import (
     ScoreRequest,
     critic_name,
 )
+from server.commands.admin import AdminClient, add_server_arguments
 
-DEFAULT_URL = "http://localhost:8000"
-# A critic's weights are read while the caller waits; the server gives up before this.
-LOAD_TIMEOUT = 660.0
-
-
-Answer = TypeVar("Answer", bound=BaseModel)
-
-
-class CriticsError(QSharpError):
-    """The server refused, or cannot be reached."""
-
-
-class CriticsClient:
-    """A client of the critics' routes of a running server.
-
-    Args:
-        url: of the server, without `/v1`.
-        key: sent as bearer token; everything that changes something needs the admin key.
-    """
-
-    def __init__(self, url: str, key: str | None) -> None:
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = httpx.Client(base_url=url.rstrip("/"), headers=headers, timeout=LOAD_TIMEOUT)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._http.close()
-
-    def texts(self, token_ids: Sequence[int]) -> list[str]:
-        """The text of each token, or its number where the server does not tell.
-
-        Raises:
-            CriticsError: the server cannot be reached.
-        """
-        return [self._text(token) for token in token_ids]
-
-    def _text(self, token: int) -> str:
-        try:
-            response = self._http.post("/detokenize", json={"tokens": [token]})
-        except httpx.HTTPError as error:
-            raise CriticsError(f"{self._http.base_url} cannot be reached: {error}") from error
-        return str(token) if response.is_error else str(response.json()["prompt"])
-
-    def call(self, answer: type[Answer], method: str, path: str = "", body: BaseModel | None = None) -> Answer:
-        """The server's answer to one request.
-
-        Args:
-            answer: the model that it is parsed as.
-            method: of HTTP.
-            path: what follows `/v1/critics`.
-            body: sent as JSON.
-
-        Raises:
-            CriticsError: the server cannot be reached, or it refused; then with its message.
-        """
-        json = None if body is None else body.model_dump()
-        try:
-            response = self._http.request(method, f"/v1/critics{path}", json=json)
-        except httpx.HTTPError as error:
-            raise CriticsError(f"{self._http.base_url} cannot be reached: {error}") from error
-        if response.is_error:
-            raise CriticsError(_message_of(response))
-        return answer.model_validate_json(response.content)
+PATH = "/v1/critics"
 
 
 def main(argv: list[str]) -> None:
     """Runs one of the sub-commands.
 
     Raises:
-        CriticsError
+        AdminError
     """
     args = _parser().parse_args(argv)
-    with CriticsClient(args.url, args.admin_key) as client:
+    with AdminClient(args.url, args.admin_key) as client:
         _run(args, client, Console())
 
 
-def _run(args: argparse.Namespace, client: CriticsClient, console: Console) -> None:
+def _run(args: argparse.Namespace, client: AdminClient, console: Console) -> None:
     match args.command:
         case "load":
             path = str(Path(args.path).absolute()) if Path(args.path).exists() else args.path
             load = LoadRequest(path=path, name=args.name, activate=args.activate)
-            _print(console, "loaded", client.call(CriticVersion, "POST", body=load))
+            _print(console, "loaded", client.call(CriticVersion, "POST", PATH, body=load))
         case "activate":
             activate = ActivateRequest(version=args.version, default=args.default, share=args.share, why=args.why)
-            _print(console, "activated", client.call(CriticVersion, "POST", f"/{args.name}/activate", activate))
+            _print(
+                console, "activated", client.call(CriticVersion, "POST", f"{PATH}/{args.name}/activate", body=activate)
+            )
         case "rollback":
-            _print(console, "activated", client.call(CriticVersion, "POST", f"/{args.name}/rollback"))
+            _print(console, "activated", client.call(CriticVersion, "POST", f"{PATH}/{args.name}/rollback"))
         case "unload":
-            version = client.call(CriticVersion, "DELETE", f"/{args.name}/{args.version}")
+            version = client.call(CriticVersion, "DELETE", f"{PATH}/{args.name}/{args.version}")
             when = ", as soon as its requests have ended" if version.loaded else ""
             console.print(f"unloaded [bold]{version.id}[/bold]{when}")
         case "score":
             texts = ScoreRequest(prompt=args.prompt, completion=args.completion)
-            for score in client.call(CriticScores, "POST", f"/{args.name}/score", texts).data:
-                for token, value in zip(client.texts(score.token_ids), score.values, strict=True):
+            for score in client.call(CriticScores, "POST", f"{PATH}/{args.name}/score", body=texts).data:
+                for token, value in zip(_texts(client, score.token_ids), score.values, strict=True):
                     console.print(f"{value:.4f}  {token!r}", markup=False, highlight=False)
         case "history":
-            console.print(_history(client.call(CriticVersions, "GET", f"/{args.name}")))
+            console.print(_history(client.call(CriticVersions, "GET", f"{PATH}/{args.name}")))
         case _:
-            critics = client.call(CriticList, "GET")
+            critics = client.call(CriticList, "GET", PATH)
             console.print(_table(critics))
             for key, problem in critics.wanted.problems.items() if critics.wanted else ():
                 console.print(f"[red]{key} is wanted, and this server does not have it:[/red] {escape(problem)}")
@@ -137,7 +68,7 @@ def _run(args: argparse.Namespace, client: CriticsClient, console: Console) -> N
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="qsharp critics", description="The critics of a running server.")
-    _add_server(parser, secret("QSHARP_URL") or DEFAULT_URL, secret("QSHARP_ADMIN_KEY") or secret("QSHARP_API_KEY"))
+    add_server_arguments(parser)
     commands = parser.add_subparsers(dest="command", metavar="list|load|activate|rollback|history|unload|score")
     commands.add_parser("list", help="show what is loaded (the default)")
     load = commands.add_parser("load", help="load a critic's folder")
@@ -167,19 +98,13 @@ def _parser() -> argparse.ArgumentParser:
     score.add_argument("prompt")
     score.add_argument("completion")
     for command in commands.choices.values():  # the same flags, after the sub-command
-        _add_server(command, argparse.SUPPRESS, argparse.SUPPRESS)
+        add_server_arguments(command, again=True)
     return parser
 
 
-def _add_server(parser: argparse.ArgumentParser, url: str, key: str | None) -> None:
-    """Adds the flags that say which server, with these defaults."""
-    parser.add_argument("--url", default=url, help="of the server (default: QSHARP_URL, or a server on this machine)")
-    parser.add_argument(
-        "--admin-key",
-        "--api-key",
-        default=key,
-        help="needed to load, activate and unload (default: QSHARP_ADMIN_KEY, or QSHARP_API_KEY)",
-    )
+def _texts(client: AdminClient, token_ids: Sequence[int]) -> list[str]:
+    """The text of each token, or its number where the server does not tell."""
+    return [client.text(token) or str(token) for token in token_ids]
 
 
 def _share(text: str) -> float:
@@ -231,12 +156,3 @@ def _history(critic: CriticVersions) -> Table:
         when = datetime.fromtimestamp(decision.created).astimezone().isoformat(" ", "seconds")
         table.add_row(when, decision.version, ", ".join(about), escape(decision.given_by), escape(decision.why or ""))
     return table
-
-
-def _message_of(response: httpx.Response) -> str:
-    try:
-        error = response.json()["error"]
-        message = error["message"] if isinstance(error, dict) else str(error)
-    except (ValueError, KeyError, TypeError):
-        message = response.text[:200]
-    return f"{response.status_code}: {message}"

@@ -228,6 +228,12 @@ def _retire_one(connection: Connection, name: str, version: str, by: str) -> str
     return None
 
 
+def last_published(connection: Connection) -> float:
+    """When the last version was published that servers are to have, in seconds since the epoch; 0 without one."""
+    query = select(func.max(critic_versions.c.published)).where(critic_versions.c.wanted)
+    return connection.scalar(query) or 0.0
+
+
 def _stored(connection: Connection, name: str, version: str) -> Any:
     table = critic_versions.c
     return connection.execute(

@@ -1,7 +1,7 @@
 """Rewards: what is given, what became of it, and how the writer stores it."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
@@ -11,6 +11,7 @@ from qsharp_core.wire.guidance import BUDGETS, Method
 from server.store.tables import rewards, rollouts
 
 IN = 1000  # ids in one IN (…)
+Key = TypeVar("Key", str, int)
 
 
 class GivenReward(NamedTuple):
@@ -159,7 +160,7 @@ def histories(connection: Connection, ids: Sequence[str]) -> dict[str, list[Rewa
     return history
 
 
-def parts(ids: Sequence[str]) -> Iterator[Sequence[str]]:
+def parts(ids: Sequence[Key]) -> Iterator[Sequence[Key]]:
     """The ids, as many at a time as a statement takes."""
     return (ids[i : i + IN] for i in range(0, len(ids), IN))
 

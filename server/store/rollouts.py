@@ -14,10 +14,22 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, UnaryExpression, delete, exists, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    UnaryExpression,
+    delete,
+    exists,
+    false,
+    func,
+    insert,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 
 from qsharp_core.errors import RolloutError
@@ -26,12 +38,14 @@ from qsharp_core.rollouts.text import clean
 from server.store.critics import CriticRecords
 from server.store.database import connect
 from server.store.filters import Filters, Order
+from server.store.pruning import Pruned, Pruning, oldest, prune, told
 from server.store.reading import Reader
 from server.store.rewards import GivenReward, Giving, RewardResult, give, parts, to_entry
 from server.store.tables import Parameters, rewards, rollouts, to_row
 from server.store.writer import Writer
 
 QUEUE = 1024  # writes that are queued or running; further ones wait for room
+PLACES = 10_000  # rollouts that an export looks for at once: it then has their numbers in memory
 
 
 class Imported(NamedTuple):
@@ -112,6 +126,18 @@ class RolloutStore:
         """Deletes all choices of a stored chat completion, with their rewards; False if none has that id."""
         return bool(await self._written(self._delete, (request_id, owner)))
 
+    async def prune(self, filters: Filters, limit: int, *, owner: str | None) -> Pruned:
+        """Deletes the oldest `limit` rollouts that the filters leave, with their rewards.
+
+        Other writes wait for as many, so all are deleted by many calls. A call is told by `created_after` where the one
+        before it ended, and then does not look again at what that one has passed over.
+        """
+        found = await asyncio.to_thread(self._oldest, filters, limit, owner)
+        if not found:
+            return Pruned(0, None, False)
+        pruning = Pruning([seq for seq, _ in found], filters, owner)
+        return Pruned(await self._written(self._prune, pruning), found[-1][1], len(found) == limit)
+
     async def import_all(self, batch: Sequence[Rollout]) -> Imported:
         """Stores rollouts with their rewards, all or none; one whose id is stored already stays as it is."""
         result: Imported = await self._written(self._import, [(to_row(r), r.rewards) for r in batch])
@@ -143,6 +169,9 @@ class RolloutStore:
             connection.execute(delete(rollouts).where(*_same_response(request_id, owner))).rowcount > 0
             for request_id, owner in payloads
         ]
+
+    def _prune(self, connection: Connection, payloads: list[Pruning]) -> list[int]:
+        return [prune(connection, pruning, self._dialect) for pruning in payloads]
 
     def _import(
         self, connection: Connection, payloads: list[list[tuple[Parameters, Sequence[Reward]]]]
@@ -180,7 +209,8 @@ class RolloutStore:
         Raises:
             RolloutError: no rollout has the id `after`.
         """
-        whole = filters.apply(select(rollouts), self._dialect).where(*_visible(owner)).order_by(_ordered(order))
+        whole = self._chosen(select(rollouts), filters, owner).where(*self._bounds(filters))
+        whole = whole.order_by(_ordered(order))
         seq = None
         if after is not None:
             place = select(rollouts.c.seq).where(rollouts.c.id == clean(after), *_visible(owner))
@@ -196,9 +226,18 @@ class RolloutStore:
 
     def count(self, filters: Filters, *, owner: str | None) -> int:
         """How many rollouts the filters leave."""
-        query = filters.apply(select(func.count()).select_from(rollouts), self._dialect).where(*_visible(owner))
+        if filters.trained is False:
+            # Both numbers come from indexes, and their difference would not.
+            both, trained = (replace(filters, trained=known) for known in (None, True))
+            return self.count(both, owner=owner) - self.count(trained, owner=owner)
+        query = self._chosen(select(func.count()).select_from(rollouts), filters, owner)
         with self._reader.connected() as connection:
             return connection.scalar(query) or 0
+
+    def last_reward(self) -> int:
+        """The place of the last reward in the order of rewards; 0 before the first."""
+        with self._reader.connected() as connection:
+            return connection.scalar(select(func.max(rewards.c.seq))) or 0
 
     def responses(
         self, filters: Filters, after: str | None, limit: int, order: Order, *, owner: str | None
@@ -233,15 +272,53 @@ class RolloutStore:
         return found[:limit], len(found) > limit
 
     def batches(self, filters: Filters, size: int, *, owner: str | None) -> Iterator[list[Rollout]]:
-        """All rollouts that are stored now and match the filters, in batches of at most `size`."""
+        """All rollouts that are stored now and match the filters, in batches of at most `size`.
+
+        Those that match are looked for many at a time, and then read few at a time: filters cost the same however small
+        the batches are.
+        """
         with self._reader.connected() as connection:
             last = connection.scalar(select(func.max(rollouts.c.seq))) or 0
-        whole = filters.apply(select(rollouts), self._dialect).where(*_visible(owner), rollouts.c.seq <= last)
+        column = rollouts.c.seq
+        whole = self._chosen(select(column), filters, owner).where(*self._bounds(filters), column <= last)
         seq = 0
-        while found := self._reader.find(whole.where(rollouts.c.seq > seq).order_by(rollouts.c.seq).limit(size)):
-            seq = found[-1][0]
-            if batch := [rollout for _, rollout in found if rollout is not None]:
-                yield filters.view(batch)
+        while True:
+            with self._reader.connected() as connection:
+                places = connection.scalars(whole.where(column > seq).order_by(column).limit(PLACES)).all()
+            for i in range(0, len(places), size):
+                few = select(rollouts).where(column.in_(places[i : i + size])).order_by(column)
+                if batch := self._reader.rollouts(few):
+                    yield filters.view(batch)
+            if len(places) < PLACES:
+                return
+            seq = places[-1]
+
+    def _chosen(self, query: Select[Any], filters: Filters, owner: str | None) -> Select[Any]:
+        """A query over `rollouts` for what the filters leave of what this owner may see."""
+        if filters.trained is not None:
+            with self._reader.connected() as connection:
+                filters = told(filters, connection)
+        return filters.apply(query, self._dialect).where(*_visible(owner))
+
+    def _oldest(self, filters: Filters, limit: int, owner: str | None) -> list[tuple[int, float]]:
+        query = self._chosen(oldest(limit), filters, owner)
+        with self._reader.connected() as connection:
+            return [(seq, created) for seq, created in connection.execute(query)]
+
+    def _bounds(self, filters: Filters) -> tuple[ColumnElement[bool], ...]:
+        """Where in the order of commits that is which filters by time leave; nothing if there are none.
+
+        Without it a list of the last day, in that order, would pass over all days before, or after its end go on.
+        """
+        times = Filters(created_after=filters.created_after, created_before=filters.created_before)
+        if times == Filters():
+            return ()
+        column = rollouts.c.seq
+        # Were it not for the count, PostgreSQL would walk through the order of commits to the first that matches.
+        ends = select(func.min(column), func.max(column), func.count()).where(*times.conditions(self._dialect))
+        with self._reader.connected() as connection:
+            first, last, number = connection.execute(ends).one()
+        return (column >= first, column <= last) if number else (false(),)
 
     def _responses(self, ids: Sequence[str], owner: str | None) -> dict[str, list[Rollout]]:
         """The stored choices of chat completions, by index, by the id of the response."""

@@ -4,7 +4,7 @@ Small columns stand before large ones, so that a scan with a filter reads little
 ids are stored as little-endian int32. A test holds these tables and `migrations/` to be the same.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,10 @@ from sqlalchemy import (
     Row,
     Table,
     Text,
+    cast,
+    text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import JSON
 
 from qsharp_core.rollouts.records import UNNAMED, Reward, Rollout, Sampling
@@ -38,6 +41,21 @@ metadata = MetaData(
 )
 # SQLite increments only INTEGER columns by itself; there they hold 64 bits.
 Serial = BigInteger().with_variant(Integer, "sqlite")
+
+# Conditions of partial indexes, in the words of `filters`, by which databases know that they hold.
+GUIDED = "critic IS NOT NULL"
+UNREWARDED = "reward IS NULL"
+TRAINABLE = (
+    "reward IS NOT NULL AND first_valid_position IS NOT NULL "
+    "AND 4 * first_valid_position < length(completion_token_ids)"
+)
+
+
+def _partial(name: str, columns: Sequence[str], condition: str, ops: Mapping[str, str] | None = None) -> Index:
+    """An index of the rows for which a condition holds; `ops` are PostgreSQL's classes of operators, by column."""
+    where = text(condition)
+    return Index(name, *columns, postgresql_where=where, sqlite_where=where, postgresql_ops=ops or {})
+
 
 rollouts = Table(
     "rollouts",
@@ -77,8 +95,23 @@ rollouts = Table(
     Index("ix_rollouts_id", "id", unique=True),
     Index("ix_rollouts_request_id", "request_id"),
     Index("ix_rollouts_owner_seq", "owner", "seq"),
+    # These operators find the versions of a name, too, whatever the database's collation.
+    _partial("ix_rollouts_critic_seq", ["critic", "seq"], GUIDED, {"critic": "text_pattern_ops"}),
+    Index("ix_rollouts_model", "model"),
+    _partial("ix_rollouts_unrewarded", ["seq"], UNREWARDED),
+    Index("ix_rollouts_created_seq", "created", "seq"),
+    _partial("ix_rollouts_trainable", ["created"], TRAINABLE),
+    _partial("ix_rollouts_untrainable", ["created", "seq"], f"NOT ({TRAINABLE})"),
     sqlite_autoincrement=True,  # a cursor must not come again after the last row was deleted
 )
+
+# SQLite has no index for this.
+Index(
+    "ix_rollouts_metadata",
+    cast(rollouts.c.metadata, JSONB).label("entries"),
+    postgresql_using="gin",
+    postgresql_ops={"entries": "jsonb_path_ops"},
+).ddl_if(dialect="postgresql")
 
 rewards = Table(
     "rewards",
@@ -92,6 +125,7 @@ rewards = Table(
     Column("created", Double, nullable=False),
     Column("given_by", Text),
     Index("ix_rewards_rollout_id", "rollout_id"),
+    Index("ix_rewards_given_by", "given_by"),
 )
 
 critic_versions = Table(

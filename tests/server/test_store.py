@@ -492,6 +492,9 @@ def test_nothing_that_was_confirmed_is_lost_by_a_kill(url: str, tmp_path: Path) 
 # -- opening
 
 
+@pytest.mark.filterwarnings(
+    "ignore:.*ix_rollouts_metadata.*:UserWarning"
+)  # alembic cannot compare it, and SQLite has none
 def test_migrations_make_the_schema_that_the_code_has(store: RolloutStore) -> None:
     with store._engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from qsharp_core import cli
+from server.store.filters import Filters
 from server.store.rewards import GivenReward
 from tests.support import fake_server, models
 from tests.support.fake_server import FakeServer, Loaded
@@ -23,10 +24,11 @@ from tests.trainer.test_trial import Traffic
 from trainer.commands.loop import main
 from trainer.loop import training, watch
 from trainer.loop.activation import ActivationDecision, ServedCritic, decide
+from trainer.loop.stages import export_to
 from trainer.loop.versions import LoopError, Version
 from trainer.loop.watch import count_trainable
 from trainer.rollouts import retrying
-from trainer.rollouts.client import JSONObject, ServerClient
+from trainer.rollouts.client import JSONObject, ServerClient, StoredCount
 from trainer.rollouts.errors import TransientError
 from trainer.rollouts.journal import Journal, JournalError
 from trainer.training import job
@@ -331,7 +333,7 @@ def test_watching_waits_for_new_rewards(fake: FakeServer, tmp_path: Path, monkey
     give(fake, [*ids[:30], *guided])  # guided throughout: nothing that could be trained on
     looks = [0]
 
-    async def looking(*given: Any) -> int:
+    async def looking(*given: Any) -> StoredCount:
         """What happens between two looks into the store."""
         looks[0] += 1
         if looks[0] == 1:
@@ -361,6 +363,38 @@ def test_watching_waits_for_new_rewards(fake: FakeServer, tmp_path: Path, monkey
 
 
 @pytest.mark.usefixtures("always_better")
+def test_watching_looks_at_new_rewards_alone(fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known rollouts are deleted, and counts have seven too many, as if they were rewarded while a file was made."""
+    ids = store_rollouts(fake, tmp_path)
+    give(fake, ids[:40])
+    looks: list[int | None] = []
+    exports = [0]
+
+    async def looking(client: ServerClient, query: dict[str, str], since: int | None) -> StoredCount:
+        looks.append(since)
+        if since is not None and looks.count(since) == 1:
+            old = Filters(has_reward=True, created_before=time.time())
+            assert (await fake.store.prune(old, 25, owner=None)).deleted == 25
+            await fake.store.add_rewards([GivenReward(one, 1.0) for one in ids[40:75]], owner=None, given_by="me")
+        if since is not None and looks.count(since) == 4:
+            await fake.store.add_rewards([GivenReward(one, 0.0) for one in ids[75:]], owner=None, given_by="me")
+        stored = await count_trainable(client, query, since)
+        return stored if since is None else StoredCount(stored.count + 7, stored.last_reward)
+
+    async def exporting(*given: Any) -> int:
+        exports[0] += 1
+        return await export_to(*given)
+
+    monkeypatch.setattr(watch, "count_trainable", looking)
+    monkeypatch.setattr(watch, "export_to", exporting)
+    main(watch_flags(fake, tmp_path, rounds=2))
+    assert looks == [None, *[40] * 4]
+    assert exports[0] == 3  # one for each round, and one that found the count too large
+    card = json.loads((tmp_path / "critics" / "tiny" / "2" / "critic.json").read_text())
+    assert card["data"]["train_rollouts"] + card["data"]["held_out_rollouts"] == 15 + 40
+
+
+@pytest.mark.usefixtures("always_better")
 @pytest.mark.parametrize(("chances", "version"), [((0.4, 0.8), "2"), ((0.8, 0.4), "1")])
 def test_a_watch_tries_its_next_version_on_live_traffic(
     fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chances: tuple[float, float], version: str
@@ -374,7 +408,7 @@ def test_a_watch_tries_its_next_version_on_live_traffic(
         await traffic.some(40)
         return await decisions(served)
 
-    async def with_the_other_rewards(*given: Any) -> int:
+    async def with_the_other_rewards(*given: Any) -> StoredCount:
         if "tiny@1" in fake.critics:
             await fake.store.add_rewards(
                 [GivenReward(one, float(i % 2), None) for i, one in enumerate(ids[40:])], owner=None, given_by="me"

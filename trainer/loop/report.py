@@ -21,11 +21,14 @@ class WaitResult(ReportPart):
         rows: rollouts with a reward, in the round's file.
         trainable: those of them that can be trained on.
         new: those of these that the round before did not have.
+        last_reward: the place of the last reward in the store before the file was made, from which the next round
+            counts; None of a server that does not tell.
     """
 
     rows: int
     trainable: int
     new: int
+    last_reward: int | None = None
 
 
 class CollectResult(ReportPart):

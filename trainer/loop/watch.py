@@ -29,7 +29,7 @@ from trainer.loop.state import LoopState
 from trainer.loop.training import activate_if_better, train_version
 from trainer.loop.trial import Trial, TrialSettings
 from trainer.loop.versions import Version
-from trainer.rollouts.client import ServerClient
+from trainer.rollouts.client import ServerClient, StoredCount
 from trainer.rollouts.errors import TransientError
 from trainer.rollouts.journal import Journal
 from trainer.training.report import TrainingReport
@@ -135,17 +135,23 @@ class _Watcher:
         """Waits until enough rollouts are new; the round's file then has all of them, old and new."""
         before = self._folder / f"round-{number - 1}" / ROLLOUTS
         known = trainable(before) if number else set[str]()
+        last = self._state.result(number - 1, "wait", WaitResult) if number else None
+        since = None if last is None else last.last_reward
         path, least = self._folder / f"round-{number}" / ROLLOUTS, self._settings.least
         query = {**dict(self._settings.query), **self._settings.trust.rewards, "has_reward": "true"}
+        excess = 0  # what counts have too many: rewards that were given between a count and the file
         with tqdm(total=least, unit="rollout", desc="new") as bar:
             while True:
-                count = await count_trainable(self._client, query)
-                bar.update(count - len(known) - bar.n)
-                if count - len(known) >= least:
+                stored = await count_trainable(self._client, query, since)
+                new = stored.count - excess - (len(known) if since is None else 0)
+                bar.update(new - bar.n)
+                if new >= least:
                     rows = await export_to(self._client, path, query)
                     ids = await asyncio.to_thread(trainable, path)
-                    if len(ids - known) >= least:
-                        return WaitResult(rows=rows, trainable=len(ids), new=len(ids - known))
+                    exact = len(ids - known)
+                    if exact >= least:
+                        return WaitResult(rows=rows, trainable=len(ids), new=exact, last_reward=stored.last_reward)
+                    excess += new - exact
                 await self._look_after(number)
                 await asyncio.sleep(self._settings.interval)
 
@@ -171,13 +177,20 @@ class _Watcher:
         return None if key is None else Version.of(key, self._settings.recipe.out)
 
 
-async def count_trainable(client: ServerClient, query: dict[str, str]) -> int:
+async def count_trainable(client: ServerClient, query: dict[str, str], since: int | None) -> StoredCount:
     """The number of stored rollouts that can be trained on, among those that the query leaves.
+
+    Args:
+        client: of the server.
+        query: filters of `GET /v1/rollouts`.
+        since: only those that got their first reward after this place in the order of rewards; None: all. A look then
+            takes as long as there are new rewards, however many rollouts are stored.
 
     Raises:
         RequestError
     """
-    return await client.count({**query, "has_valid_position": "true"})
+    later: dict[str, str] = {} if since is None else {"rewarded_after": str(since)}
+    return await client.counted({**query, **later, "has_valid_position": "true"})
 
 
 def trainable(path: Path) -> set[str]:

@@ -40,6 +40,20 @@ class StoredCompletion:
     choice: JSONObject | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class StoredCount:
+    """A number of stored rollouts.
+
+    Attributes:
+        count: how many.
+        last_reward: the place of the last reward that was given before they were counted. `rewarded_after` it are those
+            that got their first reward later. None of a server, or for a key, that does not tell.
+    """
+
+    count: int
+    last_reward: int | None
+
+
 class ServerClient:
     """A client of a running server, to be used as an async context manager.
 
@@ -178,7 +192,16 @@ class ServerClient:
         Raises:
             RequestError
         """
-        return int((await self.get("/v1/rollouts/count", {**filters, **self.scope}))["count"])
+        return (await self.counted(filters)).count
+
+    async def counted(self, filters: Mapping[str, str | int]) -> StoredCount:
+        """Counts the rollouts that the filters leave, and says where to count on from.
+
+        Raises:
+            RequestError
+        """
+        answer = await self.get("/v1/rollouts/count", {**filters, **self.scope})
+        return StoredCount(int(answer["count"]), answer.get("last_reward"))
 
     async def model(self) -> str:
         """The name of the model that is served.

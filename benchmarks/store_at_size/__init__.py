@@ -1,0 +1,1 @@
+"""How the store does with millions of rollouts; see `__main__`."""
