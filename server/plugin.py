@@ -15,6 +15,7 @@ from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 
 from qsharp_core.errors import ConfigError, CriticError, QSharpError
+from qsharp_core.locations import parse_location
 from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.settings import EngineSettings, parse_critic
 from server import errors, metrics
@@ -24,7 +25,7 @@ from server.api.elsewhere import GuideElsewhere
 from server.api.encodable import RefuseHalfCharacters
 from server.critics.decisions import OwnDecisions
 from server.critics.following import Follower
-from server.critics.loaded import LoadedCritics
+from server.critics.loaded import Fetching, LoadedCritics
 from server.critics.published import SharedDecisions
 from server.critics.roots import CriticRoots
 from server.critics.workers import Workers
@@ -76,9 +77,15 @@ class QSharpEndpoints:
         if parallel.worker_extension_cls != WORKER_EXTENSION:
             raise ConfigError(f"start the engine with --worker-extension-cls {WORKER_EXTENSION}, or use `qsharp serve`")
         telemetry = TelemetryReceiver(metrics.observe_step)
-        started_with = EngineSettings.of(engine_client.vllm_config).critics
-        roots = CriticRoots.of(settings.critic_root, (parse_critic(critic)[1] for critic in started_with))
-        loaded = LoadedCritics(Workers(engine_client), roots)
+        engine_settings = EngineSettings.of(engine_client.vllm_config)
+        fetched: dict[str, str] = getattr(args, ARGUMENT + "fetched", {})  # critics that it is started with, from URLs
+        started_with = [parse_critic(critic)[1] for critic in engine_settings.critics]
+        roots = CriticRoots.of(
+            settings.critic_root, [parse_location(fetched.get(str(one), str(one))) for one in started_with]
+        )
+        fetching = Fetching(settings.critic_cache_folder, engine_settings.max_bytes, engine_settings.load_seconds)
+        loaded = LoadedCritics(Workers(engine_client), roots, fetching)
+        loaded.catalog.sources |= fetched
         qsharp = QSharpState(
             settings,
             loaded,

@@ -98,6 +98,7 @@ class CriticCatalog:
             chooses another. It stays when its versions are unloaded, so that nobody silently gets another critic. None
             while no critic was ever active.
         trials: by name, of names that have one.
+        sources: the URL that a folder was fetched from, of folders in the cache of this machine's disk.
     """
 
     def __init__(self) -> None:
@@ -105,6 +106,7 @@ class CriticCatalog:
         self.active: dict[str, str] = {}
         self.default: str | None = None
         self.trials: dict[str, TrialShare] = {}
+        self.sources: dict[str, str] = {}
         self._history: dict[str, list[str]] = {}  # name -> versions that were active earlier, latest last
 
     def refresh(self, statuses: Sequence[CriticStatus]) -> list[str]:
@@ -180,6 +182,10 @@ class CriticCatalog:
                 return info
         return None
 
+    def location(self, info: CriticInfo) -> str:
+        """Where a version was loaded from: a folder, or a URL."""
+        return self.sources.get(info.status.path, info.status.path)
+
     def describe(self, info: CriticInfo) -> CriticVersion:
         """One version as `/v1/critics` shows it."""
         active = self.active.get(info.name) == info.key
@@ -198,7 +204,7 @@ class CriticCatalog:
             loaded=info.key in self.critics,
             users=status.users,
             in_flight=info.in_flight,
-            path=status.path,
+            path=self.location(info),
             max_length=status.max_length,
             kv_blocks=status.kv_blocks,
             kv_blocks_used=status.kv_blocks_used,

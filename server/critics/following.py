@@ -134,7 +134,8 @@ class Follower:
         """Loads a version; of one that is loaded it compares the files, and exchanges it if they are others."""
         info = self._critics.catalog.critics.get(version.key)
         if info is None:
-            folder = await asyncio.to_thread(self._critics.roots.admit, version.location)
+            location = await asyncio.to_thread(self._critics.roots.admit, version.location)
+            folder = await self._critics.on_disk(location, version.digest)
         else:
             folder = Path(info.status.path)
         found = await asyncio.to_thread(digest, folder)

@@ -5,7 +5,10 @@ import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from qsharp_core.critic.fetching import FetchOrder, default_cache, fetched_apart
+from qsharp_core.critic.folder import DEFAULT_MAX_BYTES
 from qsharp_core.errors import QSharpError
+from qsharp_core.locations import Location
 from server import metrics
 from server.critics.catalog import CriticCatalog, CriticInfo
 from server.critics.roots import CriticRoots
@@ -15,6 +18,21 @@ from server.errors import ConflictError, NotFoundError
 logger = logging.getLogger("vllm.qsharp")
 
 
+@dataclass(frozen=True)
+class Fetching:
+    """How versions at URLs are fetched.
+
+    Attributes:
+        cache: folder on this machine's disk.
+        max_bytes: that a version may have.
+        seconds: after which a download is given up.
+    """
+
+    cache: Path = field(default_factory=default_cache)
+    max_bytes: int = DEFAULT_MAX_BYTES
+    seconds: float = 600.0
+
+
 @dataclass
 class LoadedCritics:
     """What this server has.
@@ -22,12 +40,14 @@ class LoadedCritics:
     Attributes:
         workers: of the engine.
         roots: where critics may be loaded from over HTTP.
+        fetching: how those at URLs are fetched.
         catalog: what the workers have loaded, and who uses it.
         changing: held while a version is activated or unloaded: what was checked must still hold then.
     """
 
     workers: Workers
     roots: CriticRoots
+    fetching: Fetching = field(default_factory=Fetching)
     catalog: CriticCatalog = field(default_factory=CriticCatalog)
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
     _unloading: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
@@ -61,6 +81,24 @@ class LoadedCritics:
         """Asks the workers which critics are loaded, and updates the catalog and the metrics."""
         gone = self.catalog.refresh(await self.workers.describe())
         metrics.show_critics(self.catalog.critics, gone, self.catalog.active.values())
+
+    async def on_disk(self, location: Location, digest: str | None = None) -> Path:
+        """The folder on this machine's disk: the one itself, or a copy of what is at a URL.
+
+        Args:
+            location: it may be loaded from there.
+            digest: that what is at a URL must have; None: any.
+
+        Raises:
+            CriticError: it cannot be fetched; the message says why.
+        """
+        if isinstance(location, Path):
+            return location
+        how = self.fetching
+        order = FetchOrder(url=str(location), cache=how.cache, max_bytes=how.max_bytes, digest=digest)
+        folder = await fetched_apart(order, how.seconds)
+        self.catalog.sources[str(folder)] = str(location)
+        return folder
 
     async def load(self, folder: Path, name: str | None) -> CriticInfo:
         """Loads a critic beside the running engine.
