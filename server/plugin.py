@@ -86,6 +86,8 @@ class QSharpEndpoints:
         fetching = Fetching(settings.critic_cache_folder, engine_settings.max_bytes, engine_settings.load_seconds)
         loaded = LoadedCritics(Workers(engine_client), roots, fetching)
         loaded.catalog.sources |= fetched
+        for one in started_with:  # plain vLLM may have been given a URL, which its worker has fetched
+            await loaded.on_disk(one)
         qsharp = QSharpState(
             settings,
             loaded,

@@ -16,6 +16,8 @@ from server.critics.workers import Workers
 from server.errors import ConflictError, NotFoundError
 
 logger = logging.getLogger("vllm.qsharp")
+MOST_FETCHES = 8
+"""Versions that are fetched at once; others wait."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class LoadedCritics:
     fetching: Fetching = field(default_factory=Fetching)
     catalog: CriticCatalog = field(default_factory=CriticCatalog)
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _fetches: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MOST_FETCHES))
     _unloading: dict[str, "asyncio.Task[None]"] = field(default_factory=dict)
 
     def versions(self, name: str) -> list[CriticInfo]:
@@ -96,7 +99,8 @@ class LoadedCritics:
             return location
         how = self.fetching
         order = FetchOrder(url=str(location), cache=how.cache, max_bytes=how.max_bytes, digest=digest)
-        folder = await fetched_apart(order, how.seconds)
+        async with self._fetches:
+            folder = await fetched_apart(order, how.seconds)
         self.catalog.sources[str(folder)] = str(location)
         return folder
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from qsharp_core.critic.digest import digest
+from qsharp_core.critic.fetching import FetchOrder
 from qsharp_core.errors import CriticError, StoreError
-from server.critics.loaded import Fetching
+from qsharp_core.locations import RemoteFolder
+from server.critics.loaded import MOST_FETCHES, Fetching
 from server.store.critics import Desired, PublishedVersion
 from server.store.rollouts import RolloutStore
 from tests.support.critic_servers import Server, settled, version
@@ -306,3 +308,25 @@ def test_what_is_loaded_from_a_url_is_published_with_it(store: Store, tmp_path: 
     published = records.critics.desired().versions["sums@1"]
     assert (published.location, published.digest) == (one.location, one.digest)
     records.close()
+
+
+def test_few_versions_are_fetched_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running: list[str] = []
+    at_once: list[int] = []
+
+    async def fetch(order: FetchOrder, _: float) -> Path:
+        running.append(order.url)
+        at_once.append(len(running))
+        await asyncio.sleep(0.01)
+        running.remove(order.url)
+        return tmp_path / "sums" / order.url.rpartition("/")[2]
+
+    monkeypatch.setattr("server.critics.loaded.fetched_apart", fetch)
+    remote = RemoteFolder("s3", ("bucket",))
+    server = Server(tmp_path, remote=remote)
+    made = [version(tmp_path, str(number)) for number in range(MOST_FETCHES + 2)]
+    server.wanted = desired(*(one._replace(location=str(remote / one.version)) for one in made))
+    server.catch_up()
+    assert server.follower.problems == {}
+    assert len(server.workers.loaded) == len(at_once) == MOST_FETCHES + 2
+    assert max(at_once) == MOST_FETCHES

@@ -64,7 +64,8 @@ def test_a_run_that_was_killed_goes_on_under_its_number(
     out: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     """Killed before each of its files, of which the card is the last; and meanwhile another run publishes."""
-    put, pipe, written = MemoryFileSystem.put_file, MemoryFileSystem.pipe_file, []
+    put, pipe = MemoryFileSystem.put_file, MemoryFileSystem.pipe_file
+    written: list[str] = []
 
     def dies(write: Any, self: MemoryFileSystem, *args: Any, **more: Any) -> Any:
         if ".claims" not in args[0]:
