@@ -8,6 +8,7 @@ vLLM finds it by the entry point `qsharp` in the group `vllm.endpoint_plugins`. 
 import asyncio
 import logging
 from argparse import Namespace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from fastapi import FastAPI
@@ -78,16 +79,13 @@ class QSharpEndpoints:
             raise ConfigError(f"start the engine with --worker-extension-cls {WORKER_EXTENSION}, or use `qsharp serve`")
         telemetry = TelemetryReceiver(metrics.observe_step)
         engine_settings = EngineSettings.of(engine_client.vllm_config)
-        fetched: dict[str, str] = getattr(args, ARGUMENT + "fetched", {})  # critics that it is started with, from URLs
+        fetched: dict[str, str] = getattr(args, ARGUMENT + "fetched", {})  # URLs of critics, by folder
         started_with = [parse_critic(critic)[1] for critic in engine_settings.critics]
         roots = CriticRoots.of(
             settings.critic_root, [parse_location(fetched.get(str(one), str(one))) for one in started_with]
         )
         fetching = Fetching(settings.critic_cache_folder, engine_settings.max_bytes, engine_settings.load_seconds)
         loaded = LoadedCritics(Workers(engine_client), roots, fetching)
-        loaded.catalog.sources |= fetched
-        for one in started_with:  # plain vLLM may have been given a URL, which its worker has fetched
-            await loaded.on_disk(one)
         qsharp = QSharpState(
             settings,
             loaded,
@@ -108,6 +106,11 @@ class QSharpEndpoints:
             wanted = processors.processor_name(engine_client.vllm_config)
             raise ConfigError(f"start the engine with --logits-processors {wanted}, or use `qsharp serve`") from error
         await qsharp.critics.refresh()
+        for one in started_with:
+            if not isinstance(one, Path):  # plain vLLM was given a URL, and its worker has fetched it
+                fetched[str(await loaded.on_disk(one))] = str(one)
+        for info in loaded.catalog.critics.values():
+            info.source = fetched.get(info.status.path)
         if qsharp.rollouts is not None and settings.share_critics:
             qsharp.follower = follower = Follower(loaded, qsharp.rollouts.critics.desired)
             qsharp.decisions = SharedDecisions(loaded, qsharp.rollouts.critics, follower)

@@ -52,7 +52,7 @@ async def load_critic(body: LoadRequest, request: Request) -> CriticVersion:
     """Loads a critic beside the running engine; the first version of a name becomes its active one."""
     state = state_of(request)
     location = await asyncio.to_thread(state.critics.roots.admit, body.path)
-    info = await state.critics.load(await state.critics.on_disk(location), body.name)
+    info = await state.critics.load(await state.critics.on_disk(location), body.name, location)
     await state.decisions.loaded(info, principal_of(request).name, activate=body.activate)
     return state.critics.catalog.describe(info)
 

@@ -25,12 +25,14 @@ class CriticInfo:
         leaving: whether it is being unloaded; no new request gets it then.
         in_flight: requests of this process that were admitted with it and have not ended.
         idle: set while `in_flight` is 0.
+        source: the URL that its folder was fetched from; None if it was not.
     """
 
     status: CriticStatus
     leaving: bool = False
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    source: str | None = None
 
     def __post_init__(self) -> None:
         self.idle.set()
@@ -49,6 +51,11 @@ class CriticInfo:
     def key(self) -> str:
         """`name@version`."""
         return self.status.key
+
+    @property
+    def location(self) -> str:
+        """Where it was loaded from: a folder, or a URL."""
+        return self.source or self.status.path
 
     @property
     def max_length(self) -> int:
@@ -98,7 +105,6 @@ class CriticCatalog:
             chooses another. It stays when its versions are unloaded, so that nobody silently gets another critic. None
             while no critic was ever active.
         trials: by name, of names that have one.
-        sources: the URL that a folder was fetched from, of folders in the cache of this machine's disk.
     """
 
     def __init__(self) -> None:
@@ -106,7 +112,6 @@ class CriticCatalog:
         self.active: dict[str, str] = {}
         self.default: str | None = None
         self.trials: dict[str, TrialShare] = {}
-        self.sources: dict[str, str] = {}
         self._history: dict[str, list[str]] = {}  # name -> versions that were active earlier, latest last
 
     def refresh(self, statuses: Sequence[CriticStatus]) -> list[str]:
@@ -182,10 +187,6 @@ class CriticCatalog:
                 return info
         return None
 
-    def location(self, info: CriticInfo) -> str:
-        """Where a version was loaded from: a folder, or a URL."""
-        return self.sources.get(info.status.path, info.status.path)
-
     def describe(self, info: CriticInfo) -> CriticVersion:
         """One version as `/v1/critics` shows it."""
         active = self.active.get(info.name) == info.key
@@ -204,7 +205,7 @@ class CriticCatalog:
             loaded=info.key in self.critics,
             users=status.users,
             in_flight=info.in_flight,
-            path=self.location(info),
+            path=info.location,
             max_length=status.max_length,
             kv_blocks=status.kv_blocks,
             kv_blocks_used=status.kv_blocks_used,

@@ -100,12 +100,15 @@ class LoadedCritics:
         how = self.fetching
         order = FetchOrder(url=str(location), cache=how.cache, max_bytes=how.max_bytes, digest=digest)
         async with self._fetches:
-            folder = await fetched_apart(order, how.seconds)
-        self.catalog.sources[str(folder)] = str(location)
-        return folder
+            return await fetched_apart(order, how.seconds)
 
-    async def load(self, folder: Path, name: str | None) -> CriticInfo:
+    async def load(self, folder: Path, name: str | None, location: Location | None = None) -> CriticInfo:
         """Loads a critic beside the running engine.
+
+        Args:
+            folder: on this machine's disk.
+            name: replaces the one in its card.
+            location: where the folder is from, if it is a copy.
 
         Raises:
             ConflictError: it was unloaded at once.
@@ -115,6 +118,7 @@ class LoadedCritics:
         info = self.catalog.critics.get(key)
         if info is None:
             raise ConflictError(f"{key} was loaded, and has been unloaded since")
+        info.source = None if location in (None, folder) else str(location)
         return info
 
     async def activate(self, info: CriticInfo) -> None:

@@ -297,8 +297,8 @@ def test_what_is_loaded_from_a_url_is_published_with_it(store: Store, tmp_path: 
     here, there = (Server(tmp_path / name, records.critics, store.root) for name in ("here", "there"))
 
     async def main() -> None:
-        folder = await here.critics.on_disk(here.critics.roots.admit(one.location))
-        info = await here.critics.load(folder, "sums")
+        location = here.critics.roots.admit(one.location)
+        info = await here.critics.load(await here.critics.on_disk(location), "sums", location)
         await here.decisions.loaded(info, "ann", activate=True)
         await there.follower.settle()
         await settled()
