@@ -9,6 +9,8 @@ rollouts/       what a rollout is, which of its positions a reward labels, rollo
 wire/           what travels between programs, by name
 cli             the command `qsharp`
 errors          every error that is raised on purpose
-disk, precision, transfer
-                durable files; fast dtypes; copies to a device
+locations, object_store
+                where a critic's folder may be: paths and URLs; object stores through fsspec
+disk, precision, transfer, user_cache
+                durable files; fast dtypes; copies to a device; what can be made again
 """

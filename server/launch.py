@@ -4,9 +4,11 @@ That is our logits processor, our worker extension, our part of the additional c
 """
 
 import argparse
+import asyncio
 import os
 from collections.abc import Mapping
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 import vllm.envs as envs
@@ -20,12 +22,15 @@ from vllm.plugins import (
 )
 
 from qsharp_core.critic.checkpoint import read_card
+from qsharp_core.critic.fetching import FetchOrder, fetched_apart
 from qsharp_core.errors import ConfigError
+from qsharp_core.locations import Location
 from qsharp_core.precision import fast_bfloat16
 from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.settings import KEY, EngineSettings, parse_critic
 from server.plugin import WORKER_EXTENSION, QSharpEndpoints
 from server.presets.known import Preset
+from server.settings import Settings
 
 
 def preset_defaults(preset: Preset) -> Mapping[str, Any]:
@@ -60,8 +65,8 @@ def refuse_unsupported(args: argparse.Namespace) -> None:
         )
 
 
-def add_our_parts(args: argparse.Namespace) -> None:
-    """Sets the arguments that a plain `vllm serve` would be given by hand, from our flags.
+def add_our_parts(args: argparse.Namespace, settings: Settings) -> None:
+    """Sets the arguments that a plain `vllm serve` would be given by hand, from our flags; fetches critics from URLs.
 
     Raises:
         ConfigError, CriticError: a setting cannot work, or a critic's folder cannot be read.
@@ -72,13 +77,7 @@ def add_our_parts(args: argparse.Namespace) -> None:
     if args.worker_extension_cls not in ("", None, WORKER_EXTENSION):
         raise ConfigError(f"--worker-extension-cls is taken by {WORKER_EXTENSION}")
     args.worker_extension_cls = WORKER_EXTENSION
-    critics = []
-    for argument in getattr(args, "qsharp_critics", []):
-        name, path = parse_critic(argument)
-        read_card(path)  # a wrong path is refused now, and not after the model has loaded
-        critics.append(f"{name}={path.resolve()}" if name else str(path.resolve()))
     ours = {
-        "critics": critics,
         "cache_gib": getattr(args, "qsharp_cache_gib", None),
         "dtype": getattr(args, "qsharp_dtype", None),
         "audit_rate": getattr(args, "qsharp_audit_rate", None),
@@ -88,7 +87,25 @@ def add_our_parts(args: argparse.Namespace) -> None:
     config = dict(args.additional_config or {})
     config[KEY] = {**config.get(KEY, {}), **{name: value for name, value in ours.items() if value not in (None, [])}}
     args.additional_config = config
-    EngineSettings.of(argparse.Namespace(additional_config=config))
+    engine = EngineSettings.of(argparse.Namespace(additional_config=config))
+    critics, args.qsharp_fetched = [], {}
+    for argument in getattr(args, "qsharp_critics", []):
+        name, location = parse_critic(argument)
+        path = _on_disk(location, settings, engine)
+        if not isinstance(location, Path):
+            args.qsharp_fetched[str(path)] = str(location)
+        read_card(path)  # a wrong path is refused now, and not after the model has loaded
+        critics.append(f"{name}={path}" if name else str(path))
+    if critics:
+        config[KEY]["critics"] = critics
+
+
+def _on_disk(location: Location, settings: Settings, engine: EngineSettings) -> Path:
+    """The critic's folder on this machine's disk. A download has a process and an event loop of its own."""
+    if isinstance(location, Path):
+        return location.resolve()
+    order = FetchOrder(url=str(location), cache=settings.critic_cache_folder, max_bytes=engine.max_bytes)
+    return asyncio.run(fetched_apart(order, engine.load_seconds))
 
 
 def allow_plugin() -> None:

@@ -8,6 +8,7 @@ vLLM finds it by the entry point `qsharp` in the group `vllm.endpoint_plugins`. 
 import asyncio
 import logging
 from argparse import Namespace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from fastapi import FastAPI
@@ -15,6 +16,7 @@ from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 
 from qsharp_core.errors import ConfigError, CriticError, QSharpError
+from qsharp_core.locations import parse_location
 from qsharp_core.vllm_plugin import processors
 from qsharp_core.vllm_plugin.settings import EngineSettings, parse_critic
 from server import errors, metrics
@@ -24,7 +26,7 @@ from server.api.elsewhere import GuideElsewhere
 from server.api.encodable import RefuseHalfCharacters
 from server.critics.decisions import OwnDecisions
 from server.critics.following import Follower
-from server.critics.loaded import LoadedCritics
+from server.critics.loaded import Fetching, LoadedCritics
 from server.critics.published import SharedDecisions
 from server.critics.roots import CriticRoots
 from server.critics.workers import Workers
@@ -77,9 +79,14 @@ class QSharpEndpoints:
         if parallel.worker_extension_cls != WORKER_EXTENSION:
             raise ConfigError(f"start the engine with --worker-extension-cls {WORKER_EXTENSION}, or use `qsharp serve`")
         telemetry = TelemetryReceiver(metrics.observe_step, shared_address(parallel))
-        started_with = EngineSettings.of(engine_client.vllm_config).critics
-        roots = CriticRoots.of(settings.critic_root, (parse_critic(critic)[1] for critic in started_with))
-        loaded = LoadedCritics(Workers(engine_client), roots)
+        engine_settings = EngineSettings.of(engine_client.vllm_config)
+        fetched: dict[str, str] = getattr(args, ARGUMENT + "fetched", {})  # URLs of critics, by folder
+        started_with = [parse_critic(critic)[1] for critic in engine_settings.critics]
+        roots = CriticRoots.of(
+            settings.critic_root, [parse_location(fetched.get(str(one), str(one))) for one in started_with]
+        )
+        fetching = Fetching(settings.critic_cache_folder, engine_settings.max_bytes, engine_settings.load_seconds)
+        loaded = LoadedCritics(Workers(engine_client), roots, fetching)
         qsharp = QSharpState(
             settings,
             loaded,
@@ -100,6 +107,11 @@ class QSharpEndpoints:
             wanted = processors.processor_name(engine_client.vllm_config)
             raise ConfigError(f"start the engine with --logits-processors {wanted}, or use `qsharp serve`") from error
         await qsharp.critics.refresh()
+        for one in started_with:
+            if not isinstance(one, Path):  # plain vLLM was given a URL, and its worker has fetched it
+                fetched[str(await loaded.on_disk(one))] = str(one)
+        for info in loaded.catalog.critics.values():
+            info.source = fetched.get(info.status.path)
         if qsharp.rollouts is not None and settings.share_critics:
             qsharp.follower = follower = Follower(loaded, qsharp.rollouts.critics.desired)
             qsharp.decisions = SharedDecisions(loaded, qsharp.rollouts.critics, follower)

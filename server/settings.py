@@ -1,6 +1,5 @@
 """Settings of the API process, from the flags of `qsharp serve` or from environment variables `QSHARP_…`."""
 
-import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -8,7 +7,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from qsharp_core.critic.fetching import default_cache
 from qsharp_core.errors import ConfigError
+from qsharp_core.locations import LocationField, split_locations
 from qsharp_core.secret_files import secret
 from qsharp_core.wire.guidance import BUDGET_RANGE, ETA_RANGE, MAX_CANDIDATES
 
@@ -70,9 +71,13 @@ class Settings(BaseSettings):
     share_critics: bool = Field(
         default=True, description="which critics are loaded and active is one truth for all servers of the store"
     )
-    critic_root: Annotated[tuple[Path, ...], NoDecode] = Field(
+    critic_root: Annotated[tuple[LocationField, ...], NoDecode] = Field(
         default=(),
-        description="folders under which critics may be loaded over HTTP; in the environment parted by colons",
+        description="folders, or URLs of such, under which critics may be loaded over HTTP; in the environment parted "
+        "by colons",
+    )
+    critic_cache_folder: Path = Field(
+        default_factory=default_cache, description="where critics from object stores are kept on this machine's disk"
     )
     telemetry_timeout: float = Field(
         default=30, gt=0, description="seconds to wait at the end of a choice for the worker's last report"
@@ -82,7 +87,7 @@ class Settings(BaseSettings):
     @field_validator("critic_root", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
-        return tuple(filter(None, value.split(os.pathsep))) if isinstance(value, str) else value
+        return tuple(split_locations(value)) if isinstance(value, str) else value
 
     @field_validator("model_etas", mode="before")
     @classmethod

@@ -19,10 +19,10 @@ from torch import nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
 from qsharp_core.critic import files
+from qsharp_core.critic.folder import CONFIG
 from qsharp_core.critic.tensors import Tensors, check_finite, mapped_model
 from qsharp_core.errors import CriticError
 
-CONFIG = "config.json"
 MOST_CONFIG = 2**20
 MOST_LAYERS = 1024
 MOST_POSITIONS = 2**32

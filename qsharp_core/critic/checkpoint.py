@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qsharp_core.critic import backbone, files
+from qsharp_core.critic.folder import BACKBONE, CARD, DEFAULT_MAX_BYTES, HEAD, TOKENIZER, TOKENIZER_CONFIG
 from qsharp_core.critic.model import Critic, Head, HeadShape
 from qsharp_core.critic.randomness import PrivateRandomness
 from qsharp_core.critic.reference import ReferenceIdentity, weight_files
@@ -34,14 +35,11 @@ from qsharp_core.returns import Bernoulli, Categorical, ReturnDistribution
 from qsharp_core.wire.critics import CriticName
 from qsharp_core.wire.guidance import ETA_RANGE
 
-CARD, HEAD, BACKBONE = "critic.json", "head.safetensors", "backbone"
-TOKENIZER, ITS_CONFIG = "tokenizer.json", "tokenizer_config.json"
 MOST_CARD = 2**20
 MOST_TOKENIZER = 64 * 2**20
 MOST_ATOMS = 4096
 MOST_WIDTH = 2**20
 MOST_REWARD = 1e30  # its tilt at the smallest eta is a number in float32
-DEFAULT_MAX_BYTES = 64 * 2**30
 
 Reward = Annotated[float, Field(strict=True, ge=-MOST_REWARD, le=MOST_REWARD, allow_inf_nan=False)]
 
@@ -316,7 +314,7 @@ def check_vocabulary(card: CriticCard, folder: Path, critic: Critic, reference_t
         raise CriticError(
             f"{card.key} embeds {critic.vocab} token ids and the reference's vocabulary has {len(reference_tokens)}"
         )
-    if (folder / BACKBONE / ITS_CONFIG).exists():
+    if (folder / BACKBONE / TOKENIZER_CONFIG).exists():
         tokens = _stored_vocabulary(folder / BACKBONE / TOKENIZER)
         for index in sorted(tokens.keys() | reference_tokens.keys()):
             if tokens.get(index) != reference_tokens.get(index):

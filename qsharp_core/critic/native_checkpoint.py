@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from qsharp_core.critic import checkpoint
-from qsharp_core.critic.checkpoint import DEFAULT_MAX_BYTES, HEAD, CriticCard, CriticFiles
+from qsharp_core.critic.checkpoint import CriticCard, CriticFiles
+from qsharp_core.critic.folder import DEFAULT_MAX_BYTES, HEAD
 from qsharp_core.critic.native import NativeHead, NativeShape
 from qsharp_core.critic.reference import identify
 from qsharp_core.critic.scoring.native import NativeScorer

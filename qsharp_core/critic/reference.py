@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from qsharp_core.critic.folder import INDEX, WHOLE
 from qsharp_core.errors import CriticError
 
-INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 # Tensors that some writers leave out because another tensor holds the same values.
 TIED = ("lm_head.weight",)
 

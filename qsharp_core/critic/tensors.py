@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qsharp_core.critic import files
+from qsharp_core.critic.folder import INDEX, WEIGHTS, WHOLE
 from qsharp_core.errors import CriticError
 
-INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 MOST_INDEX = 8 * 2**20
 MOST_HEADER = 8 * 2**20
 DTYPES = {"F64", "F32", "F16", "BF16"}
@@ -60,7 +60,7 @@ def mapped_model(folder: Path) -> Tensors:
         raise CriticError(f"{path}: weight_map must name the file of each tensor")
     names = [*dict.fromkeys(map(_text, file_of.values()))]
     for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors") or not (folder / name).is_file():
+        if Path(name).name != name or not name.endswith(WEIGHTS) or not (folder / name).is_file():
             raise CriticError(f"{path}: weight_map names {name!r:.120}, which is no safetensors file of this folder")
     found: dict[str, Tensor] = {}
     for name in names:

@@ -8,6 +8,7 @@ import torch
 
 from qsharp_core.critic import checkpoint, native_checkpoint
 from qsharp_core.critic.checkpoint import CriticFiles
+from qsharp_core.critic.fetching import local_folder
 from qsharp_core.critic.model import Critic
 from qsharp_core.critic.scoring.build import build_scorer
 from qsharp_core.errors import CriticError
@@ -30,7 +31,7 @@ def load_registry(vllm_config: Any, device: torch.device) -> WorkerRegistry:
     registry = WorkerRegistry(loader.read, loader.build, settings.load_seconds)
     for argument in settings.critics:
         name, path = parse_critic(argument)
-        registry.add(registry.load(path, name))
+        registry.add(registry.load(local_folder(path, settings.max_bytes), name))
     return registry
 
 

@@ -4,13 +4,13 @@ The worker reads it from `vllm_config.additional_config`. Offline it is an argum
 `vllm.LLM(…, additional_config={"qsharp": {…}})`.
 """
 
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from qsharp_core.critic.checkpoint import DEFAULT_MAX_BYTES
+from qsharp_core.critic.folder import DEFAULT_MAX_BYTES
 from qsharp_core.errors import ConfigError
+from qsharp_core.locations import Location, parse_location
 from qsharp_core.wire.critics import critic_name
 from qsharp_core.wire.guidance import MAX_CANDIDATES
 
@@ -84,19 +84,21 @@ class EngineSettings(BaseModel):
             raise ConfigError(f"{field}: {first['msg']}") from error
 
 
-def parse_critic(argument: str) -> tuple[str | None, Path]:
-    """Splits `[NAME=]PATH` into name and path. A path that contains `=` must be given with a NAME.
+def parse_critic(argument: str) -> tuple[str | None, Location]:
+    """Splits `[NAME=]PATH` into name and path, or URL. One that contains `=` must be given with a NAME.
 
     Raises:
-        ConfigError: NAME cannot be a critic's name.
+        ConfigError: NAME cannot be a critic's name, or the URL is none of a folder.
     """
     name, equals, path = argument.partition("=")
-    if not equals:
-        return None, Path(argument)
     try:
-        return critic_name(name), Path(path)
+        known_as = critic_name(name) if equals else None
     except ValueError as error:
         raise ConfigError(f"--critic: NAME {error}; a path with '=' in it needs a NAME") from error
+    try:
+        return known_as, parse_location(path if equals else argument)
+    except ValueError as error:
+        raise ConfigError(f"--critic: {error}") from error
 
 
 def refuse_unsupported(vllm_config: Any) -> None:

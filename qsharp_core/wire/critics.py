@@ -85,7 +85,9 @@ class LoadRequest(BaseModel):
     """Body of `POST /v1/critics`."""
 
     model_config = ConfigDict(extra="forbid")
-    path: str = Field(min_length=1, max_length=4096, description="the critic's folder, on the server's machine")
+    path: str = Field(
+        min_length=1, max_length=4096, description="the critic's folder, on the server's machine, or its URL"
+    )
     name: CriticName | None = Field(default=None, description="to be called so, whatever its card says")
     activate: Annotated[bool, Strict()] = Field(default=False, description="also make it the version its name means")
 

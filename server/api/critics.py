@@ -51,8 +51,8 @@ async def list_critics(request: Request) -> CriticList:
 async def load_critic(body: LoadRequest, request: Request) -> CriticVersion:
     """Loads a critic beside the running engine; the first version of a name becomes its active one."""
     state = state_of(request)
-    folder = await asyncio.to_thread(state.critics.roots.admit, body.path)
-    info = await state.critics.load(folder, body.name)
+    location = await asyncio.to_thread(state.critics.roots.admit, body.path)
+    info = await state.critics.load(await state.critics.on_disk(location), body.name, location)
     await state.decisions.loaded(info, principal_of(request).name, activate=body.activate)
     return state.critics.catalog.describe(info)
 

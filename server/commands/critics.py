@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="list|load|activate|rollback|history|unload|score")
     commands.add_parser("list", help="show what is loaded (the default)")
     load = commands.add_parser("load", help="load a critic's folder")
-    load.add_argument("path", help="on the server's machine")
+    load.add_argument("path", help="on the server's machine, or a URL as s3://BUCKET/FOLDER")
     load.add_argument("--name", type=_name, help="call it so, whatever its card says")
     load.add_argument("--activate", action="store_true", help="make it the version that its name means")
     for name, text in (("activate", "make a version the one that its name means"), ("unload", "free a version")):

@@ -84,8 +84,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
             args.qsharp_critics = [f"{preset.critic}={preset.critic_folder}"]
             args.qsharp_hint = preset.hint(args.port)
     launch.refuse_unsupported(args)
-    launch.add_our_parts(args)
     settings = Settings.of(args)
+    launch.add_our_parts(args, settings)
     if settings.rollouts is not None:
         parse_url(settings.rollouts.get_secret_value())  # a wrong URL is refused now
     settle_keys(args)
@@ -130,7 +130,7 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
         "critics",
         action="append",
         metavar="[NAME=]PATH",
-        help="folder of a critic; may be repeated, the first is the default",
+        help="folder of a critic, or its URL, as s3://BUCKET/FOLDER; may be repeated, the first is the default",
     )
     add(
         "--no-critic",
@@ -241,10 +241,16 @@ def _parser() -> tuple[FlexibleArgumentParser, FlexibleArgumentParser]:
     add(
         "--critic-root",
         action="append",
+        metavar="FOLDER",
+        help="where critics may be loaded from over HTTP, a folder or a URL as s3://BUCKET/FOLDER; may be repeated "
+        "(or set QSHARP_CRITIC_ROOT); unless given, the current folder and the critics that are named here",
+    )
+    add(
+        "--critic-cache-folder",
         type=Path,
         metavar="FOLDER",
-        help="where critics may be loaded from over HTTP; may be repeated (or set QSHARP_CRITIC_ROOT); unless given, "
-        "the current folder and the critics that are named here",
+        help="where critics from URLs are kept on this machine's disk (or set QSHARP_CRITIC_CACHE_FOLDER); unless "
+        "given, in the user's cache",
     )
     add(
         "--critic-max-gib",

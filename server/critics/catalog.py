@@ -25,12 +25,14 @@ class CriticInfo:
         leaving: whether it is being unloaded; no new request gets it then.
         in_flight: requests of this process that were admitted with it and have not ended.
         idle: set while `in_flight` is 0.
+        source: the URL that its folder was fetched from; None if it was not.
     """
 
     status: CriticStatus
     leaving: bool = False
     in_flight: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
+    source: str | None = None
 
     def __post_init__(self) -> None:
         self.idle.set()
@@ -49,6 +51,11 @@ class CriticInfo:
     def key(self) -> str:
         """`name@version`."""
         return self.status.key
+
+    @property
+    def location(self) -> str:
+        """Where it was loaded from: a folder, or a URL."""
+        return self.source or self.status.path
 
     @property
     def max_length(self) -> int:
@@ -198,7 +205,7 @@ class CriticCatalog:
             loaded=info.key in self.critics,
             users=status.users,
             in_flight=info.in_flight,
-            path=status.path,
+            path=info.location,
             max_length=status.max_length,
             kv_blocks=status.kv_blocks,
             kv_blocks_used=status.kv_blocks_used,

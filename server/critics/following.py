@@ -134,9 +134,10 @@ class Follower:
         """Loads a version; of one that is loaded it compares the files, and exchanges it if they are others."""
         info = self._critics.catalog.critics.get(version.key)
         if info is None:
-            folder = await asyncio.to_thread(self._critics.roots.admit, version.location)
+            location = await asyncio.to_thread(self._critics.roots.admit, version.location)
+            folder = await self._critics.on_disk(location, version.digest)
         else:
-            folder = Path(info.status.path)
+            folder = location = Path(info.status.path)
         found = await asyncio.to_thread(digest, folder)
         if found != version.digest and info is not None:
             logger.error("%s was loaded from other files than those that were published, and leaves", version.key)
@@ -148,7 +149,7 @@ class Follower:
             raise CriticError(f"the files at {folder} are not those that were published ({found:.12}…)")
         elif info is None:
             try:
-                await self._critics.load(folder, version.name)
+                await self._critics.load(folder, version.name, location)
             except QSharpError:
                 await self._critics.refresh()
                 if version.key not in self._critics.catalog.critics:

@@ -107,7 +107,7 @@ class SharedDecisions:
         version = PublishedVersion(
             name=info.name,
             version=info.version,
-            location=info.status.path,
+            location=info.location,
             digest=files,
             metrics=metrics if isinstance(metrics, dict) else {},
             parent=parent if isinstance(parent, str) else None,

@@ -1,6 +1,7 @@
 """Where critics may be loaded from over HTTP: only folders of which the one who started the server has said so.
 
-Loading reads files of the server's machine with the server's rights, and what is in them steers everybody's answers.
+Loading reads files of the server's machine, or of object stores, with the server's rights, and what is in them steers
+everybody's answers.
 """
 
 from collections.abc import Iterable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 from qsharp_core.errors import CriticError
+from qsharp_core.locations import Location, RemoteFolder, is_url, parse_location
 from server.errors import ForbiddenError
 
 
@@ -18,11 +20,11 @@ class CriticRoots:
         folders: these, and all that is in them.
     """
 
-    def __init__(self, folders: Iterable[Path]) -> None:
-        self.folders = [folder.resolve() for folder in folders]
+    def __init__(self, folders: Iterable[Location]) -> None:
+        self.folders: list[Location] = [one.resolve() if isinstance(one, Path) else one for one in folders]
 
     @classmethod
-    def of(cls, given: Iterable[Path], started_with: Iterable[Path]) -> Self:
+    def of(cls, given: Iterable[Location], started_with: Iterable[Location]) -> Self:
         """The folders that were given, or else those that a server knows by itself.
 
         These are the folder that it was started in, unless that is the whole machine, and the critics' that it was
@@ -35,21 +37,28 @@ class CriticRoots:
         given, here = list(given), Path.cwd()
         return cls(given or [*([here] if here != Path(here.anchor) else []), *started_with])
 
-    def admit(self, path: str) -> Path:
-        """The folder at a path, with all symbolic links resolved.
+    def admit(self, path: str) -> Location:
+        """The folder at a path, with all symbolic links resolved, or at a URL.
 
         Raises:
             ForbiddenError: it is not under one of the folders.
-            CriticError: no path.
+            CriticError: no path, and no URL of a folder.
         """
         try:
-            folder = Path(path).resolve()
+            location = parse_location(path)
+            folder = location.resolve() if isinstance(location, Path) else location
         except (OSError, RuntimeError, ValueError) as error:
             raise CriticError(f"path: {getattr(error, 'strerror', None) or error}") from error
-        if not any(folder.is_relative_to(root) for root in self.folders):
+        if not any(_is_in(folder, root) for root in self.folders):
             raise ForbiddenError(
                 f"path: {folder} is not where this server may load critics from, which is under "
-                f"{', '.join(map(str, self.folders)) or 'no folder'}: start it with --critic-root FOLDER "
-                "(QSHARP_CRITIC_ROOT) to allow others"
+                f"{', '.join(map(str, self.folders)) or 'no folder'}: start it with --critic-root "
+                f"{'URL' if is_url(path) else 'FOLDER'} (QSHARP_CRITIC_ROOT) to allow others"
             )
         return folder
+
+
+def _is_in(folder: Location, root: Location) -> bool:
+    if isinstance(folder, RemoteFolder):
+        return isinstance(root, RemoteFolder) and folder.is_relative_to(root)
+    return isinstance(root, Path) and folder.is_relative_to(root)

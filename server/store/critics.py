@@ -23,7 +23,7 @@ class PublishedVersion(NamedTuple):
     """A version of a critic.
 
     Attributes:
-        location: where its files are: a folder.
+        location: where its files are: a folder, or the URL of one.
         digest: of these files (`qsharp_core.critic.digest`).
         metrics: what its training measured.
         parent: the version that its training began with, as `name@version`.

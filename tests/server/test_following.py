@@ -1,13 +1,22 @@
 """A server follows what the store says that all servers are to have."""
 
 import asyncio
+import socket
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from qsharp_core.critic.digest import digest
+from qsharp_core.critic.fetching import FetchOrder
 from qsharp_core.errors import CriticError, StoreError
+from qsharp_core.locations import RemoteFolder
+from server.critics.loaded import MOST_FETCHES, Fetching
 from server.store.critics import Desired, PublishedVersion
+from server.store.rollouts import RolloutStore
 from tests.support.critic_servers import Server, settled, version
+from tests.support.object_store import Store, object_store
 
 
 @pytest.fixture
@@ -198,3 +207,126 @@ def test_a_fault_ends_nothing_and_is_told(server: Server, tmp_path: Path, monkey
     asyncio.run(main())
     server.catch_up()
     assert server.follower.problems == {}
+
+
+# -- versions in an object store
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    with object_store() as made:
+        yield made
+
+
+def uploaded(store: Store, tmp_path: Path, number: str, content: str = "") -> PublishedVersion:
+    folder = tmp_path / "made" / number
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "critic.json").write_text(f'{{"version": "{number}"}}{content}')
+    there = store.upload(folder, store.root / "sums" / number)
+    return PublishedVersion("sums", number, str(there), digest(folder), {}, None, "ann")
+
+
+def test_versions_at_urls_are_fetched_and_loaded(store: Store, tmp_path: Path) -> None:
+    one, two = uploaded(store, tmp_path, "1"), uploaded(store, tmp_path, "2")
+    server = Server(tmp_path, remote=store.root)
+    server.wanted = desired(one, two, sums="2", default="sums")
+    server.catch_up()
+    assert server.follower.problems == {}
+    assert server.has == ({"sums@1", "sums@2"}, {"sums": "sums@2"}, "sums")
+    info = server.critics.catalog.critics["sums@2"]
+    assert info.status.path == str(tmp_path / "cache" / two.digest)
+    assert server.critics.catalog.describe(info).path == two.location
+    store.remove(store.root)  # what is in the cache needs no store
+    again = Server(tmp_path, remote=store.root)
+    again.wanted = server.wanted
+    again.catch_up()
+    assert again.has == server.has
+
+
+def test_what_cannot_be_fetched_is_a_problem_and_is_tried_again(store: Store, tmp_path: Path) -> None:
+    good, changed = uploaded(store, tmp_path, "1"), uploaded(store, tmp_path, "2")
+    gone, elsewhere = (
+        changed._replace(version="3", location=f"{store.root}/sums/3"),
+        good._replace(version="4", location=f"{store.root}-evil/sums/1"),
+    )
+    uploaded(store, tmp_path, "2", content=" ")
+    server = Server(tmp_path, remote=store.root)
+    server.wanted = desired(good, changed, gone, elsewhere, sums="1")
+    server.catch_up()
+    assert server.has == ({"sums@1"}, {"sums": "sums@1"}, "sums")
+    assert server.follower.problems.keys() == {"sums@2", "sums@3", "sums@4"}
+    assert "not those that were published" in server.follower.problems["sums@2"]
+    assert "has no critic.json" in server.follower.problems["sums@3"]
+    assert "--critic-root URL" in server.follower.problems["sums@4"]
+    uploaded(store, tmp_path, "2")
+    server.follower._again.clear()  # as if the time had passed
+    server.catch_up()
+    assert server.follower.problems.keys() == {"sums@3", "sums@4"}
+    assert server.has[0] == {"sums@1", "sums@2"}
+
+
+def test_a_store_that_hangs_holds_up_nobody(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loop goes on while a download waits for a server that never answers; it ends with the server."""
+    good = version(tmp_path, "1")
+    slow = good._replace(version="2", location=f"{store.root}/sums/2", digest="0" * 64)
+    server = Server(tmp_path, remote=store.root)
+
+    async def main() -> None:
+        server.wanted = desired(good, slow, sums="1")
+        longest, last = 0.0, time.monotonic()
+        following = asyncio.create_task(server.follower.follow())
+        while time.monotonic() < began + 8 and "sums@2" not in server.follower.problems:
+            await asyncio.sleep(0.02)
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+        assert longest < 1  # seconds
+        assert server.has == ({"sums@1"}, {"sums": "sums@1"}, "sums")
+        following.cancel()
+        await asyncio.gather(*server.follower._getting.values(), return_exceptions=True)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        server.critics.fetching = Fetching(cache=tmp_path / "cache", seconds=4)
+        began = time.monotonic()
+        asyncio.run(main())
+    assert "was given up" in server.follower.problems["sums@2"]
+
+
+def test_what_is_loaded_from_a_url_is_published_with_it(store: Store, tmp_path: Path) -> None:
+    one = uploaded(store, tmp_path, "1")
+    records = RolloutStore(f"sqlite:///{tmp_path / 'rollouts.db'}")
+    here, there = (Server(tmp_path / name, records.critics, store.root) for name in ("here", "there"))
+
+    async def main() -> None:
+        location = here.critics.roots.admit(one.location)
+        info = await here.critics.load(await here.critics.on_disk(location), "sums", location)
+        await here.decisions.loaded(info, "ann", activate=True)
+        await there.follower.settle()
+        await settled()
+
+    asyncio.run(main())
+    assert here.has == there.has == ({"sums@1"}, {"sums": "sums@1"}, "sums")
+    published = records.critics.desired().versions["sums@1"]
+    assert (published.location, published.digest) == (one.location, one.digest)
+    records.close()
+
+
+def test_few_versions_are_fetched_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running: list[str] = []
+    at_once: list[int] = []
+
+    async def fetch(order: FetchOrder, _: float) -> Path:
+        running.append(order.url)
+        at_once.append(len(running))
+        await asyncio.sleep(0.01)
+        running.remove(order.url)
+        return tmp_path / "sums" / order.url.rpartition("/")[2]
+
+    monkeypatch.setattr("server.critics.loaded.fetched_apart", fetch)
+    remote = RemoteFolder("s3", ("bucket",))
+    server = Server(tmp_path, remote=remote)
+    made = [version(tmp_path, str(number)) for number in range(MOST_FETCHES + 2)]
+    server.wanted = desired(*(one._replace(location=str(remote / one.version)) for one in made))
+    server.catch_up()
+    assert server.follower.problems == {}
+    assert len(server.workers.loaded) == len(at_once) == MOST_FETCHES + 2
+    assert max(at_once) == MOST_FETCHES

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from qsharp_core import cli
+from qsharp_core.critic.digest import digest
 from qsharp_core.errors import ConfigError, CriticError
+from qsharp_core.locations import RemoteFolder
 from qsharp_core.vllm_plugin import processors
 from server import launch
 from server.access import keys
@@ -18,6 +20,7 @@ from server.plugin import WORKER_EXTENSION
 from server.presets.known import DEFAULT, PRESETS
 from server.settings import Settings
 from tests.support.models import write_critic
+from tests.support.object_store import object_store
 
 
 @pytest.fixture(autouse=True)
@@ -195,3 +198,35 @@ def test_the_processor_is_that_of_the_runner(
     processors.settle_runner()
     assert os.environ["VLLM_USE_V2_MODEL_RUNNER"] == ("1" if processor == processors.V2 else "0")
     assert processors.settled() == processor
+
+
+def test_a_critic_at_a_url_is_fetched_before_the_engine_starts(tmp_path: Path) -> None:
+    critic = write_critic(tmp_path / "a")
+    with object_store() as store:
+        url = str(store.upload(critic, store.root / "sums" / "1"))
+        flags = ["--critic", url, "--critic", f"b={url}", "--critic", f"c=file://{critic}"]
+        root = ["--critic-root", "s3://bucket/x", "--critic-root", str(tmp_path)]
+        args = serve.parse(["model", *flags, *root, "--critic-cache-folder", str(tmp_path / "cache")])
+        assert Settings.of(args).critic_root == (RemoteFolder("s3", ("bucket", "x")), tmp_path)
+        assert Settings.of(args).critic_cache_folder == tmp_path / "cache"
+        kept = tmp_path / "cache" / digest(critic)
+        assert args.additional_config["qsharp"]["critics"] == [str(kept), f"b={kept}", f"c={critic}"]
+        assert args.qsharp_fetched == {str(kept): url}
+        with pytest.raises(CriticError, match=r"sums/2 has no critic\.json"):
+            serve.parse(["model", "--critic", url[:-1] + "2"])
+        with pytest.raises(CriticError, match="--critic-max-gib"):
+            serve.parse(["model", "--critic", url, "--critic-max-gib", "1e-6"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "url", "says"),
+    [
+        ("--critic", "s3://bucket/../x", r"--critic: .* is no name in a URL"),
+        ("--critic-root", "s3://bucket//x", r"--critic-root.*two slashes"),
+        ("--critic-root", "file://x", r"--critic-root.*three slashes"),
+        ("--critic", "nope://bucket/x", "fsspec knows no protocol 'nope'"),
+    ],
+)
+def test_a_url_that_is_none(flag: str, url: str, says: str) -> None:
+    with pytest.raises(ConfigError if "nope" not in url else CriticError, match=says):
+        serve.parse(["model", flag, url])

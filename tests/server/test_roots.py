@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from qsharp_core.errors import CriticError
+from qsharp_core.locations import RemoteFolder
 from server.critics.roots import CriticRoots
 from server.errors import ForbiddenError
 from server.settings import Settings
@@ -55,8 +56,39 @@ def test_no_path(path: str) -> None:
         CriticRoots.of([], []).admit(path)
 
 
+@pytest.mark.parametrize(
+    "path", ["s3://bucket/../x", "s3://bucket//x", "simplecache::s3://bucket/x", "s3://a:b@bucket"]
+)
+def test_no_url_of_a_folder(path: str) -> None:
+    with pytest.raises(CriticError if "::" not in path else ForbiddenError, match="path: "):
+        CriticRoots.of([RemoteFolder("s3", ())], []).admit(path)
+
+
+def test_urls_and_what_is_under_them(tmp_path: Path) -> None:
+    roots = CriticRoots.of([tmp_path, RemoteFolder.of("s3://bucket/critics")], [])
+    inside = ("s3://bucket/critics", "s3://bucket/critics/sums/3/", "S3://bucket/critics/x", f"file://{tmp_path}/x")
+    outside = (
+        "s3://bucket/critics-evil/sums", "s3://bucket", "s3://bucket/other/critics", "s3://other/critics",
+        "gs://bucket/critics/x", "memory://bucket/critics/x", "file:///etc", f"file://{tmp_path}/../x",
+        "s3:/bucket/critics", f"s3:/{tmp_path}",
+    )  # fmt: skip
+    assert [admits(roots, path) for path in inside] == [True] * len(inside)
+    assert [admits(roots, path) for path in outside] == [False] * len(outside)
+    assert roots.admit("s3://bucket/critics/sums/3/") == RemoteFolder("s3", ("bucket", "critics", "sums", "3"))
+    with pytest.raises(ForbiddenError, match=r"s3://other/x is not where .* under /.*, s3://bucket/critics: .* URL"):
+        roots.admit("s3://other/x")
+
+
+def test_no_url_unless_it_is_said(tmp_path: Path) -> None:
+    started_with = RemoteFolder.of("s3://bucket/critics/sums/1")
+    roots = CriticRoots.of([], [started_with])
+    assert [admits(roots, url) for url in (started_with, "s3://bucket/critics/sums/2")] == [True, False]
+    assert not admits(CriticRoots.of([Path("/")], []), "s3://bucket/x")
+    assert admits(CriticRoots.of([RemoteFolder.of("s3://")], []), "s3://bucket/x")
+
+
 def test_the_environment_has_several(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("QSHARP_CRITIC_ROOT", os.pathsep.join(["/a", "", "b"]))
-    assert Settings().critic_root == (Path("/a"), Path("b"))
+    monkeypatch.setenv("QSHARP_CRITIC_ROOT", os.pathsep.join(["/a", "", "s3://bucket/critics", "b"]))
+    assert Settings().critic_root == (Path("/a"), RemoteFolder("s3", ("bucket", "critics")), Path("b"))
     monkeypatch.setenv("QSHARP_CRITIC_ROOT", "")
     assert Settings().critic_root == ()

@@ -1,14 +1,16 @@
 """Servers without engines: the real catalog, follower and decisions, above a dictionary of what is loaded."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
 from qsharp_core.critic.digest import digest
 from qsharp_core.errors import CriticError
+from qsharp_core.locations import RemoteFolder
 from qsharp_core.wire.critics import CriticStatus
 from server.critics.following import Follower
-from server.critics.loaded import LoadedCritics
+from server.critics.loaded import Fetching, LoadedCritics
 from server.critics.published import SharedDecisions
 from server.critics.roots import CriticRoots
 from server.store.critics import CriticRecords, Desired, PublishedVersion
@@ -24,7 +26,9 @@ class Engine:
 
     async def load(self, path: str, name: str | None) -> str:
         self.loads += 1
-        version = Path(path).name
+        folder = Path(path)
+        # A fetched one's folder has the name of its digest.
+        version = folder.name if len(folder.name) < 64 else json.loads((folder / "critic.json").read_text())["version"]
         assert name is not None
         status = CriticStatus(
             name=name, version=version, path=path, active=False, leaving=False, users=0, max_length=8, native=True,
@@ -58,13 +62,15 @@ class Server:
     Args:
         folder: critics may be loaded from under it.
         records: of the store that it shares with others; without them it follows `wanted`.
+        remote: they may be loaded from under it, too, into a cache below `folder`.
     """
 
-    def __init__(self, folder: Path, records: CriticRecords | None = None) -> None:
+    def __init__(self, folder: Path, records: CriticRecords | None = None, remote: RemoteFolder | None = None) -> None:
         self.wanted: Desired | Exception = Desired()
         self.workers = Engine()
         engine: Any = self.workers
-        self.critics = LoadedCritics(engine, CriticRoots([folder]))
+        roots = CriticRoots([folder] if remote is None else [folder, remote])
+        self.critics = LoadedCritics(engine, roots, Fetching(cache=folder / "cache"))
         self.follower = Follower(self.critics, self.look if records is None else records.desired)
         if records is not None:
             self.decisions = SharedDecisions(self.critics, records, self.follower)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from qsharp_core.critic import checkpoint
+from qsharp_core.critic.fetching import local_folder
 from tests.support import models
 from tests.support import trainer_data as world
 from tests.support.trainer_data import LENGTH, A, B
@@ -33,7 +34,7 @@ def learn(tmp_path: Path, base: Path, rows: list[dict[str, Any]], **settings: An
     file = world.write(tmp_path / "data.parquet", rows)
     outputs = Outputs(out=tmp_path / "out", run=tmp_path / "run")
     folder = train([file], TrainSettings.model_validate(fields | {"weight_decay": 0.0} | settings), outputs)
-    return folder, json.loads((tmp_path / "run" / "metrics.json").read_text())
+    return local_folder(folder), json.loads((tmp_path / "run" / "metrics.json").read_text())
 
 
 @torch.inference_mode()

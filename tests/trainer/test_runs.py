@@ -17,8 +17,9 @@ from qsharp_core.cli import main
 from qsharp_core.critic import checkpoint
 from tests.support import models
 from tests.support import trainer_data as world
+from tests.support.object_store import object_store
 from trainer.training.optimisation import warmup_cosine
-from trainer.training.publish import publish
+from trainer.training.publish import latest, publish, versions
 from trainer.training.run import Run
 
 ROOT = Path(__file__).parents[2]
@@ -195,11 +196,44 @@ def test_a_run_publishes_once(unbroken: Path, tmp_path: Path) -> None:
     def save(folder: Path, card: checkpoint.CriticCard) -> None:
         checkpoint.save(folder, card, critic)
 
-    first = publish(tmp_path, fields, save, "run-a")
-    assert publish(tmp_path, fields, save, "run-b").name == "2"
-    assert publish(tmp_path, fields, save, "run-a") == first == tmp_path / "critic" / "1"
+    first = publish(tmp_path, fields, save, "run-a", tmp_path)
+    assert publish(tmp_path, fields, save, "run-b", tmp_path).name == "2"
+    assert publish(tmp_path, fields, save, "run-a", tmp_path) == first == tmp_path / "critic" / "1"
     (tmp_path / "critic" / "10").mkdir()  # no card: somebody's rubbish, not a version
-    assert publish(tmp_path, fields, save, "run-c").name == "3"
+    assert publish(tmp_path, fields, save, "run-c", tmp_path).name == "3"
+
+
+def test_working_files_of_versions_in_a_store_stay_here(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the next version is measured against the one before, which is fetched."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("QSHARP_CRITIC_CACHE_FOLDER", str(tmp_path / "cache"))
+    with object_store() as store:
+        given = [*arguments(place, tmp_path, "--epochs", "1", "--name", "sums")]
+        given[given.index("--out") + 1] = str(store.root)
+        assert main([*given, "--out", "s3://no-such-bucket/x"]) == 1
+        assert "no such bucket" in capsys.readouterr().err
+        assert main(given) == 0
+        assert f"published {store.root}/sums/1" in capsys.readouterr().out
+        assert main([*given, "--seed", "1"]) == 0
+        assert "against sums@1: " in capsys.readouterr().out
+        assert versions(store.root, "sums") == [1, 2]
+        assert latest(store.root, "sums") == store.root / "sums" / "2"
+        assert set(store.objects(store.root / "sums")) == {
+            *(f".claims/{number}" for number in "12"),
+            *(f"{number}/{name}" for number in "12"
+              for name in ("critic.json", "head.safetensors", "backbone/config.json", "backbone/model.safetensors")),
+        }  # fmt: skip
+        # On from a version at a URL, into a folder.
+        more = ["--continue", f"{store.root}/sums/2", "--epochs", "1"]
+        again = [*arguments(place, tmp_path / "out"), *more]
+        for flag in ("--layers", "--base"):
+            del again[again.index(flag) : again.index(flag) + 2]
+        assert main(again) == 0
+        assert (checkpoint.read_card(tmp_path / "out" / "sums" / "1").model_extra or {})["parent"] == "sums@2"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "critics", "out"]
+    assert (tmp_path / "critics" / ".runs" / "sums" / "run.json").is_file()
 
 
 def test_two_processes_take_the_same_steps_as_one(place: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qsharp_core.critic import checkpoint
+from qsharp_core.critic.fetching import local_folder
 from qsharp_core.critic.model import HeadKind
 from qsharp_core.returns import tilt
 from tests.support import trainer_data as world
@@ -101,7 +102,7 @@ def test_a_trained_critic_gives_q_star_at_every_node(model: Path, tmp_path: Path
     )  # fmt: skip
     file = world.write(tmp_path / "data.parquet", rows)
     folder = train([file], settings, Outputs(out=tmp_path / "out", run=tmp_path / "run"))
-    _, critic = checkpoint.load(folder)
+    _, critic = checkpoint.load(local_folder(folder))
 
     wins = [r["reward"] for r in rows if r["completion_token_ids"][0] == IDS["right"]]
     rate = float(np.mean([z == 1.0 for z in wins]))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qsharp_core.locations import Location, parse_location
 from qsharp_core.wire.guidance import BUDGETS
 from qsharp_core.wire.reports import ChoiceGuidance, Part
 from trainer.api.calling import run
@@ -119,13 +120,15 @@ class Client:
         listed = self._call("GET", "/v1/critics")["data"]
         return [ServedVersion.model_validate(one) for one in listed]
 
-    def load_critic(self, folder: str | Path, *, activate: bool = True) -> ServedVersion:
-        """Loads a critic's folder into the server, which must see it at the same path. Needs the admin's key.
+    def load_critic(self, folder: str | Location, *, activate: bool = True) -> ServedVersion:
+        """Loads a critic into the server, which must see its folder at the same path or URL. Needs the admin's key.
 
         Raises:
             RequestError
         """
-        body = {"path": str(Path(folder).resolve()), "activate": activate}
+        place = parse_location(folder)
+        path = str(place.resolve() if isinstance(place, Path) else place)
+        body = {"path": path, "activate": activate}
         return ServedVersion.model_validate(self._call("POST", "/v1/critics", body))
 
     def score(self, prompt: str, completions: str | Sequence[str], critic: str | None = None) -> list[list[float]]:

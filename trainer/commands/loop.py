@@ -4,9 +4,9 @@
     qsharp loop --watch --min-new 500 --name sums --run runs/watch -- --layers 3 --mlp 512 --borrow-embeddings
 
 What follows `--` are flags of `qsharp train`; without any, critics are native ones of the served model. The server
-needs a rollout store and an admin key, and must see the folder of --out. The same command goes on where it was stopped,
-killed or not. With --watch it samples nothing: it trains whenever enough of the rollouts that the server stored have
-got a reward.
+needs a rollout store and an admin key, and must see --out, a folder or a URL. The same command goes on where it was
+stopped, killed or not. With --watch it samples nothing: it trains whenever enough of the rollouts that the server
+stored have got a reward.
 """
 
 import argparse
@@ -203,9 +203,16 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
 def _parser() -> argparse.ArgumentParser:
     parser = options.parser("loop", __doc__, usage="qsharp loop --run FOLDER … -- [flags of qsharp train]")
     parser.add_argument("--run", type=Path, required=True, metavar="FOLDER", help="what was done, and the report")
-    parser.add_argument("--out", type=Path, default=Path("critics"), help="versions are OUT/NAME/VERSION (%(default)s)")
+    parser.add_argument(
+        "--out",
+        type=options.location,
+        default=Path("critics"),
+        help="versions are OUT/NAME/VERSION; a folder, or a URL as s3://BUCKET/FOLDER (%(default)s)",
+    )
     parser.add_argument("--name", help="of the critic (default: the task's)")
-    parser.add_argument("--seen-at", type=Path, metavar="FOLDER", help="where the server sees OUT (default: there)")
+    parser.add_argument(
+        "--seen-at", type=options.location, metavar="FOLDER", help="where the server sees OUT (default: there)"
+    )
     parser.add_argument("--admin-key", default=secret("QSHARP_ADMIN_KEY"), help="default: QSHARP_ADMIN_KEY")
     parser.add_argument("--n", type=options.positive, nargs="+", default=[8], help="rollouts of each problem, by round")
     parser.add_argument(

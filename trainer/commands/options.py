@@ -2,10 +2,13 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from tqdm import tqdm
 
+from qsharp_core.critic.fetching import local_folder
+from qsharp_core.locations import Location, parse_location
 from qsharp_core.suggestions import did_you_mean
 from qsharp_core.wire.guidance import BUDGET_RANGE, TAILS
 from trainer.evaluation.searches import search_named
@@ -70,6 +73,23 @@ def names(text: str) -> list[str]:
     if not all(listed):
         raise argparse.ArgumentTypeError(f"must be NAME or NAME,NAME; got {text!r}")
     return listed
+
+
+def location(text: str) -> Location:
+    """Parses a folder, or the URL of one in an object store."""
+    try:
+        return parse_location(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def critic(text: str) -> Path:
+    """Parses the folder of a critic; one at a URL is fetched.
+
+    Raises:
+        CriticError: it cannot be fetched.
+    """
+    return local_folder(location(text))
 
 
 def key_value(text: str) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import torch
 from qsharp_core.critic.checkpoint import read_card
 from trainer.commands import options
 from trainer.training.outputs import Outputs
+from trainer.training.publish import working_folder
 from trainer.training.settings import HEAD_ALONE, TrainingError, TrainSettings, settings_from
 
 HEADS_DEFAULTS = textwrap.fill(
@@ -50,7 +51,7 @@ def outputs_of(args: argparse.Namespace) -> Outputs:
     """Where results go, by the flags of `add_arguments`."""
     return Outputs(
         out=args.out,
-        run=args.run or args.out / ".runs" / critic_name(args),
+        run=args.run or working_folder(args.out) / ".runs" / critic_name(args),
         resume=args.resume,
         publish_anyway=args.publish_anyway,
         checkpoint_every=args.checkpoint_every,
@@ -70,9 +71,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--data", type=Path, nargs="+", required=True, help="Parquet files of rollouts, or folders of them"
     )
-    group.add_argument("--out", type=Path, required=True, help="versions are written as OUT/NAME/VERSION")
+    group.add_argument(
+        "--out",
+        type=options.location,
+        required=True,
+        help="versions are written as OUT/NAME/VERSION; a folder, or a URL as s3://BUCKET/FOLDER",
+    )
     group.add_argument("--name", help="of the critic (default: that of --continue, else critic)")
-    group.add_argument("--run", type=Path, help="folder of checkpoints and metrics (default: OUT/.runs/NAME)")
+    group.add_argument(
+        "--run",
+        type=Path,
+        help="folder of checkpoints and metrics (default: OUT/.runs/NAME; critics/.runs/NAME where OUT is a URL)",
+    )
     group.add_argument("--resume", action="store_true", help="go on with a killed run; starts one if there is none")
     group.add_argument("--tensorboard", type=Path, metavar="FOLDER", help="metrics for TensorBoard, by version")
     group.add_argument(
@@ -84,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--recommended-eta", type=float, help="written into the card")
     group.add_argument("--publish-anyway", action="store_true", help="a critic that is no better than a constant, too")
     group.add_argument(
-        "--parent", type=Path, help="critic to compare with (default: --continue's, else the last version)"
+        "--parent", type=options.critic, help="critic to compare with (default: --continue's, else the last version)"
     )
     options.add_trust_arguments(group)
     add_storage_arguments(group)
@@ -95,7 +105,12 @@ def add_storage_arguments(group: argparse._ArgumentGroup) -> None:
     """Adds flags that say how results are stored, and change nothing else."""
     group.add_argument("--checkpoint-every", type=int, default=200, metavar="STEPS", help="(default: %(default)s)")
     group.add_argument("--dtype", choices=("float32", "bf16"), default="float32", help="of the stored weights")
-    group.add_argument("--features", type=Path, metavar="FOLDER", help="the reference's, kept (default: OUT/.features)")
+    group.add_argument(
+        "--features",
+        type=Path,
+        metavar="FOLDER",
+        help="the reference's, kept (default: OUT/.features; critics/.features where OUT is a URL)",
+    )
     group.add_argument("--features-gb", type=float, default=20.0, help="most that it may hold (default: %(default)s)")
 
 
@@ -122,7 +137,9 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
         help="a folder, a hub id or a served model's name: the reference, or the decoder to start from; with "
         "--continue: to borrow from (default: the served model)",
     )
-    critic.add_argument("--continue", dest="continue_from", type=Path, metavar="CRITIC", help="go on from this version")
+    critic.add_argument(
+        "--continue", dest="continue_from", type=options.critic, metavar="CRITIC", help="go on from this version"
+    )
     number(critic, "--layers", int, "keep the base's first N layers")
     critic.add_argument("--head", choices=("V", "Q"), help="(default: V)")
     critic.add_argument("--distribution", choices=("bernoulli", "categorical"), help="(default: bernoulli)")

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from qsharp_core.critic.checkpoint import BACKBONE, load, save
+from qsharp_core.critic.checkpoint import load, save
+from qsharp_core.critic.folder import BACKBONE
 from trainer.experiments.fields import RecipeFields
 
 MARKER = "quantised.json"

@@ -1,15 +1,17 @@
 """Which version of a critic a server guides with: whether a new one deserves it, and making it so."""
 
+import asyncio
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import JsonValue
 
-from qsharp_core.critic.checkpoint import CARD
+from qsharp_core.locations import Location
 from trainer.loop.versions import LoopError, Version
 from trainer.rollouts.client import JSONObject, ServerClient
 from trainer.rollouts.errors import RefusedError
 from trainer.training.constant import against_constant
+from trainer.training.publish import is_published
 from trainer.training.report import HeldOutReport, TrainingReport
 
 
@@ -64,11 +66,12 @@ class ServedCritic:
         seen_at: where the server finds `out`; None if it is the same path.
     """
 
-    def __init__(self, client: ServerClient, name: str, out: Path, seen_at: Path | None = None) -> None:
+    def __init__(self, client: ServerClient, name: str, out: Location, seen_at: Location | None = None) -> None:
         self._client = client
         self._name = name
         self._out = out
-        self._seen_at = seen_at or out.resolve()  # the server resolves links, too
+        # The server resolves links, too.
+        self._seen_at = seen_at or (out.resolve() if isinstance(out, Path) else out)
 
     async def current(self, remembered: Version | None) -> Version | None:
         """The version that guides; None if there is none, or it is not in `out`.
@@ -93,7 +96,7 @@ class ServedCritic:
         if active is None:
             return None
         folder = self._out / self._name / active["version"]
-        return Version.at(folder) if (folder / CARD).is_file() else None
+        return Version.at(folder) if await asyncio.to_thread(is_published, folder) else None
 
     async def activate(self, version: Version) -> None:
         """Makes a version the one that requests without a version get, and loads it if it is not loaded.
@@ -161,8 +164,9 @@ class ServedCritic:
         """
         keys = {version.key for version in kept if version is not None}
         for key, one in (await self._loaded()).items():
-            ours = (self._out / self._name / one["version"] / CARD).is_file()
-            if ours and key not in keys and not one["active"]:
+            if key in keys or one["active"]:
+                continue
+            if await asyncio.to_thread(is_published, self._out / self._name / one["version"]):
                 await self._client.delete(f"/v1/critics/{self._name}/{one['version']}")
 
     async def _loaded(self) -> dict[str, JSONObject]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from qsharp_core.locations import Location
 from trainer.loop import stages
 from trainer.loop.activation import ServedCritic
 from trainer.loop.report import (
@@ -200,5 +201,5 @@ class _Loop:
         return BeginResult(critic=active.key if active else None)
 
 
-def _version(key: str | None, out: Path) -> Version | None:
+def _version(key: str | None, out: Location) -> Version | None:
     return None if key is None else Version.of(key, out)

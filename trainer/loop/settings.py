@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from qsharp_core.locations import Location
 from trainer.evaluation.settings import Setting
 from trainer.loop.versions import Version
 from trainer.rewards.verifiers import Judge, TaskRef
@@ -46,7 +47,7 @@ class CriticRecipe:
     """
 
     settings: TrainSettings
-    out: Path
+    out: Location
     continues: bool = False
     eta: float | None = None
     dtype: Literal["float32", "bf16"] = "float32"
@@ -68,7 +69,7 @@ class CriticRecipe:
         if active is None or not self.continues:
             return self.settings
         kept = self.settings.model_dump(exclude=ARCHITECTURE)
-        return TrainSettings.model_validate(kept | {"continue_from": active.folder})
+        return TrainSettings.model_validate(kept | {"continue_from": active.on_disk})
 
 
 @dataclass(frozen=True, kw_only=True)

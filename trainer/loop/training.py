@@ -34,13 +34,22 @@ async def train_version(
 
     Raises:
         TrainingError: there is no new version; the process has printed why.
+        CriticError: the active version cannot be fetched.
     """
-    job = Job(
-        data=list(data),
+    job = await asyncio.to_thread(_job, recipe, folder, list(data), active)
+    write_json(folder / "training.json", job.model_dump(mode="json"))
+    await run_job(folder / "training.json")
+    return TrainingReport.read(job.run / REPORT)
+
+
+def _job(recipe: CriticRecipe, folder: Path, data: list[Path], active: Version | None) -> Job:
+    """The training of the next version. The active one is fetched if it is in an object store."""
+    return Job(
+        data=data,
         settings=recipe.settings_after(active),
         out=recipe.out,
         run=folder / "training",
-        parent=active.folder if active else None,
+        parent=active.on_disk if active else None,
         recommended_eta=recipe.eta,
         dtype=recipe.dtype,
         checkpoint_every=recipe.checkpoint_every,
@@ -48,9 +57,6 @@ async def train_version(
         features_bytes=recipe.features_bytes,
         started_by=os.getpid(),
     )
-    write_json(folder / "training.json", job.model_dump(mode="json"))
-    await run_job(folder / "training.json")
-    return TrainingReport.read(job.run / REPORT)
 
 
 async def run_job(path: Path) -> None:

@@ -24,7 +24,9 @@ plots         the calibration plot
 learning_plot the learning curve
 show          what is printed
 tracking      who sees the metrics while a run runs: TensorBoard, W&B, MLflow
-publish, card the next version on disk, and its critic.json
+publish, card the next version, and its critic.json
+remote_versions
+              versions in an object store
 base          folders of base models
 job           a run described by a file, as `qsharp loop` starts it
 

@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from qsharp_core.errors import QSharpError
+from qsharp_core.locations import LocationField
 from trainer.training.outputs import FEATURES_BYTES, Outputs
 from trainer.training.settings import TrainSettings
 from trainer.training.train import train
@@ -41,7 +42,7 @@ class Job(BaseModel):
 
     data: list[Path]
     settings: TrainSettings
-    out: Path
+    out: LocationField
     run: Path
     parent: Path | None = None
     recommended_eta: float | None = None

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import torch
 
+from qsharp_core.locations import Location
+from trainer.training.publish import working_folder
+
 FEATURES_BYTES = 20 * 10**9
 """The most that a folder of features holds unless it is set."""
 
@@ -14,7 +17,7 @@ class Outputs:
     """Where results go, and other settings that do not change what is learned.
 
     Attributes:
-        out: versions are `out/<name>/<version>`.
+        out: versions are `out/<name>/<version>`; a folder, or a URL of an object store.
         run: the run's folder.
         resume: whether an unfinished run in that folder is continued.
         begin_anew: whether a run of other data in that folder is begun anew, where `resume` would have it refused.
@@ -25,11 +28,11 @@ class Outputs:
         parent: the critic to compare with; None is the one that is continued, else the name's last version.
         recommended_eta: written into the card.
         dtype: of the published weights.
-        features: folder of references' features (`backbone: reference`); None is `out/.features`.
+        features: folder of references' features (`backbone: reference`); None is `.features` in the working folder.
         features_bytes: the most that this folder may hold.
     """
 
-    out: Path
+    out: Location
     run: Path
     resume: bool = False
     begin_anew: bool = False
@@ -46,4 +49,4 @@ class Outputs:
     @property
     def features_folder(self) -> Path:
         """Where features are kept."""
-        return self.features or self.out / ".features"
+        return self.features or working_folder(self.out) / ".features"

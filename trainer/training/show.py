@@ -6,6 +6,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from qsharp_core.locations import Location
 from trainer.training.prepare import Prepared
 from trainer.training.report import HeldOutReport, Measures, TrainingReport
 
@@ -40,7 +41,7 @@ def print_held_out(console: Console, held_out: HeldOutReport) -> None:
     console.print(table)
 
 
-def print_report(console: Console, report: TrainingReport, folder: Path, run: Path) -> None:
+def print_report(console: Console, report: TrainingReport, folder: Location, run: Path) -> None:
     """Prints held-out measures, the comparison with the parent, and where the results are."""
     if report.held_out:
         print_held_out(console, report.held_out)

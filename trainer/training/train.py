@@ -8,6 +8,8 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from rich.console import Console
 
+from qsharp_core.critic.fetching import local_folder
+from qsharp_core.locations import Location
 from trainer.training.card import card_fields
 from trainer.training.constant import against_constant, learned_nothing
 from trainer.training.heldout import report
@@ -34,7 +36,7 @@ CRITICS: dict[Backbone, Callable[[TrainSettings, Outputs, Accelerator], Trainabl
 }
 
 
-def train(paths: list[Path], settings: TrainSettings, outputs: Outputs) -> Path:
+def train(paths: list[Path], settings: TrainSettings, outputs: Outputs) -> Location:
     """Trains a critic on the rollouts in Parquet files, and publishes it as the next version of its name.
 
     Args:
@@ -62,7 +64,7 @@ def train(paths: list[Path], settings: TrainSettings, outputs: Outputs) -> Path:
         return _train(paths, settings, outputs, accelerator)
 
 
-def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, accelerator: Accelerator) -> Path:
+def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, accelerator: Accelerator) -> Location:
     console = Console(quiet=not accelerator.is_main_process)
     critic = CRITICS[settings.backbone](settings, outputs, accelerator)
     requirements = critic.requirements
@@ -71,7 +73,7 @@ def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, acceler
     print_counts(console, prepared)
     digest = prepared.everything.digest
     if accelerator.is_main_process:
-        before = outputs.parent or settings.continue_from or latest(outputs.out, settings.name)
+        before = outputs.parent or settings.continue_from or _last(outputs, settings)
         alone_on_cpu = accelerator.device.type == "cpu" and accelerator.num_processes == 1
         Run.prepare(outputs.run, settings, digest, before, outputs, chosen_threads if alone_on_cpu else lambda: None)
     accelerator.wait_for_everyone()
@@ -117,7 +119,7 @@ def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, acceler
         raise TrainingError(learned_nothing(held_out, progress.step))
     if accelerator.is_main_process:
         fields = card_fields(settings, outputs, critic.requirements, prepared, held_out, against) | critic.card()
-        folder = publish(outputs.out, fields, critic.save, run.card.id)
+        folder = publish(outputs.out, fields, critic.save, run.card.id, run.folder)
         key = f"{folder.parent.name}@{folder.name}"
         training_report = TrainingReport(
             critic=key,
@@ -137,7 +139,13 @@ def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, acceler
     return _published(outputs, Run(outputs.run))
 
 
-def _published(outputs: Outputs, run: Run) -> Path:
+def _last(outputs: Outputs, settings: TrainSettings) -> Path | None:
+    """The folder of the name's last version, on this machine's disk."""
+    last = latest(outputs.out, settings.name)
+    return None if last is None else local_folder(last)
+
+
+def _published(outputs: Outputs, run: Run) -> Location:
     assert run.card.published is not None
     return outputs.out / Path(*run.card.published.rsplit("@", 1))
 

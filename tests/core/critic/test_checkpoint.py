@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qsharp_core.critic import checkpoint
-from qsharp_core.critic.checkpoint import BACKBONE, CARD, HEAD, CriticCard
+from qsharp_core.critic.checkpoint import CriticCard
+from qsharp_core.critic.folder import BACKBONE, CARD, HEAD
 from qsharp_core.errors import CriticError
 from qsharp_core.returns import Categorical
 from tests.support import models

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from qsharp_core.critic import checkpoint, native_checkpoint
-from qsharp_core.critic.checkpoint import CARD, HEAD, CriticCard
+from qsharp_core.critic.checkpoint import CriticCard
+from qsharp_core.critic.folder import CARD, HEAD
 from qsharp_core.critic.native import NativeHead, NativeShape
 from qsharp_core.critic.reference import identify
 from qsharp_core.critic.scoring.native import NativeScorer

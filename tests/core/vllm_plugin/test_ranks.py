@@ -16,7 +16,7 @@ from torch import Tensor
 
 from qsharp_core import policy
 from qsharp_core.critic import checkpoint
-from qsharp_core.critic.checkpoint import BACKBONE, CARD
+from qsharp_core.critic.folder import BACKBONE, CARD
 from qsharp_core.errors import ConfigError
 from qsharp_core.vllm_plugin import upstream
 from qsharp_core.vllm_plugin.rows import LogitsRow, TrackedRequest

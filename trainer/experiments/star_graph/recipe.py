@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qsharp_core.critic.checkpoint import CARD, fingerprint, save
+from qsharp_core.critic.checkpoint import fingerprint, save
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.report import EvaluationReport
 from trainer.evaluation.settings import Evaluation, every_setting
@@ -39,7 +39,7 @@ from trainer.rollouts.parameters import SamplingParameters
 from trainer.serving import serve
 from trainer.tasks.base import Task
 from trainer.tasks.star_graph import draw, star_graph_task
-from trainer.training.publish import publish
+from trainer.training.publish import is_published, publish
 
 NAME = "star-graph"
 ADMIN_KEY = "star-graph"  # of a server that listens on the loopback interface, while this runs
@@ -139,7 +139,7 @@ async def _learn(client: ServerClient, recipe: StarGraphRecipe, folder: Path, ma
         "rollouts": sampled,
     }
     write = partial(save, critic=critic.cpu().eval())
-    await asyncio.to_thread(publish, folder / "critics", fields, write, f"{NAME}-{recipe.seed}")
+    await asyncio.to_thread(publish, folder / "critics", fields, write, f"{NAME}-{recipe.seed}", folder)
     CriticLog(
         seconds=time.monotonic() - began, seconds_waiting_for_rollouts=waited, rollouts=sampled, steps=steps, log=log
     ).write(folder / "critic.json")
@@ -148,7 +148,7 @@ async def _learn(client: ServerClient, recipe: StarGraphRecipe, folder: Path, ma
 async def _evaluate(client: ServerClient, recipe: StarGraphRecipe, folder: Path, task: Task) -> EvaluationReport:
     settings = recipe.evaluation
     version = Version.at(folder / "critics" / NAME / "1")
-    assert (version.folder / CARD).is_file(), version
+    assert is_published(version.folder), version
     await ServedCritic(client, NAME, folder / "critics").activate(version)
     evaluation = Evaluation(
         split="held_out",
