@@ -27,6 +27,8 @@ tracking      who sees the metrics while a run runs: TensorBoard, W&B, MLflow
 publish, card the next version on disk, and its critic.json
 base          folders of base models
 job           a run described by a file, as `qsharp loop` starts it
+launcher      training in the processes that a launcher of choice starts
+lifeline      processes that end with the one that started them
 
 separate/     critics with a backbone of their own
 native/       critics that are a head on the reference's hidden states
