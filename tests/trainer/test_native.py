@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tests.support import trainer_data as world
 from trainer.training import data
 from trainer.training.native.fit import node_losses
 from trainer.training.native.nodes import Labels, targets_of
+from trainer.training.rollouts import kept
 from trainer.training.siblings import weighed
 
 ROOT = Path(__file__).parents[2]
@@ -212,10 +214,9 @@ def test_nodes_have_the_gradient_of_their_rollouts(
     place: Path, returns: ReturnDistribution, kind: str, weigh: str
 ) -> None:
     """The loss by node, differentiated, is the loss by label, differentiated."""
-    rollouts = data.read([place / "data.parquet"]).rollouts[:80]
+    rollouts = data.read([place / "data.parquet"]).rollouts.select(np.arange(80))
     if isinstance(returns, Categorical):
-        for i, r in enumerate(rollouts):
-            object.__setattr__(r, "reward", (i % 11) / 10)
+        rollouts = kept(replace(r, reward=(i % 11) / 10) for i, r in enumerate(rollouts))
     rollouts = weighed(rollouts) if weigh == "nodes" else rollouts
     _, labelled = data.merge_rollouts(rollouts)
     nodes, judged = np.unique(np.concatenate(labelled), return_inverse=True)

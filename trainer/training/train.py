@@ -67,7 +67,8 @@ def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, acceler
     critic = CRITICS[settings.backbone](settings, outputs, accelerator)
     requirements = critic.requirements
     returns = requirements.returns
-    prepared = prepare(paths, settings, requirements)
+    outputs.out.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(paths, settings, requirements, outputs.out)
     print_counts(console, prepared)
     digest = prepared.everything.digest
     if accelerator.is_main_process:
@@ -91,7 +92,7 @@ def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, acceler
     watch, close = watcher(settings, outputs, accelerator)
 
     def evaluate(step: int, epoch: int) -> float | None:
-        if not prepared.held_out:
+        if not len(prepared.held_out):
             return None
         overall = report(critic.predict(prepared.held_out), prepared.held_out, returns).overall
         if accelerator.is_main_process:
@@ -105,7 +106,7 @@ def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, acceler
 
     # What is published is measured: the weights as they are after rounding, computed in float32.
     critic.round_weights()
-    predictions = critic.predict(prepared.held_out) if prepared.held_out else None
+    predictions = critic.predict(prepared.held_out) if len(prepared.held_out) else None
     held_out = None if predictions is None else report(predictions, prepared.held_out, returns)
     against = None if parent is None else comparison(parent, predictions, returns, prepared)
     if accelerator.is_main_process and (measurements := run.measurements()):

@@ -1,18 +1,17 @@
 """A separate critic, one with a backbone of its own, as a run trains it."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 
 from qsharp_core.critic.checkpoint import CriticCard, MLPCard, save
-from trainer.training.data import LabelledRollout
 from trainer.training.heldout import Predictions
 from trainer.training.outputs import Outputs
 from trainer.training.plan import plan_of
 from trainer.training.prepare import DataRequirements, Prepared
 from trainer.training.publish import CardFields
+from trainer.training.rollouts import Rollouts
 from trainer.training.run import Progress, Run
 from trainer.training.separate.batching import tokens_of
 from trainer.training.separate.fit import Fit, fit
@@ -71,7 +70,7 @@ class SeparateTrainable:
     def round_weights(self) -> None:
         self._critic.requires_grad_(False).to(self._outputs.dtype).float()
 
-    def predict(self, rollouts: Sequence[LabelledRollout]) -> Predictions:
+    def predict(self, rollouts: Rollouts) -> Predictions:
         return predict(self._critic, rollouts, self._passes, self._accelerator)
 
     def card(self) -> CardFields:

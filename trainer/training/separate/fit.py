@@ -5,7 +5,7 @@ over rollouts, divided by the step's number of them, so that it does not matter 
 dealt to processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from qsharp_core.returns import ReturnDistribution
-from trainer.training.data import LabelledRollout
 from trainer.training.optimisation import Optimisation, OptimisationStep, adamw, run_parts
 from trainer.training.plan import Clock, plan_of
 from trainer.training.report import StepLine
+from trainer.training.rollouts import Rollouts
 from trainer.training.run import Progress, Run
 from trainer.training.separate.batches import Batch
 from trainer.training.separate.batching import plan_epoch, tokens_of
@@ -47,7 +47,7 @@ class Fit:
 
     scorer: LabelScorer
     returns: ReturnDistribution
-    rollouts: Sequence[LabelledRollout]
+    rollouts: Rollouts
     settings: TrainSettings
     passes: Passes
     accelerator: Accelerator
@@ -66,10 +66,14 @@ def fit(job: Fit, run: Run) -> Progress:
     settings, accelerator = job.settings, job.accelerator
     main = accelerator.is_main_process
     plan, clock = plan_of(settings, tokens_of(job.rollouts)), Clock(settings.max_seconds)
-    plans = [
-        plan_epoch(job.rollouts, plan.batch, job.passes.trees, settings.seed, epoch) for epoch in range(plan.epochs)
-    ]
-    total = sum(map(len, plans))
+    lengths = job.rollouts.lengths
+
+    def steps_of(epoch: int) -> list[list[int]]:
+        return plan_epoch(job.rollouts, plan.batch, job.passes.trees, settings.seed, epoch)
+
+    # Made again when its turn comes: all epochs' plans together would be larger than the index of the rollouts.
+    sizes = [len(steps_of(epoch)) for epoch in range(plan.epochs)]
+    total = sum(sizes)
     # Dropout stays off: a step's loss must not depend on how it was cut, and today's decoders have none.
     job.scorer.eval()
     optimizer = adamw(job.scorer, plan.learning_rate, settings.weight_decay)
@@ -81,7 +85,7 @@ def fit(job: Fit, run: Run) -> Progress:
 
     def after_step(epoch: int, indices: Sequence[int], step: OptimisationStep) -> None:
         nonlocal progress
-        speed = round(sum(job.rollouts[i].length for i in indices) / step.seconds, 1)
+        speed = round(int(lengths[list(indices)].sum()) / step.seconds, 1)
         if main:
             line = StepLine(
                 step=step.number, epoch=epoch, loss=step.loss, lr=step.rate, grad_norm=step.norm,
@@ -120,7 +124,7 @@ def fit(job: Fit, run: Run) -> Progress:
     ):
         run_parts(
             optimisation,
-            _left(plans, progress.step),
+            _left(sizes, steps_of, progress.step),
             lambda indices: _gradients(job, model, indices),
             after_step=after_step,
             after_part=after_epoch,
@@ -134,13 +138,15 @@ def fit(job: Fit, run: Run) -> Progress:
     return progress
 
 
-def _left(plans: Sequence[list[list[int]]], done: int) -> list[tuple[int, list[list[int]]]]:
+def _left(
+    sizes: Sequence[int], steps_of: Callable[[int], list[list[int]]], done: int
+) -> Iterator[tuple[int, list[list[int]]]]:
     """The steps of each epoch, counted from 1, that are left when some are done."""
-    left, before = [], 0
-    for epoch, plan in enumerate(plans, start=1):
-        left.append((epoch, plan[max(done - before, 0) :]))
-        before += len(plan)
-    return left
+    before = 0
+    for epoch, size in enumerate(sizes):
+        left = max(done - before, 0)
+        yield epoch + 1, [] if left >= size else steps_of(epoch)[left:]
+        before += size
 
 
 def _gradients(job: Fit, model: nn.Module, indices: Sequence[int]) -> float:

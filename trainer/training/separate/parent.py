@@ -26,8 +26,8 @@ def predict_separate(
         accelerator: devices and processes.
     """
     card, parent = load(folder, device=accelerator.device, reference=base)
-    longest = max((r.length for r in prepared.held_out), default=0)
-    able = prepared.held_out and (parent.max_length or longest) >= longest and parent.vocab >= vocab
+    longest = int(prepared.held_out.lengths.max(initial=0))
+    able = len(prepared.held_out) and (parent.max_length or longest) >= longest and parent.vocab >= vocab
     if not able:
         return Parent(card.key, parent.distribution, None)
     passes = passes_of(settings, accelerator, parent, prepared.held_out)

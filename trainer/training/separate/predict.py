@@ -1,15 +1,13 @@
 """Predictions of a critic with a backbone of its own, at every valid position of rollouts."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from qsharp_core.critic.model import Critic
-from trainer.training.data import LabelledRollout
 from trainer.training.heldout import Predictions, predictions
+from trainer.training.rollouts import Rollouts
 from trainer.training.separate.batching import plan_epoch
 from trainer.training.separate.passes import Passes
 from trainer.training.separate.scorer import LabelScorer, outputs_of
@@ -17,7 +15,7 @@ from trainer.training.separate.scorer import LabelScorer, outputs_of
 
 @torch.inference_mode()
 def predict(
-    critic: Critic, rollouts: Sequence[LabelledRollout], passes: Passes, accelerator: Accelerator, tokens: int = 65536
+    critic: Critic, rollouts: Rollouts, passes: Passes, accelerator: Accelerator, tokens: int = 65536
 ) -> Predictions:
     """A critic's predictions, computed on its device, by all processes together, in the precision of its weights.
 
