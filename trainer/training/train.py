@@ -53,6 +53,7 @@ def train(paths: list[Path], settings: TrainSettings, outputs: Outputs) -> Path:
     # Precision is this program's own setting; and a decoder's buffers are constants.
     check_trackers(outputs.log_with)
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else several processes on CPUs would not know of one another
         mixed_precision="no",
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         log_with=list(outputs.log_with) or None,

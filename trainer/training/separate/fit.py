@@ -24,6 +24,7 @@ from trainer.training.separate.batching import plan_epoch, tokens_of
 from trainer.training.separate.passes import Passes
 from trainer.training.separate.scorer import LabelScorer, outputs_of, summed_loss
 from trainer.training.settings import TrainSettings
+from trainer.training.sharded import any_process, shard
 from trainer.training.stopping import StopSignal
 from trainer.training.trainable import Evaluate, Watch
 
@@ -34,6 +35,7 @@ class Fit:
 
     Attributes:
         scorer: the critic, on its device.
+        sharded: whether the critic is divided among the processes.
         returns: the distribution that the critic predicts.
         rollouts: to train on.
         settings: the run's.
@@ -46,6 +48,7 @@ class Fit:
     """
 
     scorer: LabelScorer
+    sharded: bool
     returns: ReturnDistribution
     rollouts: Rollouts
     settings: TrainSettings
@@ -76,9 +79,11 @@ def fit(job: Fit, run: Run) -> Progress:
     total = sum(sizes)
     # Dropout stays off: a step's loss must not depend on how it was cut, and today's decoders have none.
     job.scorer.eval()
+    if job.sharded:
+        shard(job.scorer, job.scorer.layers, accelerator)
     optimizer = adamw(job.scorer, plan.learning_rate, settings.weight_decay)
     progress = run.load(job.scorer, optimizer)
-    model = accelerator.prepare_model(job.scorer)
+    model = job.scorer if job.sharded else accelerator.prepare_model(job.scorer)
     if main:
         run.forget_after(progress.step)
     accelerator.wait_for_everyone()
@@ -102,9 +107,11 @@ def fit(job: Fit, run: Run) -> Progress:
         progress = run.keep_best(job.scorer, progress, loss, epoch, write=main and settings.select == "best")
 
     def checkpoint(step: OptimisationStep) -> None:
-        if main and (step.number % job.checkpoint_every == 0 or step.number == total or stop.asked):
-            run.save(job.scorer, optimizer, progress)
-        if stop.asked:
+        # Told to one process alone, or to another one a step later: all of them stop at the same step.
+        asked = any_process(accelerator, stop.asked)
+        if step.number % job.checkpoint_every == 0 or step.number == total or asked:
+            run.save(job.scorer, optimizer, progress, write=main)
+        if asked:
             raise KeyboardInterrupt(
                 f"stopped after step {step.number} of {total}; the same command with --resume goes on from there"
             )
@@ -155,9 +162,10 @@ def _gradients(job: Fit, model: nn.Module, indices: Sequence[int]) -> float:
     batches = job.passes.batches(indices, job.rollouts)
     total = torch.zeros((), device=accelerator.device)
     for batch in batches:
-        # Gradients are summed here, and averaged over processes once, at the last pass.
-        last = batch is batches[-1]
-        with nullcontext() if last else accelerator.no_sync(model):
+        # Gradients are summed here, and averaged over processes once, at the last pass. Whole ones might not fit where
+        # they are sharded: there each pass's are averaged.
+        at_once = job.sharded or batch is batches[-1]
+        with nullcontext() if at_once else accelerator.no_sync(model):
             loss = _loss(job, model, batch.to(accelerator.device)) / len(indices)
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()

@@ -9,6 +9,7 @@ from trainer.training.parents import Parent
 from trainer.training.prepare import Prepared
 from trainer.training.separate.passes import passes_of
 from trainer.training.separate.predict import predict
+from trainer.training.separate.scorer import LabelScorer
 from trainer.training.settings import TrainSettings
 
 
@@ -31,4 +32,5 @@ def predict_separate(
     if not able:
         return Parent(card.key, parent.distribution, None)
     passes = passes_of(settings, accelerator, parent, prepared.held_out)
-    return Parent(card.key, parent.distribution, predict(parent, prepared.held_out, passes, accelerator))
+    predictions = predict(LabelScorer(parent).eval(), prepared.held_out, passes, accelerator)
+    return Parent(card.key, parent.distribution, predictions)

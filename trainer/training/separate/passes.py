@@ -25,12 +25,14 @@ class Passes:
         trees: whether rollouts that share a prefix run as a tree.
         max_tokens: the most tokens (or nodes) of a pass.
         process, processes: the number of this process, from 0, and of all processes.
+        level: whether all processes run as many batches, some of them without weight, as a sharded critic needs.
     """
 
     trees: bool
     max_tokens: int
     process: int = 0
     processes: int = 1
+    level: bool = False
 
     def cut(self, indices: Sequence[int], rollouts: Indexed) -> list[list[int]]:
         """The passes of a step, those of all processes."""
@@ -41,11 +43,11 @@ class Passes:
     def batches(self, indices: Sequence[int], rollouts: Indexed) -> list[Batch]:
         """This process's batches of a step. There is at least one; it has no weight if there is nothing to do."""
         rollouts = {i: rollouts[i] for i in indices}  # read once
-        ours = share(self.cut(indices, rollouts), self.processes)[self.process]
-        if not ours:
-            return [padded(indices[:1], rollouts).without_weight()]
+        shares = share(self.cut(indices, rollouts), self.processes)
         # A tree of one rollout is a row, which needs no mask of its own.
-        return [tree(p, rollouts) if self.trees and len(p) > 1 else padded(p, rollouts) for p in ours]
+        ours = [tree(p, rollouts) if self.trees and len(p) > 1 else padded(p, rollouts) for p in shares[self.process]]
+        wanted = max(map(len, shares)) if self.level else 1
+        return ours + [padded(indices[:1], rollouts).without_weight()] * (wanted - len(ours))
 
 
 def saving(steps: Sequence[list[int]], rollouts: Rollouts, max_tokens: int) -> float:

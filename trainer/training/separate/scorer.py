@@ -20,6 +20,12 @@ class LabelScorer(nn.Module):
         super().__init__()
         self.critic = critic
 
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The backbone's layers, by what its class names as not to be split."""
+        names = getattr(self.critic.backbone, "_no_split_modules", None) or ()
+        return [module for module in self.critic.backbone.modules() if type(module).__name__ in names]
+
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, at: Tensor, before: Tensor
     ) -> Tensor:
