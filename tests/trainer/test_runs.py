@@ -221,6 +221,7 @@ def start_two(kind: str, arguments: list[str], log: Path) -> subprocess.Popen[by
 def assert_close(a: Path, b: Path) -> None:
     ours, theirs = weights(a), weights(b)
     assert ours.keys() == theirs.keys()
+    print(f"weights differ by {max(float((ours[name] - theirs[name]).abs().max()) for name in ours):.1e}")
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=1e-3)
 
@@ -255,6 +256,9 @@ def test_two_processes_take_the_same_steps_as_one(place: Path, tmp_path: Path, k
     assert "2 processes" in said
     assert ("that share the critic's weights" in said) == (kind == "shares")
     assert min(lines(one, "rollouts")) == 1
+    for what in ("loss", "grad_norm"):
+        pairs = list(zip(lines(one, what), lines(two, what), strict=True))
+        print(f"{what} of {len(pairs)} steps differs by {max(abs(a - b) / a for a, b in pairs):.1e} of its size")
     assert lines(two) == pytest.approx(lines(one), rel=1e-4)
     assert lines(two, "grad_norm") == pytest.approx(lines(one, "grad_norm"), rel=1e-3)
     reports = [json.loads((run / "metrics.json").read_text())["held_out"] for run in (one, two)]
