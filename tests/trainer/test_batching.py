@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from trainer.training.data import LabelledRollout, SamplingPolicy
 from trainer.training.prefix_tree import shared_prefix
+from trainer.training.rollouts import LabelledRollout, SamplingPolicy, kept
 from trainer.training.separate.batching import MAX_PADDING, padded_passes, plan_epoch, share, tree_passes
 
 VOCAB = 50
@@ -23,21 +23,21 @@ def rollouts(n: int, longest: int = 400, prompts: int = 12) -> list[LabelledRoll
 @pytest.mark.parametrize("together", [False, True])
 def test_an_epoch_has_every_rollout_once_in_steps_of_the_budget(together: bool) -> None:
     data = rollouts(300)
-    steps = plan_epoch(data, 2000, together, seed=0, epoch=0)
+    steps = plan_epoch(kept(data), 2000, together, seed=0, epoch=0)
     assert sorted(i for s in steps for i in s) == list(range(300))
     sizes = [sum(data[i].length for i in s) for s in steps]
     assert max(sizes) <= 2000
     assert np.mean(sizes) > 1300
-    assert steps == plan_epoch(data, 2000, together, seed=0, epoch=0)
-    assert steps != plan_epoch(data, 2000, together, seed=0, epoch=1)
-    assert steps != plan_epoch(data, 2000, together, seed=1, epoch=0)
+    assert steps == plan_epoch(kept(data), 2000, together, seed=0, epoch=0)
+    assert steps != plan_epoch(kept(data), 2000, together, seed=0, epoch=1)
+    assert steps != plan_epoch(kept(data), 2000, together, seed=1, epoch=0)
     # A rollout longer than the budget is a step of its own.
-    assert max(len(s) for s in plan_epoch(data, 1, together, 0, 0)) == 1
+    assert max(len(s) for s in plan_epoch(kept(data), 1, together, 0, 0)) == 1
 
 
 def test_prompts_stay_together_where_they_fit() -> None:
     data = rollouts(60, longest=20)
-    steps = plan_epoch(data, 400, True, seed=0, epoch=0)
+    steps = plan_epoch(kept(data), 400, True, seed=0, epoch=0)
     for prompt in {r.group for r in data}:
         assert sum(any(data[i].group == prompt for i in s) for s in steps) == 1
 
@@ -47,7 +47,7 @@ def test_padding_is_under_a_tenth_whatever_the_lengths(budget: int) -> None:
     data = rollouts(400)
     lengths = {i: r.length for i, r in enumerate(data)}
     padded = tokens = 0
-    for step in plan_epoch(data, 4000, False, seed=0, epoch=0):
+    for step in plan_epoch(kept(data), 4000, False, seed=0, epoch=0):
         passes = padded_passes(step, lengths, budget)
         assert sorted(i for p in passes for i in p) == sorted(step)
         for p in passes:

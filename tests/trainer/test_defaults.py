@@ -17,9 +17,9 @@ from tests.support import fake_server, models
 from tests.support import trainer_data as world
 from tests.support.fake_server import FakeServer
 from trainer.training.constant import against_constant
-from trainer.training.data import LabelledRollout, SamplingPolicy
 from trainer.training.heldout import predictions, report
 from trainer.training.plan import Clock, Plan, plan_of
+from trainer.training.rollouts import LabelledRollout, SamplingPolicy, kept
 from trainer.training.settings import TrainSettings
 from trainer.training.threads import free_cores
 
@@ -174,10 +174,10 @@ def test_free_cores_are_those_that_were_idle() -> None:
 def test_a_constants_log_loss_is_what_the_distribution_itself_says() -> None:
     rewards = np.array([0.0, 0.25, 1.0, 1.0, 0.75])
     policy = SamplingPolicy()
-    rollouts = [
+    rollouts = kept(
         LabelledRollout(str(i), np.array([5], np.int32), np.array([6], np.int32), 0, float(r), policy, f"{i:x}")
         for i, r in enumerate(rewards)
-    ]
+    )
     for returns in (Categorical((0.0, 0.5, 1.0), (0.0, 1.0)), Bernoulli()):
         # The constant by descent on the distribution's own loss.
         logits = torch.zeros(returns.n_out, dtype=torch.float64, requires_grad=True)

@@ -8,12 +8,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.support import models
-from trainer.training.data import LabelledRollout, SamplingPolicy, merge_rollouts
+from trainer.training.data import merge_rollouts
 from trainer.training.features.extract import ReferenceModel
 from trainer.training.features.known import features
 from trainer.training.features.passes import common_chain, cut, needed
 from trainer.training.features.store import FeatureStore, as_keys
 from trainer.training.prefix_tree import ancestors, visible
+from trainer.training.rollouts import LabelledRollout, SamplingPolicy
 from trainer.training.settings import TrainingError
 
 CPU = torch.device("cpu")

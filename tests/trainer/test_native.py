@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,11 @@ from qsharp_core.returns import Bernoulli, Categorical, ReturnDistribution
 from tests.support import models
 from tests.support import trainer_data as world
 from trainer.training import data
+from trainer.training.features.extract import ReferenceModel
+from trainer.training.features.store import FeatureStore
 from trainer.training.native.fit import node_losses
-from trainer.training.native.nodes import Labels, targets_of
+from trainer.training.native.nodes import Labels, read_labels, read_targets, targets_of
+from trainer.training.rollouts import kept
 from trainer.training.siblings import weighed
 
 ROOT = Path(__file__).parents[2]
@@ -212,10 +216,9 @@ def test_nodes_have_the_gradient_of_their_rollouts(
     place: Path, returns: ReturnDistribution, kind: str, weigh: str
 ) -> None:
     """The loss by node, differentiated, is the loss by label, differentiated."""
-    rollouts = data.read([place / "data.parquet"]).rollouts[:80]
+    rollouts = data.read([place / "data.parquet"]).rollouts.select(np.arange(80))
     if isinstance(returns, Categorical):
-        for i, r in enumerate(rollouts):
-            object.__setattr__(r, "reward", (i % 11) / 10)
+        rollouts = kept(replace(r, reward=(i % 11) / 10) for i, r in enumerate(rollouts))
     rollouts = weighed(rollouts) if weigh == "nodes" else rollouts
     _, labelled = data.merge_rollouts(rollouts)
     nodes, judged = np.unique(np.concatenate(labelled), return_inverse=True)
@@ -234,3 +237,31 @@ def test_nodes_have_the_gradient_of_their_rollouts(
     each = (returns.mean(of_labels) - earned) ** 2 if kind == "squared" else returns.loss(of_labels, earned)
     (by_label,) = torch.autograd.grad((each * torch.from_numpy(weights)).sum() / weights.sum(), outputs)
     torch.testing.assert_close(by_node, by_label, atol=1e-8, rtol=1e-5)
+
+
+@pytest.mark.parametrize("returns", [Bernoulli(), Categorical((0.0, 0.4, 1.0), (0.0, 1.0))])
+def test_targets_do_not_depend_on_how_many_rollouts_are_in_memory(
+    place: Path, tmp_path: Path, returns: ReturnDistribution
+) -> None:
+    """Many small trees have the nodes, labels and targets of the one tree, in its order."""
+    chosen = np.sort(np.random.default_rng().choice(720, 60, replace=False))
+    rollouts = weighed(data.read([place / "data.parquet"]).rollouts.select(chosen))
+    reference = ReferenceModel(place / "base", torch.float32, torch.device("cpu"))
+
+    def read(name: str, together: int) -> tuple[Any, Any, Any]:
+        store = FeatureStore(tmp_path / name, reference.digest, reference.identity.hidden_size, 10**9)
+        inputs, labels = read_labels(reference, store, rollouts, together)
+        _, targets = read_targets(reference, store, rollouts, returns, together)
+        return inputs, labels, targets
+
+    (inputs, labels, targets), (cut_inputs, cut_labels, cut_targets) = read("whole", 2**20), read("parts", 40)
+    every = torch.arange(len(inputs))
+    assert torch.equal(cut_inputs.tokens_M, inputs.tokens_M)
+    torch.testing.assert_close(cut_inputs.log_ref_M, inputs.log_ref_M, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(cut_inputs.hidden(every), inputs.hidden(every), atol=2e-2, rtol=2e-2)  # bfloat16
+    order = np.lexsort((cut_labels.position, cut_labels.rollout))
+    assert not (order == np.arange(len(order))).all()  # they were cut
+    for name in ("nodes", "rollout", "position", "rewards", "weights"):
+        assert getattr(cut_labels, name)[order].tolist() == getattr(labels, name).tolist()
+    for name in ("weights_M", "means_M", "targets_MO"):
+        assert torch.equal(getattr(cut_targets, name), getattr(targets, name))

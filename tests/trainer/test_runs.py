@@ -236,27 +236,79 @@ def test_working_files_of_versions_in_a_store_stay_here(
     assert (tmp_path / "critics" / ".runs" / "sums" / "run.json").is_file()
 
 
-def test_two_processes_take_the_same_steps_as_one(place: Path, tmp_path: Path) -> None:
-    """Steps of two or three rollouts, so that some have one for a single process only."""
-    small = world.write(tmp_path / "data.parquet", world.rollouts(prompts=12, each=3)[1:])
-    more = ["--data", str(small), "--batch-tokens", "16", "--epochs", "2", "--no-share-prefixes"]
-    assert main(arguments(place, tmp_path / "one", *more)) == 0
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
-    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    given = [*launch, "-m", "trainer.training", *arguments(place, tmp_path / "two", *more)[1:]]
-    log = tmp_path / "log"
+SHARE = "accelerate.commands.launch --use_fsdp --fsdp_version 2 --num_processes 2 --num_machines 1"
+TWO = {
+    "copies": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    "shares": ["-m", *SHARE.split(), "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"],
+}
+"""How two processes are started that have a copy of the critic each, or share its weights."""
+
+
+def start_two(kind: str, arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("w") as file:
-        done = subprocess.run(
-            [sys.executable, *given], cwd=ROOT, stdout=file, stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
-    assert done.returncode == 0, log.read_text()[-3000:]
+        return subprocess.Popen(
+            [sys.executable, *TWO[kind], "-m", "trainer.training", *arguments[1:]],
+            cwd=ROOT, stdout=file, stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+
+
+def assert_close(a: Path, b: Path) -> None:
+    ours, theirs = weights(a), weights(b)
+    assert ours.keys() == theirs.keys()
+    print(f"weights differ by {max(float((ours[name] - theirs[name]).abs().max()) for name in ours):.1e}")
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("kind", TWO)
+def test_two_processes_take_the_same_steps_as_one(place: Path, tmp_path: Path, kind: str) -> None:
+    """Steps of two or three rollouts, so that some have one for a single process only; one that is stopped goes on."""
+    small = world.write(tmp_path / "data.parquet", world.rollouts(prompts=12, each=3)[1:])
+    more = ["--data", str(small), "--batch-tokens", "16", "--epochs", "2", "--no-share-prefixes", "--mlp", "8"]
+    assert main(arguments(place, tmp_path / "one", *more)) == 0
     one, two = tmp_path / "one" / ".runs" / "critic", tmp_path / "two" / ".runs" / "critic"
+    given = [*arguments(place, tmp_path / "two", *more), "--resume"]
+    process = start_two(kind, given, tmp_path / "log")
+    deadline = time.monotonic() + 240
+    while not (two / "metrics.jsonl").is_file() or len(lines(two)) < 3:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) != 0
+    (checkpoint_of,) = two.glob("checkpoint-*")  # made by both together, after the same step
+    kept = load_file(checkpoint_of / "state.safetensors")
+    trained = weights(tmp_path / "one" / "critic" / "1")
+    named = {f"head.{k.removeprefix('model.critic.head.')}": v for k, v in kept.items() if ".head." in k}
+    assert {k: v.shape for k, v in named.items() if k in trained} == {
+        k: v.shape for k, v in trained.items() if k.startswith("head.")
+    }
+    assert 3 <= len(lines(two)) < len(lines(one))
+    process = start_two(kind, given, tmp_path / "log")
+    assert process.wait(240) == 0, (tmp_path / "log").read_text()[-3000:]
+    said = " ".join((tmp_path / "log").read_text().split())
+    assert "2 processes" in said
+    assert ("that share the critic's weights" in said) == (kind == "shares")
     assert min(lines(one, "rollouts")) == 1
+    for what in ("loss", "grad_norm"):
+        pairs = list(zip(lines(one, what), lines(two, what), strict=True))
+        print(f"{what} of {len(pairs)} steps differs by {max(abs(a - b) / a for a, b in pairs):.1e} of its size")
     assert lines(two) == pytest.approx(lines(one), rel=1e-4)
     assert lines(two, "grad_norm") == pytest.approx(lines(one, "grad_norm"), rel=1e-3)
     reports = [json.loads((run / "metrics.json").read_text())["held_out"] for run in (one, two)]
     assert reports[1]["overall"] == pytest.approx(reports[0]["overall"], rel=1e-3)
+    assert_close(tmp_path / "two" / "critic" / "1", tmp_path / "one" / "critic" / "1")
+    assert [p.name for p in (tmp_path / "two" / "critic").iterdir()] == ["1"]
     assert len(Run(two).card.id) == 32
+
+
+def test_ways_of_sharding_that_are_not_supported_are_refused(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert main(arguments(place, tmp_path)) == 1
+    assert "FSDP's version 1 is not supported: add --fsdp_version 2" in capsys.readouterr().err
+    assert not (tmp_path / ".runs").exists()
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

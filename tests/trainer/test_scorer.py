@@ -10,7 +10,7 @@ from torch import Tensor
 from qsharp_core.critic import checkpoint
 from qsharp_core.critic.model import Critic
 from tests.support import models
-from trainer.training.data import LabelledRollout, SamplingPolicy
+from trainer.training.rollouts import LabelledRollout, SamplingPolicy, kept
 from trainer.training.separate.batches import Batch, padded, tree
 from trainer.training.separate.passes import Passes, saving
 from trainer.training.separate.scorer import LabelScorer, outputs_of, summed_loss, understands_trees
@@ -60,7 +60,7 @@ def test_outputs_loss_and_gradient_are_those_of_plain_forward_passes(tmp_path: P
     expected_loss, expected = plainly(critic, data)
     expected_gradient = gradient(critic, expected_loss)
     scorer = LabelScorer(critic)
-    assert understands_trees(critic, data, CPU)
+    assert understands_trees(critic, kept(data), CPU)
     for batch in (padded(range(len(data)), data), tree(range(len(data)), data)):
         outputs = outputs_of(scorer, batch)
         for k in range(len(outputs)):
@@ -96,8 +96,8 @@ def test_the_loss_does_not_hang_on_passes_and_processes(tmp_path: Path, trees: b
 
 def test_a_window_shorter_than_the_data_is_no_tree(tmp_path: Path) -> None:
     critic = critic_of(tmp_path, "mistral", "V")  # its window is 24
-    assert understands_trees(critic, rollouts(few_shot=10), CPU)
-    assert not understands_trees(critic, rollouts(few_shot=40), CPU)
+    assert understands_trees(critic, kept(rollouts(few_shot=10)), CPU)
+    assert not understands_trees(critic, kept(rollouts(few_shot=40)), CPU)
 
 
 def test_a_tree_has_a_node_for_each_distinct_prefix() -> None:
@@ -106,4 +106,4 @@ def test_a_tree_has_a_node_for_each_distinct_prefix() -> None:
     distinct = {tuple(r.token_ids[:k]) for r in data for k in range(1, r.length + 1)}
     assert batch.input_ids.numel() == len(distinct)
     tokens = sum(r.length for r in data)
-    assert saving([list(range(len(data)))], data, 10_000) == pytest.approx(len(distinct) / tokens)
+    assert saving([list(range(len(data)))], kept(data), 10_000) == pytest.approx(len(distinct) / tokens)

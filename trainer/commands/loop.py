@@ -36,6 +36,7 @@ from trainer.rewards.verifiers import OWN, TaskRef
 from trainer.rollouts.client import ServerClient
 from trainer.rollouts.parameters import sampling_of
 from trainer.tasks.sources import task_of
+from trainer.training.launcher import launcher_of
 
 LOOPS_OWN = (
     "--data",
@@ -66,6 +67,7 @@ def main(argv: list[str]) -> None:
     if not args.watch and args.rounds is None and args.max_rollouts is None and args.max_hours is None:
         raise LoopError("say when to stop: --rounds, --max-rollouts or --max-hours (or --watch)")
     trial = _trial(args)
+    args.launcher = launcher_of(args.launcher) if args.launcher is not None else ()
     console = Console(stderr=True)
     work = _watch(args, training, trial, console) if args.watch else _loop(args, training, console)
     if not asyncio.run(until_told(work)):
@@ -162,6 +164,7 @@ async def _recipe(args: argparse.Namespace, flags: list[str], server: ServerClie
         checkpoint_every=training.checkpoint_every,
         features=training.features,
         features_bytes=int(training.features_gb * 1e9),
+        launcher=args.launcher,
     )
 
 
@@ -222,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--continue", dest="continues", action="store_true", help="later versions go on from the active one"
     )
+    options.add_launcher_argument(parser)
     group = parser.add_argument_group("budget")
     group.add_argument("--rounds", type=options.positive, help="in all")
     group.add_argument("--max-rollouts", type=options.positive, help="no round beyond so many in all")

@@ -132,6 +132,15 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--guided", choices=["true", "false"], help="throughout, by any critic")
 
 
+def add_launcher_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that names what starts the processes of a training."""
+    parser.add_argument(
+        "--launcher",
+        metavar="COMMAND",
+        help='what starts the training\'s processes, as "accelerate launch --num_processes 8" (default: one process)',
+    )
+
+
 def add_trust_arguments(group: argparse._ArgumentGroup) -> None:
     """Adds the flags of every command that learns: from whose rollouts, and from whose rewards."""
     group.add_argument(

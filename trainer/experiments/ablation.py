@@ -4,6 +4,7 @@ The rollouts are the reference's. The recipe samples them, or is given Parquet f
 `round-*/rollouts.parquet`).
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -30,7 +31,7 @@ from trainer.experiments.report import Outcome
 from trainer.experiments.served import Served, opened
 from trainer.experiments.trained import trained
 from trainer.loop.activation import ServedCritic
-from trainer.loop.settings import CriticRecipe, LoopSettings
+from trainer.loop.settings import LoopSettings
 from trainer.loop.versions import Version
 from trainer.reports import ReportPart
 from trainer.rewards.verifiers import Judge
@@ -64,7 +65,7 @@ class Ablation(SampledFields):
 
     # More variants, or measurements, may be added later.
     FREE: ClassVar[dict[str, Any]] = {
-        "server": True, "variants": True, "evaluate": MEASURED
+        "server": True, "launcher": True, "variants": True, "evaluate": MEASURED
     }  # fmt: skip
 
     kind: Literal["ablation"]
@@ -141,7 +142,7 @@ async def _measured(
 ) -> VariantOutcome:  # fmt: skip
     """Trains a variant, and measures what guidance by it gains."""
     critic = with_base(recipe.settings(variant), served.root)
-    critic_recipe = CriticRecipe(settings=critic, out=settings.recipe.out, eta=recipe.rollouts.eta)
+    critic_recipe = replace(settings.recipe, settings=critic, continues=False)
     version, report = await trained(critic_recipe, folder / variant.name, data)
     versions = ServedCritic(served.client, variant.name, critic_recipe.out)
     await versions.activate(version)

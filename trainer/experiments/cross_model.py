@@ -54,7 +54,7 @@ class CrossModel(SampledFields):
     """
 
     FREE: ClassVar[dict[str, Any]] = {
-        "server": True, "evaluate": MEASURED
+        "server": True, "launcher": True, "evaluate": MEASURED
     }  # fmt: skip
 
     kind: Literal["cross_model"]

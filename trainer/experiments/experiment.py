@@ -50,7 +50,7 @@ class Experiment(SampledFields):
 
     # More may be measured later, on another server.
     FREE: ClassVar[dict[str, Any]] = {
-        "server": True, "published": True, "evaluate": MEASURED
+        "server": True, "launcher": True, "published": True, "evaluate": MEASURED
     }  # fmt: skip
 
     kind: Literal["experiment"]

@@ -23,7 +23,8 @@ from trainer.rewards.verifiers import OWN, Judge, TaskRef, Weighted
 from trainer.rollouts.parameters import SamplingParameters
 from trainer.tasks.base import Task
 from trainer.tasks.sources import task_of
-from trainer.training.settings import TrainSettings, kind_meant
+from trainer.training.launcher import launcher_of
+from trainer.training.settings import TrainingError, TrainSettings, kind_meant
 
 SERVED = "served"
 """The value of `critic.base` that means the model that is served."""
@@ -194,6 +195,14 @@ class RolloutFields(RecipeFields):
     continues: bool = False
 
 
+def _launcher(text: str) -> str:
+    try:
+        launcher_of(text)
+    except TrainingError as error:
+        raise ValueError(str(error)) from error
+    return text
+
+
 class SampledFields(RecipeFields):
     """The fields of all recipes that sample a task's problems.
 
@@ -202,6 +211,8 @@ class SampledFields(RecipeFields):
         prompts: a file of JSON lines, or the name of a data set.
         verifiers: `NAME`, `NAME=WEIGHT` or `module:function`; `task` is the task's own reward. A recipe may have
             `verifier` instead, with one of them.
+        launcher: what starts the processes of a training, as `accelerate launch --num_processes 8`; None is a single
+            process.
         seed: another seed makes other samples.
     """
 
@@ -211,6 +222,7 @@ class SampledFields(RecipeFields):
     sampling: SamplingFields = SamplingFields()
     guidance: GuidanceFields = GuidanceFields()
     server: ServerFields = ServerFields()
+    launcher: Annotated[str, AfterValidator(_launcher)] | None = None
     seed: int = 0
 
     @model_validator(mode="before")
@@ -269,7 +281,13 @@ def loop_settings(
         branches=rollouts.branches,
         sampling=recipe.sampling.of(task.task),
         eta=rollouts.eta,
-        recipe=CriticRecipe(settings=critic, out=out, continues=rollouts.continues, eta=rollouts.eta),
+        recipe=CriticRecipe(
+            settings=critic,
+            out=out,
+            continues=rollouts.continues,
+            eta=rollouts.eta,
+            launcher=launcher_of(recipe.launcher) if recipe.launcher else (),
+        ),
         guidance=recipe.guidance.options(),
         limit=rollouts.limit,
         seed=recipe.seed,

@@ -9,6 +9,7 @@ from trainer.evaluation.settings import Setting
 from trainer.loop.versions import Version
 from trainer.rewards.verifiers import Judge, TaskRef
 from trainer.rollouts.parameters import SamplingParameters
+from trainer.training.launcher import Launcher
 from trainer.training.outputs import FEATURES_BYTES
 from trainer.training.settings import TrainSettings
 from trainer.trust import EVERYBODY, Trust
@@ -44,6 +45,8 @@ class CriticRecipe:
         dtype: of the published weights.
         checkpoint_every: steps between two checkpoints.
         features, features_bytes: where features of the reference are kept, and how much; see `training.outputs`.
+        launcher: what starts the processes of a training; none is a single process. The same loop may go on with
+            another one.
     """
 
     settings: TrainSettings
@@ -54,6 +57,7 @@ class CriticRecipe:
     checkpoint_every: int = 200
     features: Path | None = None
     features_bytes: int = FEATURES_BYTES
+    launcher: Launcher = ()
 
     def identity(self) -> dict[str, Any]:
         """What tells this recipe from others, as JSON's data for a loop's journal."""

@@ -13,6 +13,7 @@ from trainer.loop.trial import Trial
 from trainer.loop.versions import Version
 from trainer.reports import write_json
 from trainer.training.job import Job
+from trainer.training.launcher import Launcher, launch
 from trainer.training.report import TrainingReport
 from trainer.training.run import REPORT
 from trainer.training.settings import TrainingError
@@ -21,7 +22,7 @@ from trainer.training.settings import TrainingError
 async def train_version(
     recipe: CriticRecipe, folder: Path, data: Sequence[Path], active: Version | None
 ) -> TrainingReport:
-    """Trains and publishes the next version, in a process of its own.
+    """Trains and publishes the next version, in a process of its own, or in those of the recipe's launcher.
 
     Args:
         recipe: how it is made.
@@ -36,9 +37,13 @@ async def train_version(
         TrainingError: there is no new version; the process has printed why.
         CriticError: the active version cannot be fetched.
     """
+    file = folder / "training.json"
     job = await asyncio.to_thread(_job, recipe, folder, list(data), active)
-    write_json(folder / "training.json", job.model_dump(mode="json"))
-    await run_job(folder / "training.json")
+    write_json(file, job.model_dump(mode="json"))
+    if recipe.launcher:
+        await launch_job(recipe.launcher, file)
+    else:
+        await run_job(file)
     return TrainingReport.read(job.run / REPORT)
 
 
@@ -55,7 +60,7 @@ def _job(recipe: CriticRecipe, folder: Path, data: list[Path], active: Version |
         checkpoint_every=recipe.checkpoint_every,
         features=recipe.features,
         features_bytes=recipe.features_bytes,
-        started_by=os.getpid(),
+        started_by=None if recipe.launcher else os.getpid(),
     )
 
 
@@ -73,10 +78,26 @@ async def run_job(path: Path) -> None:
             process.terminate()
             await process.wait()
     if status:
-        raise TrainingError(
-            f"no version came of {path} (exit status {status}, the reason stands above); the same command tries again, "
-            "with what was changed since in prompts, verifiers and rewards"
-        )
+        raise _no_version(path, f"exit status {status}, the reason stands above")
+
+
+async def launch_job(launcher: Launcher, path: Path) -> None:
+    """As `run_job`, in the processes that a launcher starts.
+
+    Raises:
+        TrainingError
+    """
+    try:
+        await launch(launcher, "-m", "trainer.training.job", str(path))
+    except TrainingError as error:
+        raise _no_version(path, str(error)) from error
+
+
+def _no_version(path: Path, why: str) -> TrainingError:
+    return TrainingError(
+        f"no version came of {path} ({why}); the same command tries again, with what was changed since in prompts, "
+        "verifiers and rewards"
+    )
 
 
 async def activate_if_better(

@@ -10,6 +10,10 @@ siblings      labels weighed by node of that tree
 prepare       from files to what a run trains and measures on
 trainable     what a run asks of a critic
 plan          how long a run trains, in which steps, where nobody has said
+sharded       weights, gradients and moments divided among processes
+rollouts      labelled rollouts: an index in memory, tokens on disk
+spill         numbers on disk
+families      rollouts cut into parts that need one tree each
 threads       how many threads it takes, by what is free
 optimisation  the training loop: steps, schedules, clipping, progress
 stopping      what Ctrl-C does while steps are made
@@ -29,6 +33,8 @@ remote_versions
               versions in an object store
 base          folders of base models
 job           a run described by a file, as `qsharp loop` starts it
+launcher      training in the processes that a launcher of choice starts
+lifeline      processes that end with the one that started them
 
 separate/     critics with a backbone of their own
 native/       critics that are a head on the reference's hidden states

@@ -3,98 +3,39 @@
 A completion's reward labels position `t` only if every token after `t` was drawn from the reference, which is so from
 `first_valid_position` on (docs/method.md, "Label validity"). Rollouts without such a position are left out, as are
 rollouts without a reward, and both are counted.
+
+Files are read once, some rows at a time.
 """
 
 import hashlib
 import json
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from qsharp_core.returns import Bernoulli, ReturnDistribution
-from qsharp_core.wire.columns import DESCRIBED, LABELLED, OWNER, REWARDS
+from qsharp_core.wire.columns import LABELLED, OWNER, POLICY, REWARDS
 from trainer.training.prefix_tree import PrefixTree, TokenIds, merge
+from trainer.training.rollouts import INDEX, Entry, Keeper, LabelledRollout, Rollouts, SamplingPolicy
 from trainer.training.settings import TrainingError
 from trainer.trust import EVERYBODY, Trust, trusted_reward
 
-Row = dict[str, Any]
-"""A row of a Parquet file, by column."""
-REQUIRED = ("id", "prompt_token_ids", "completion_token_ids", "first_valid_position", "reward")
-OPTIONAL = ("temperature", "top_p", "top_k", "min_p", "metadata")
-
-
-@dataclass(frozen=True, order=True)
-class SamplingPolicy:
-    """How tokens were drawn from the model: together with it, this is the reference policy."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-
-    @classmethod
-    def of(cls, row: Row) -> "SamplingPolicy":
-        """The policy of a stored rollout; null, and the values by which vLLM says "off", are the default."""
-
-        def number(name: str, default: float) -> float:
-            value = row.get(name)
-            # Parquet may hold float32: 0.7 must equal 0.7.
-            return default if value is None else round(float(value), 6)
-
-        return cls(
-            number("temperature", 1.0), number("top_p", 1.0), max(int(number("top_k", 0)), 0), number("min_p", 0.0)
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class LabelledRollout:
-    """A completion with its reward. Its positions from `first_valid` on may be trained on; there is at least one.
-
-    Attributes:
-        id: of the rollout.
-        prompt, completion: token ids.
-        first_valid: the first position of the completion that may be trained on.
-        reward: of the whole completion.
-        policy: how it was sampled.
-        group: a hash of what the split goes by; rollouts with the same group are on the same side.
-        weights: of the valid positions in the loss, `[valid]`; None means equal weights that sum to 1.
-    """
-
-    id: str
-    prompt: TokenIds
-    completion: TokenIds
-    first_valid: int
-    reward: float
-    policy: SamplingPolicy
-    group: str
-    weights: NDArray[np.float64] | None = None
-
-    @property
-    def length(self) -> int:
-        """The number of tokens of prompt and completion."""
-        return len(self.prompt) + len(self.completion)
-
-    @property
-    def token_ids(self) -> TokenIds:
-        """The token ids of prompt and completion."""
-        return np.concatenate([self.prompt, self.completion])
-
-    @property
-    def start(self) -> int:
-        """The index of the first valid position in `token_ids`."""
-        return len(self.prompt) + self.first_valid
-
-    @property
-    def valid(self) -> int:
-        """The number of positions that may be trained on."""
-        return len(self.completion) - self.first_valid
+AT_ONCE = 1000
+"""Rows that are in memory together while files are read."""
+METADATA = "metadata"
+UNREWARDED = -1
+"""The first valid position of a rollout without a reward."""
+WITHOUT = ""
+"""The group of a rollout whose metadata lacks the entry that the split goes by; hashes are longer."""
 
 
 @dataclass
@@ -106,10 +47,10 @@ class DataSet:
         counts: the number of rows that were read, and of those that were left out, by reason.
     """
 
-    rollouts: list[LabelledRollout]
+    rollouts: Rollouts
     counts: Counter[str] = field(default_factory=Counter)
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over everything that training reads of the rollouts, in hex."""
         sha = hashlib.sha256()
@@ -119,7 +60,9 @@ class DataSet:
         return sha.hexdigest()
 
 
-def read(paths: Sequence[Path], group_by: str | None = None, trust: Trust = EVERYBODY) -> DataSet:
+def read(
+    paths: Sequence[Path], group_by: str | None = None, trust: Trust = EVERYBODY, folder: Path | None = None
+) -> DataSet:
     """The rollouts of all files together.
 
     Of a rollout that is in several files, the last row with a reward is taken.
@@ -128,40 +71,64 @@ def read(paths: Sequence[Path], group_by: str | None = None, trust: Trust = EVER
         paths: Parquet files, or folders of them.
         group_by: entry of the metadata that the split goes by; None for the prompt's token ids.
         trust: whose rollouts are taken, and whose rewards count.
+        folder: on whose disk the tokens are kept; None is the system's folder for temporary files.
 
     Raises:
-        TrainingError: a file cannot be read, or lacks a column or the metadata's entry.
+        TrainingError: a file cannot be read, or lacks a column or the metadata's entry; or the disk is full.
     """
     counts: Counter[str] = Counter()
-    by_id: dict[str, Row] = {}
-    for row in _rows(paths, trust):
-        counts["read"] += 1
-        if trust.owners and row[OWNER] not in trust.owners:
-            counts["of_others"] += 1
-            continue
-        if trust.rewards_by:
-            row["reward"] = trusted_reward(row[REWARDS], trust.rewards_by)
-        known = by_id.get(row["id"])
-        if known is not None:
-            counts["duplicates"] += 1
-            if row["reward"] is None:
-                continue
-        by_id[row["id"]] = row
-    rollouts = []
-    for key in sorted(by_id):
-        row = by_id[key]
-        first = row["first_valid_position"]
-        if row["reward"] is None:
-            counts["unrewarded"] += 1
-        elif first is None or first >= len(row["completion_token_ids"]):
-            counts["no_valid_position"] += 1
-        else:
-            rollouts.append(_rollout(row, group_by))
-    return DataSet(rollouts, counts)
+    keeper = Keeper(folder)
+    ids: list[pa.Array] = []
+    entries: list[NDArray[np.void]] = []
+    number = 0
+    for batch in _batches(paths, group_by, trust):
+        counts["read"] += len(batch)
+        if trust.owners:
+            ours = pc.is_in(batch[OWNER], pa.array(trust.owners, batch[OWNER].type))
+            counts["of_others"] += len(batch) - (pc.sum(ours).as_py() or 0)
+            batch = batch.filter(ours)
+        ids.append(batch["id"].cast(pa.large_string()))
+        entries.append(np.array(list(_kept(batch, keeper, group_by, trust, number)), dtype=INDEX))
+        number += len(batch)
+    every_id = pa.concat_arrays([pa.array([], pa.large_string()), *ids])
+    index = np.concatenate([np.empty(0, INDEX), *entries])
+    last = _last_rewarded(every_id, index["first_valid"] != UNREWARDED)
+    counts["duplicates"] += len(index) - len(last)
+    index = index[last]
+    rewarded = index["first_valid"] != UNREWARDED
+    labelled = rewarded & (index["first_valid"] < index["completion"])
+    counts["unrewarded"] += int((~rewarded).sum())
+    counts["no_valid_position"] += int((rewarded & ~labelled).sum())
+    index = index[labelled]
+    every_id = every_id.take(pa.array(index["id"]))
+    index["id"] = np.arange(len(index))
+    rollouts = keeper.rollouts(index, every_id)
+    if WITHOUT in rollouts.tables.groups and len(lacking := np.flatnonzero(rollouts.groups == 0)):
+        raise TrainingError(
+            f"rollout {rollouts.id_of(lacking[0])} has no {group_by!r} in its metadata: --group-by cannot split it"
+        )
+    return DataSet(rollouts, +counts)
 
 
-def _rows(paths: Sequence[Path], trust: Trust) -> Iterator[Row]:
+def _last_rewarded(ids: pa.Array, rewarded: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The row of each id, in the order of ids: its last one with a reward, or its first one."""
+    if not len(ids):
+        return np.empty(0, np.int64)
+    rows = pa.table({"id": ids, "row": pa.array(np.arange(len(ids)))})
+    order = pc.sort_indices(rows, [("id", "ascending"), ("row", "ascending")]).to_numpy().astype(np.int64)
+    ordered = ids.take(pa.array(order))
+    first = np.ones(len(ids), dtype=bool)
+    first[1:] = pc.not_equal(ordered[1:], ordered[:-1]).to_numpy(zero_copy_only=False)
+    chosen = order[first]
+    of_id = np.cumsum(first) - 1
+    with_reward = rewarded[order]
+    chosen[of_id[with_reward]] = order[with_reward]  # of several, the last one stays
+    return chosen
+
+
+def _batches(paths: Sequence[Path], group_by: str | None, trust: Trust) -> Iterator[pa.RecordBatch]:
     asked = ([OWNER] if trust.owners else []) + ([REWARDS] if trust.rewards_by else [])
+    described = (*POLICY, *([] if group_by is None else [METADATA]))
     for path in paths:
         files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
         if not files:
@@ -174,45 +141,43 @@ def _rows(paths: Sequence[Path], trust: Trust) -> Iterator[Row]:
                         raise TrainingError(f"{file} has no column {', '.join(missing)}: not an export of rollouts")
                     if missing := [name for name in asked if name not in names]:
                         raise TrainingError(f"{file} has no column {', '.join(missing)}: it is older than owners are")
-                    columns = [name for name in (*LABELLED, *DESCRIBED, *asked) if name in names]
-                    for batch in parquet.iter_batches(columns=columns):
-                        yield from _batch_rows(batch)
+                    columns = [name for name in (*LABELLED, *described, *asked) if name in names]
+                    yield from parquet.iter_batches(AT_ONCE, columns=columns)
             except (OSError, pa.ArrowInvalid) as error:
                 raise TrainingError(f"{file} cannot be read: {error}") from error
 
 
-def _batch_rows(batch: pa.RecordBatch) -> Iterator[Row]:
-    """Yields rows as dicts with token ids as arrays, because Python lists of them take ten times the memory."""
+def _kept(batch: pa.RecordBatch, keeper: Keeper, group_by: str | None, trust: Trust, number: int) -> Iterator[Entry]:
+    """Keeps the rollouts of a batch that have a label; yields entries of the index for all of them."""
     tokens = ("prompt_token_ids", "completion_token_ids")
-    plain = batch.drop_columns(list(tokens)).to_pylist()
-    arrays = {name: batch.column(name) for name in tokens}
-    for i, row in enumerate(plain):
-        for name in tokens:
-            row[name] = np.asarray(arrays[name][i].values, dtype=np.int32)
-        yield row
+    rows = batch.drop_columns(["id", *tokens]).to_pylist()
+    for row, prompt, completion in zip(rows, *(_lists(batch[name]) for name in tokens), strict=True):
+        reward = trusted_reward(row[REWARDS], trust.rewards_by) if trust.rewards_by else row["reward"]
+        first, end = row["first_valid_position"], len(completion)
+        first = end if first is None else min(max(first, 0), end)
+        if reward is None or first == end:
+            first = UNREWARDED if reward is None else end
+            yield number, 0, 0, 0.0, 0, 0, 0, end, first, 0
+            number += 1
+            continue
+        if not len(prompt) and first == 0 and end > 1:
+            first = 1  # a Q head has nothing to read before the first token
+        group = None if group_by is None else _group(row.get(METADATA), group_by)
+        yield keeper.keep(prompt, completion, first, float(reward), SamplingPolicy.of(row), group, number)
+        number += 1
 
 
-def _rollout(row: Row, group_by: str | None) -> LabelledRollout:
-    prompt, completion = row["prompt_token_ids"], row["completion_token_ids"]
-    first = max(row["first_valid_position"], 0)
-    if not len(prompt) and first == 0 and len(completion) > 1:
-        first = 1  # a Q head has nothing to read before the first token
-    if group_by is None:
-        group = prompt.astype("<i4").tobytes()
-    else:
-        metadata = _metadata(row.get("metadata"))
-        if group_by not in metadata:
-            raise TrainingError(f"rollout {row['id']} has no {group_by!r} in its metadata: --group-by cannot split it")
-        group = str(metadata[group_by]).encode()
-    return LabelledRollout(
-        id=row["id"],
-        prompt=prompt,
-        completion=completion,
-        first_valid=first,
-        reward=float(row["reward"]),
-        policy=SamplingPolicy.of(row),
-        group=hashlib.sha256(group).hexdigest(),
-    )
+def _lists(column: pa.Array) -> Iterator[TokenIds]:
+    """The token ids of each row of a column of lists."""
+    values = np.asarray(column.flatten(), dtype=np.int32)
+    ends = np.cumsum(np.asarray(column.value_lengths().fill_null(0), dtype=np.int64))
+    return iter(np.split(values, ends[:-1])) if len(ends) else iter(())
+
+
+def _group(metadata: Any, key: str) -> str:
+    """The hash of an entry of a row's metadata; `WITHOUT` if it is not there."""
+    entries = _metadata(metadata)
+    return hashlib.sha256(str(entries[key]).encode()).hexdigest() if key in entries else WITHOUT
 
 
 def _metadata(value: Any) -> dict[str, Any]:
@@ -221,15 +186,19 @@ def _metadata(value: Any) -> dict[str, Any]:
     return dict(parsed or {})
 
 
-def merge_rollouts(rollouts: Sequence[LabelledRollout]) -> tuple[PrefixTree, list[NDArray[np.int32]]]:
+def merge_rollouts(rollouts: Iterable[LabelledRollout]) -> tuple[PrefixTree, list[NDArray[np.int32]]]:
     """The prefix tree of all rollouts together, and for each rollout the nodes of its valid positions."""
-    tree = merge([r.token_ids for r in rollouts])
-    return tree, [path[r.start :] for r, path in zip(rollouts, tree.paths, strict=True)]
+    sequences, starts = [], []
+    for r in rollouts:
+        sequences.append(r.token_ids)
+        starts.append(r.start)
+    tree = merge(sequences)
+    return tree, [path[start:] for start, path in zip(starts, tree.paths, strict=True)]
 
 
 def refuse_longer(data: DataSet, limit: int | None) -> DataSet:
     """Leaves out rollouts of more than `limit` tokens. They are never cut, because the reward is that of the whole."""
-    kept = [r for r in data.rollouts if limit is None or r.length <= limit]
+    kept = data.rollouts if limit is None else data.rollouts.select(data.rollouts.lengths <= limit)
     return DataSet(kept, data.counts + Counter(too_long=len(data.rollouts) - len(kept)))
 
 
@@ -242,26 +211,35 @@ def check(data: DataSet, returns: ReturnDistribution, vocab: int, mixed_policies
     Raises:
         TrainingError: there are no rollouts, rewards or token ids are out of range, or sampling policies differ.
     """
-    if not data.rollouts:
+    rollouts = data.rollouts
+    if not len(rollouts):
         raise TrainingError(f"no rollout can be trained on: {dict(data.counts)}")
     low, high = returns.reward_range
-    for r in data.rollouts:
-        if not low <= r.reward <= high or (isinstance(returns, Bernoulli) and r.reward not in (0.0, 1.0)):
+    known = (low <= rollouts.rewards) & (rollouts.rewards <= high)
+    if isinstance(returns, Bernoulli):
+        known &= np.isin(rollouts.rewards, (0.0, 1.0))
+    embedded = rollouts.greatest < vocab
+    if len(wrong := np.flatnonzero(~(known & embedded))):
+        first = int(wrong[0])
+        if not known[first]:
             wanted = (
                 "0 or 1 (or use --distribution categorical)"
                 if isinstance(returns, Bernoulli)
                 else f"in [{low}, {high}]"
             )
-            raise TrainingError(f"rollout {r.id} has reward {r.reward}: it must be {wanted}")
-        if max(r.prompt.max(initial=0), r.completion.max(initial=0)) >= vocab:
-            raise TrainingError(f"rollout {r.id} has token ids beyond the {vocab} that the backbone embeds")
-    policies = Counter(r.policy for r in data.rollouts)
+            raise TrainingError(
+                f"rollout {rollouts.id_of(first)} has reward {rollouts.rewards[first]}: it must be {wanted}"
+            )
+        raise TrainingError(
+            f"rollout {rollouts.id_of(first)} has token ids beyond the {vocab} that the backbone embeds"
+        )
+    policies = rollouts.policies
     if len(policies) > 1 and not mixed_policies:
-        listed = "; ".join(f"{n} at {policy}" for policy, n in sorted(policies.items()))
+        listed = "; ".join(f"{n} at {policy}" for policy, n in policies.items())
         raise TrainingError(
             f"rollouts of different sampling policies ({listed}): --mixed-policies trains on all of them"
         )
-    return sorted(policies)
+    return list(policies)
 
 
 def is_held_out(group: str, fraction: float) -> bool:
@@ -269,26 +247,26 @@ def is_held_out(group: str, fraction: float) -> bool:
     return int(group, 16) < fraction * 2**256
 
 
-def split(rollouts: Sequence[LabelledRollout], fraction: float) -> tuple[list[LabelledRollout], list[LabelledRollout]]:
+def split(rollouts: Rollouts, fraction: float) -> tuple[Rollouts, Rollouts]:
     """Splits rollouts into training and held-out ones, `(train, held_out)`, with no group in both.
 
     Raises:
         TrainingError: nothing is left to train on, or nothing is held out although `fraction` is not 0.
     """
-    sides: tuple[list[LabelledRollout], list[LabelledRollout]] = ([], [])
-    for r in rollouts:
-        sides[is_held_out(r.group, fraction)].append(r)
-    train, held_out = sides
-    if not train or (fraction > 0 and not held_out):
-        groups = len({r.group for r in rollouts})
-        empty = "left to train on" if not train else "held out (0 turns it off)"
-        raise TrainingError(f"of {groups} prompts none is {empty}: choose another --held-out than {fraction}")
+    groups = np.array([is_held_out(group, fraction) for group in rollouts.tables.groups], dtype=bool)
+    measures = groups[rollouts.groups]
+    train, held_out = rollouts.select(~measures), rollouts.select(measures)
+    if not len(train) or (fraction > 0 and not len(held_out)):
+        number = len(np.unique(rollouts.groups))
+        empty = "left to train on" if not len(train) else "held out (0 turns it off)"
+        raise TrainingError(f"of {number} prompts none is {empty}: choose another --held-out than {fraction}")
     return train, held_out
 
 
-def without_uniform_prompts(rollouts: Sequence[LabelledRollout]) -> list[LabelledRollout]:
+def without_uniform_prompts(rollouts: Rollouts) -> Rollouts:
     """Leaves out prompts whose rollouts all have one reward: they do not tell which token is better."""
-    rewards: dict[bytes, set[float]] = defaultdict(set)
-    for r in rollouts:
-        rewards[r.prompt.tobytes()].add(r.reward)
-    return [r for r in rollouts if len(rewards[r.prompt.tobytes()]) > 1]
+    prompts, rewards = rollouts.prompts, rollouts.rewards
+    least, greatest = (np.full(prompts.max(initial=-1) + 1, bound) for bound in (np.inf, -np.inf))
+    np.minimum.at(least, prompts, rewards)
+    np.maximum.at(greatest, prompts, rewards)
+    return rollouts.select((least < greatest)[prompts])

@@ -3,7 +3,6 @@
 Averages weigh positions as the loss does, so that every rollout counts alike, however long it is.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +11,9 @@ from numpy.typing import NDArray
 
 from qsharp_core.returns import Categorical, ReturnDistribution
 from trainer.training import measures
-from trainer.training.data import LabelledRollout
 from trainer.training.measures import Floats
 from trainer.training.report import Comparison, HeldOutReport, Measures, PositionMeasures
+from trainer.training.rollouts import Rollouts
 
 PARTS = 5
 
@@ -50,7 +49,7 @@ def predictions(
     position: NDArray[np.int64],
     predicted: Floats,
     losses: Floats,
-    rollouts: Sequence[LabelledRollout],
+    rollouts: Rollouts,
 ) -> Predictions:
     """Puts a critic's predictions in order. All arrays are `[L]`, in any order of the labels.
 
@@ -63,8 +62,7 @@ def predictions(
     """
     order = np.lexsort((position, rollout))
     rollout, position = rollout[order], position[order]
-    lengths = np.array([len(r.completion) for r in rollouts])[rollout]
-    first = np.array([r.first_valid for r in rollouts])[rollout]
+    lengths, first = rollouts.completions[rollout], rollouts.first_valid[rollout]
     return Predictions(
         rollout=rollout,
         part=position * PARTS // lengths,
@@ -72,12 +70,12 @@ def predictions(
         branch=(position == first) & (first > 0),
         predicted=predicted[order],
         losses=losses[order],
-        rewards=np.array([r.reward for r in rollouts])[rollout],
-        weights=1 / np.array([r.valid for r in rollouts])[rollout],
+        rewards=rollouts.rewards[rollout],
+        weights=1 / rollouts.valid[rollout],
     )
 
 
-def report(measured: Predictions, rollouts: Sequence[LabelledRollout], returns: ReturnDistribution) -> HeldOutReport:
+def report(measured: Predictions, rollouts: Rollouts, returns: ReturnDistribution) -> HeldOutReport:
     """Measures of the predictions: overall, by fifth of the completion, at its last token, and at branches.
 
     Branches show what guidance asks: which of the tokens that could stand at a place is the better one.
@@ -95,7 +93,7 @@ def report(measured: Predictions, rollouts: Sequence[LabelledRollout], returns: 
         by_position=by_position,
         last_token=_measure(measured, measured.last, returns),
         branches=_measure(measured, measured.branch, returns) if measured.branch.any() else None,
-        prompts=len({r.group for r in rollouts}),
+        prompts=len(np.unique(rollouts.groups)),
     )
 
 
@@ -127,9 +125,7 @@ def _constant_log_loss(rewards: Floats, weights: Floats, returns: ReturnDistribu
     return abs(float(sum(p * np.log(p) for p in masses if p > 0)))
 
 
-def compare(
-    ours: Predictions, theirs: Predictions, rollouts: Sequence[LabelledRollout], same_distribution: bool
-) -> Comparison:
+def compare(ours: Predictions, theirs: Predictions, rollouts: Rollouts, same_distribution: bool) -> Comparison:
     """Whether a critic's predictions are better than another critic's on the same rollouts.
 
     Args:
@@ -144,7 +140,7 @@ def compare(
     else:
         differences = (theirs.predicted - theirs.rewards) ** 2 - (ours.predicted - ours.rewards) ** 2
     per_rollout = np.bincount(ours.rollout, ours.weights * differences, len(rollouts)).astype(np.float64)
-    _, prompts = np.unique([r.group for r in rollouts], return_inverse=True)
+    _, prompts = np.unique(rollouts.groups, return_inverse=True)
     mean, error = measures.clustered_mean(per_rollout, prompts)
     return Comparison(
         by="log_loss" if same_distribution else "squared_error",

@@ -1,14 +1,12 @@
-"""A training run that is described in a file: what `qsharp loop` starts as a process of its own.
+"""A training run that is described in a file: what `qsharp loop` starts as a process of its own, or as several.
 
     python -m trainer.training.job runs/loop/round-1/training.json
+    accelerate launch --num_processes 8 -m trainer.training.job runs/loop/round-1/training.json
 
 A process of its own gives all memory back when it ends, on the device that the server needs, too. It ends with the
-process that started it: two of them must never write one run's folder.
+process that started it, be that the loop or a launcher: two trainings must never write one run's folder.
 """
 
-import ctypes
-import os
-import signal
 import sys
 from pathlib import Path
 from typing import Literal
@@ -18,11 +16,10 @@ from pydantic import BaseModel, ConfigDict
 
 from qsharp_core.errors import QSharpError
 from qsharp_core.locations import LocationField
+from trainer.training.lifeline import end_with
 from trainer.training.outputs import FEATURES_BYTES, Outputs
 from trainer.training.settings import TrainSettings
 from trainer.training.train import train
-
-PR_SET_PDEATHSIG = 1
 
 
 class Job(BaseModel):
@@ -35,7 +32,7 @@ class Job(BaseModel):
         data: Parquet files of rollouts.
         settings: what is learned.
         out, run, parent, recommended_eta, dtype, checkpoint_every, features, features_bytes: see `outputs.Outputs`.
-        started_by: id of the process that this run must not outlive.
+        started_by: id of the process that this run must not outlive; None: whichever starts it, as a launcher does.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -82,16 +79,7 @@ def run(job: Job) -> int:
     return 0
 
 
-def _end_with(parent: int | None) -> None:
-    """Ends this process when the one that started it ends, by SIGKILL even; Linux only, elsewhere nothing happens."""
-    if parent is None or sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        sys.exit("training: the loop that started this has ended")
-
-
 if __name__ == "__main__":
     described = Job.model_validate_json(Path(sys.argv[1]).read_bytes())
-    _end_with(described.started_by)
+    end_with(described.started_by)
     sys.exit(run(described))

@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from trainer.training.settings import TrainingError
+from trainer.training.sharded import whole
 
 BETAS = (0.9, 0.95)
 
@@ -102,7 +103,7 @@ class Optimisation:
         loss = gradients()
         if not math.isfinite(loss):
             raise TrainingError(f"the loss became {loss}: lower --lr, or use --precision float32")
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._clip))
+        norm = float(whole(nn.utils.clip_grad_norm_(self._parameters, self._clip)))
         self.done += 1
         for group, greatest in self._groups:
             group["lr"] = self._schedule(self.done, greatest)

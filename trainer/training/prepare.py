@@ -4,10 +4,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from qsharp_core.critic.checkpoint import CriticCard
 from qsharp_core.returns import ReturnDistribution
 from trainer.training import data
-from trainer.training.data import DataSet, LabelledRollout, SamplingPolicy
+from trainer.training.data import DataSet
+from trainer.training.rollouts import Rollouts, SamplingPolicy
 from trainer.training.settings import TrainingError, TrainSettings
 from trainer.training.siblings import weighed
 from trainer.trust import Trust
@@ -43,20 +46,29 @@ class Prepared:
     """
 
     everything: DataSet
-    train: list[LabelledRollout]
-    held_out: list[LabelledRollout]
+    train: Rollouts
+    held_out: Rollouts
     policies: list[SamplingPolicy]
     counts: dict[str, int]
 
 
-def prepare(paths: list[Path], settings: TrainSettings, requirements: DataRequirements) -> Prepared:
+def prepare(
+    paths: list[Path], settings: TrainSettings, requirements: DataRequirements, folder: Path | None = None
+) -> Prepared:
     """Reads rollouts, refuses what cannot be learned from, splits and weighs the rest.
+
+    Args:
+        paths: Parquet files, or folders of them.
+        settings: what is learned.
+        requirements: of the critic.
+        folder: on whose disk tokens and weights are kept; None is the system's folder for temporary files.
 
     Raises:
         TrainingError: with what to change.
     """
     everything = data.refuse_longer(
-        data.read(paths, settings.group_by, Trust(settings.owner, settings.rewards_by)), requirements.max_length
+        data.read(paths, settings.group_by, Trust(settings.owner, settings.rewards_by), folder),
+        requirements.max_length,
     )
     policies = data.check(everything, requirements.returns, requirements.vocab, settings.mixed_policies)
     known = getattr(requirements.continues, "sampling_policy", None)
@@ -71,10 +83,10 @@ def prepare(paths: list[Path], settings: TrainSettings, requirements: DataRequir
         kept = data.without_uniform_prompts(train_on)
         counts["uniform_prompts"] = len(train_on) - len(kept)
         train_on = kept
-        if not train_on:
+        if not len(train_on):
             raise TrainingError("every prompt's rollouts all earned the same: nothing is left to train on")
     if settings.weigh == "nodes":
-        train_on = weighed(train_on)
+        train_on = weighed(train_on, folder)
     reasons = ("read", "of_others", "duplicates", "unrewarded", "no_valid_position", "too_long", "uniform_prompts")
     return Prepared(
         everything,
@@ -84,9 +96,9 @@ def prepare(paths: list[Path], settings: TrainSettings, requirements: DataRequir
         {reason: counts[reason] for reason in reasons}
         | {
             "train_rollouts": len(train_on),
-            "train_prompts": len({r.group for r in train_on}),
+            "train_prompts": len(np.unique(train_on.groups)),
             "held_out_rollouts": len(held_out),
-            "held_out_prompts": len({r.group for r in held_out}),
-            "train_positions": sum(r.valid for r in train_on),
+            "held_out_prompts": len(np.unique(held_out.groups)),
+            "train_positions": int(train_on.valid.sum()),
         },
     )

@@ -26,6 +26,7 @@ from qsharp_core.disk import fsync, whole_file
 from trainer.training.outputs import Outputs
 from trainer.training.report import HeldOutLine, MetricsLine
 from trainer.training.settings import TrainingError, TrainSettings
+from trainer.training.sharded import placed, whole
 
 STATE, WEIGHTS = "state.json", "state.safetensors"
 METRICS, REPORT = "metrics.jsonl", "metrics.json"
@@ -124,17 +125,26 @@ class Run:
 
     # --- checkpoints ---
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-        """Writes a checkpoint, and removes older ones once it is there."""
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, *, write: bool) -> None:
+        """Writes a checkpoint, and removes older ones once it is there.
+
+        Args:
+            model, optimizer: if they are sharded, all processes have to call this together.
+            progress: so far.
+            write: whether this process writes.
+        """
         names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
         tensors = {f"model.{name}": p.detach() for p, name in names.items()}
         for p, state in optimizer.state.items():
             tensors |= {f"adam.{kind}.{names[p]}": value for kind, value in state.items()}
+        tensors = _gathered(tensors, write)
+        if not write:
+            return
         target = self.folder / f"checkpoint-{progress.step:08}"
         temporary = self.folder / f".{target.name}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary / WEIGHTS)
+        save_file(tensors, temporary / WEIGHTS)
         (temporary / STATE).write_text(progress.model_dump_json())
         for path in (temporary / WEIGHTS, temporary / STATE, temporary):
             fsync(path)
@@ -155,20 +165,16 @@ class Run:
         tensors = load_file(checkpoints[-1] / WEIGHTS)
         for name, p in model.named_parameters():
             with torch.no_grad():
-                p.copy_(tensors[f"model.{name}"])
+                p.copy_(placed(tensors[f"model.{name}"], p))
             kinds = ("step", "exp_avg", "exp_avg_sq")
             if f"adam.step.{name}" in tensors:
                 state: dict[str, Tensor] = {kind: tensors[f"adam.{kind}.{name}"] for kind in kinds}
                 # Adam counts its steps on the CPU, and has its moments beside the weights.
-                optimizer.state[p] = {k: v if k == "step" else v.to(p.device) for k, v in state.items()}
+                optimizer.state[p] = {k: v if k == "step" else placed(v, p) for k, v in state.items()}
         return Progress.model_validate_json((checkpoints[-1] / STATE).read_bytes())
 
     def _checkpoints(self) -> list[Path]:
         return sorted(self.folder.glob("checkpoint-*"))
-
-    def _save_best(self, model: nn.Module) -> None:
-        with whole_file(self.folder / "best.safetensors") as temporary:
-            save_file({k: v.detach().contiguous().cpu() for k, v in model.named_parameters()}, temporary)
 
     def keep_best(
         self, model: nn.Module, progress: Progress, loss: float | None, epoch: int, *, write: bool
@@ -176,7 +182,7 @@ class Run:
         """Keeps the weights of an epoch if its held-out log-loss is the least so far.
 
         Args:
-            model: has the epoch's weights.
+            model: has the epoch's weights; if it is sharded, all processes have to call this together.
             progress: so far.
             loss: in nats; None where nothing is held out, then nothing is kept.
             epoch: from 1.
@@ -187,8 +193,10 @@ class Run:
         """
         if loss is None or (progress.best_loss is not None and loss >= progress.best_loss):
             return progress
+        tensors = _gathered({name: p.detach() for name, p in model.named_parameters()}, write)
         if write:
-            self._save_best(model)
+            with whole_file(self.folder / "best.safetensors") as temporary:
+                save_file(tensors, temporary)
         return progress.model_copy(update={"best_loss": loss, "best_epoch": epoch})
 
     def load_best(self, model: nn.Module) -> None:
@@ -196,7 +204,7 @@ class Run:
         tensors = load_file(self.folder / "best.safetensors")
         with torch.no_grad():
             for name, p in model.named_parameters():
-                p.copy_(tensors[name])
+                p.copy_(placed(tensors[name], p))
 
     # --- metrics ---
 
@@ -217,6 +225,16 @@ class Run:
         if path.is_file():
             whole = path.read_text().split("\n")[:-1]
             _write(path, "".join(f"{line}\n" for line in whole if json.loads(line)["step"] <= step))
+
+
+def _gathered(tensors: dict[str, Tensor], write: bool) -> dict[str, Tensor]:
+    """Whole tensors on the host, for the process that writes; the others take part, and keep nothing."""
+    found = {}
+    for name, tensor in tensors.items():
+        gathered = whole(tensor)
+        if write:
+            found[name] = gathered.contiguous().cpu()
+    return found
 
 
 def _put_aside(folder: Path, published: str | None) -> None:

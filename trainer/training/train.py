@@ -55,6 +55,7 @@ def train(paths: list[Path], settings: TrainSettings, outputs: Outputs) -> Locat
     # Precision is this program's own setting; and a decoder's buffers are constants.
     check_trackers(outputs.log_with)
     accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),  # else several processes on CPUs would not know of one another
         mixed_precision="no",
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         log_with=list(outputs.log_with) or None,
@@ -69,7 +70,8 @@ def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, acceler
     critic = CRITICS[settings.backbone](settings, outputs, accelerator)
     requirements = critic.requirements
     returns = requirements.returns
-    prepared = prepare(paths, settings, requirements)
+    outputs.out.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(paths, settings, requirements, outputs.out)
     print_counts(console, prepared)
     digest = prepared.everything.digest
     if accelerator.is_main_process:
@@ -93,7 +95,7 @@ def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, acceler
     watch, close = watcher(settings, outputs, accelerator)
 
     def evaluate(step: int, epoch: int) -> float | None:
-        if not prepared.held_out:
+        if not len(prepared.held_out):
             return None
         overall = report(critic.predict(prepared.held_out), prepared.held_out, returns).overall
         if accelerator.is_main_process:
@@ -107,7 +109,7 @@ def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, acceler
 
     # What is published is measured: the weights as they are after rounding, computed in float32.
     critic.round_weights()
-    predictions = critic.predict(prepared.held_out) if prepared.held_out else None
+    predictions = critic.predict(prepared.held_out) if len(prepared.held_out) else None
     held_out = None if predictions is None else report(predictions, prepared.held_out, returns)
     against = None if parent is None else comparison(parent, predictions, returns, prepared)
     if accelerator.is_main_process and (measurements := run.measurements()):

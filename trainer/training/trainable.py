@@ -3,16 +3,16 @@
 A run calls the methods in the order below, and `begin` once, before any method after it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from qsharp_core.critic.checkpoint import CriticCard
-from trainer.training.data import LabelledRollout
 from trainer.training.heldout import Predictions
 from trainer.training.prepare import DataRequirements, Prepared
 from trainer.training.publish import CardFields
 from trainer.training.report import MetricsLine
+from trainer.training.rollouts import Rollouts
 from trainer.training.run import Progress, Run
 
 Evaluate = Callable[[int, int], float | None]
@@ -41,7 +41,7 @@ class TrainableCritic(Protocol):
     def round_weights(self) -> None:
         """Rounds the weights to the dtype that is published, so that they are measured as they are stored."""
 
-    def predict(self, rollouts: Sequence[LabelledRollout]) -> Predictions:
+    def predict(self, rollouts: Rollouts) -> Predictions:
         """The critic's predictions on held-out rollouts."""
 
     def card(self) -> CardFields:

@@ -46,6 +46,17 @@ class Features:
         return states
 
 
+def joined(parts: Sequence[Features]) -> Features:
+    """The features of several trees' nodes, from one store, as one."""
+    return Features(
+        torch.cat([part.tokens_M for part in parts]),
+        torch.cat([part.log_ref_M for part in parts]),
+        parts[0]._shards,
+        torch.cat([part._shard_M for part in parts]),
+        torch.cat([part._row_M for part in parts]),
+    )
+
+
 def features(reference: ReferenceModel, store: FeatureStore, tree: PrefixTree, nodes: NDArray[np.int64]) -> Features:
     """The features of nodes, in the order of the nodes.
 

@@ -1,6 +1,5 @@
 """A native critic, a head on the reference's hidden states, as a run trains it."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,17 +11,17 @@ from qsharp_core.critic.native import NativeHead, NativeShape
 from qsharp_core.critic.native_checkpoint import load_head, save
 from qsharp_core.critic.reference import identify
 from trainer.training.base import local_folder, tokenizer_fingerprint
-from trainer.training.data import LabelledRollout
 from trainer.training.features.known import Features
 from trainer.training.heldout import Predictions
 from trainer.training.native.fit import fit_head, standardise
-from trainer.training.native.nodes import Labels, read_rollouts, targets_of
+from trainer.training.native.nodes import Labels, Targets, read_labels, read_targets
 from trainer.training.native.predict import predict_labels
 from trainer.training.native.reference import reference_of, store_of
 from trainer.training.outputs import Outputs
 from trainer.training.plan import plan_of
 from trainer.training.prepare import DataRequirements, Prepared
 from trainer.training.publish import CardFields
+from trainer.training.rollouts import Rollouts
 from trainer.training.run import Progress, Run
 from trainer.training.settings import TrainingError, TrainSettings
 from trainer.training.trainable import Evaluate, Watch
@@ -58,7 +57,7 @@ class NativeTrainable:
             self._returns = self._continues.returns()
             self._head = NativeHead(known.shape, **dropout)
             self._head.load_state_dict(known.state_dict())
-        self._train: tuple[Features, Labels] | None = None
+        self._train: tuple[Features, Targets] | None = None
         self._held_out: tuple[Features, Labels] | None = None
 
     @property
@@ -71,9 +70,9 @@ class NativeTrainable:
         reference = reference_of(self._base, self._settings, prepared, self._accelerator.device)
         store = store_of(reference, self._outputs)
         known = sum(len(shard.keys_E) for shard in store.shards)
-        self._train = read_rollouts(reference, store, prepared.train)
-        if prepared.held_out:
-            self._held_out = read_rollouts(reference, store, prepared.held_out)
+        self._train = read_targets(reference, store, prepared.train, self._returns)
+        if len(prepared.held_out):
+            self._held_out = read_labels(reference, store, prepared.held_out)
         new = sum(len(shard.keys_E) for shard in store.shards) - known
         nodes = len(self._train[0]) + (len(self._held_out[0]) if self._held_out else 0)
         return (
@@ -83,12 +82,11 @@ class NativeTrainable:
 
     def fit(self, prepared: Prepared, run: Run, evaluate: Evaluate, watch: Watch) -> Progress:
         assert self._train is not None
-        features, labels = self._train
+        features, targets = self._train
         if self._continues is None:
             standardise(self._head, features, self._embeddings)
         self._head.to(self._accelerator.device)
         run.forget_after(0)  # of a run that was killed
-        targets = targets_of(labels, len(features), self._returns)
         return fit_head(
             self._head, self._returns, features, targets, self._embeddings, self._settings, run, evaluate, watch
         )
@@ -98,7 +96,7 @@ class NativeTrainable:
         for parameter in self._head.requires_grad_(False).parameters():
             parameter.copy_(parameter.to(self._outputs.dtype))
 
-    def predict(self, rollouts: Sequence[LabelledRollout]) -> Predictions:
+    def predict(self, rollouts: Rollouts) -> Predictions:
         assert self._held_out is not None
         return predict_labels(self._head, self._returns, *self._held_out, self._embeddings, rollouts)
 

@@ -6,8 +6,8 @@ linear in the reward, so a node whose target is the mean of its rollouts has the
 Shapes: M nodes, L labels (one for each valid position of each rollout).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qsharp_core.returns import Categorical, ReturnDistribution
-from trainer.training.data import LabelledRollout, merge_rollouts
+from trainer.training.data import merge_rollouts
+from trainer.training.families import TOGETHER, parts
 from trainer.training.features.extract import ReferenceModel
-from trainer.training.features.known import Features, features
+from trainer.training.features.known import Features, features, joined
 from trainer.training.features.store import FeatureStore
+from trainer.training.rollouts import Rollouts
 from trainer.training.settings import TrainingError
 
 
@@ -56,26 +58,60 @@ class Targets:
     targets_MO: Tensor
 
 
-def read_rollouts(
-    reference: ReferenceModel, store: FeatureStore, rollouts: Sequence[LabelledRollout]
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """As `Targets`, of some of the nodes; `weights_M` are the sums of their labels' weights, float64."""
+
+    weights_M: NDArray[np.float64]
+    means_M: Tensor
+    targets_MO: Tensor
+
+
+def read_targets(
+    reference: ReferenceModel,
+    store: FeatureStore,
+    rollouts: Rollouts,
+    returns: ReturnDistribution,
+    together: int = TOGETHER,
+) -> tuple[Features, Targets]:
+    """The features of all nodes that rollouts label, and what these are trained towards.
+
+    Args:
+        reference: is run for features that the store lacks.
+        store: has the others.
+        rollouts: with labels.
+        returns: the distribution that is predicted.
+        together: tokens of rollouts whose tree and labels are in memory at a time.
+
+    Raises:
+        TrainingError: as `read_labels`.
+    """
+    inputs, sums = [], []
+    for found, labels in _read(reference, store, rollouts, together):
+        inputs.append(found)
+        sums.append(_sums(labels, len(found), returns))
+    return joined(inputs), _targets(sums)
+
+
+def read_labels(
+    reference: ReferenceModel, store: FeatureStore, rollouts: Rollouts, together: int = TOGETHER
 ) -> tuple[Features, Labels]:
     """The features of all nodes that rollouts label, and the labels.
+
+    Args:
+        reference, store, rollouts, together: as for `read_targets`.
 
     Raises:
         TrainingError: a rollout has an empty prompt, so that the reference reads nothing before its first token; or
             the store has no room.
     """
-    if alone := next((r for r in rollouts if not len(r.prompt) and r.first_valid == 0), None):
-        raise TrainingError(f"rollout {alone.id} has an empty prompt: the reference reads nothing before its token")
-    tree, labelled = merge_rollouts(rollouts)
-    nodes, judged = np.unique(np.concatenate(labelled), return_inverse=True)
-    return features(reference, store, tree, nodes.astype(np.int64)), Labels(
-        judged.astype(np.int64),
-        np.repeat(np.arange(len(rollouts)), [r.valid for r in rollouts]),
-        np.concatenate([np.arange(r.first_valid, len(r.completion)) for r in rollouts]),
-        np.repeat(np.array([r.reward for r in rollouts], dtype=np.float32), [r.valid for r in rollouts]),
-        np.concatenate([np.full(r.valid, 1 / r.valid) if r.weights is None else r.weights for r in rollouts]),
-    )
+    inputs, parts_of_labels, before = [], [], 0
+    for found, labels in _read(reference, store, rollouts, together):
+        inputs.append(found)
+        parts_of_labels.append(replace(labels, nodes=labels.nodes + before))
+        before += len(found)
+    columns = (np.concatenate([getattr(labels, one.name) for labels in parts_of_labels]) for one in fields(Labels))
+    return joined(inputs), Labels(*columns)
 
 
 def targets_of(labels: Labels, nodes: int, returns: ReturnDistribution) -> Targets:
@@ -86,15 +122,51 @@ def targets_of(labels: Labels, nodes: int, returns: ReturnDistribution) -> Targe
         nodes: the number of nodes, M.
         returns: the distribution that is predicted.
     """
-    weights = np.bincount(labels.nodes, labels.weights, nodes)
+    return _targets([_sums(labels, nodes, returns)])
+
+
+def _read(
+    reference: ReferenceModel, store: FeatureStore, rollouts: Rollouts, together: int
+) -> Iterator[tuple[Features, Labels]]:
+    """Features and labels of one part of the rollouts after the other; nodes are counted anew in each."""
+    if len(alone := np.flatnonzero((rollouts.prompt_lengths == 0) & (rollouts.first_valid == 0))):
+        raise TrainingError(
+            f"rollout {rollouts.id_of(int(alone[0]))} has an empty prompt: the reference reads nothing before its token"
+        )
+    for part in parts(rollouts, together):
+        some = rollouts.select(part)
+        tree, labelled = merge_rollouts(some)
+        nodes, judged = np.unique(np.concatenate(labelled), return_inverse=True)
+        weights = [np.full(r.valid, 1 / r.valid) if r.weights is None else r.weights for r in some]
+        yield (
+            features(reference, store, tree, nodes.astype(np.int64)),
+            Labels(
+                judged.astype(np.int64),
+                np.repeat(part, some.valid),
+                np.concatenate(
+                    [np.arange(first, end) for first, end in zip(some.first_valid, some.completions, strict=True)]
+                ),
+                np.repeat(some.rewards.astype(np.float32), some.valid),
+                np.concatenate(weights),
+            ),
+        )
+
+
+def _sums(labels: Labels, nodes: int, returns: ReturnDistribution) -> _Sums:
+    weights: NDArray[np.float64] = np.bincount(labels.nodes, labels.weights, nodes).astype(np.float64, copy=False)
     rewards = torch.from_numpy(labels.rewards).double()
     compared = returns.two_hot(rewards) if isinstance(returns, Categorical) else rewards[:, None]
 
     def mean(values: Tensor) -> Tensor:
         return torch.from_numpy(np.bincount(labels.nodes, labels.weights * values.numpy(), nodes) / weights).float()
 
+    return _Sums(weights, mean(rewards), torch.stack([mean(column) for column in compared.T], dim=1))
+
+
+def _targets(parts: list[_Sums]) -> Targets:
+    weights = np.concatenate([part.weights_M for part in parts])
     return Targets(
-        torch.from_numpy(weights * nodes / weights.sum()).float(),
-        mean(rewards),
-        torch.stack([mean(column) for column in compared.T], dim=1),
+        torch.from_numpy(weights * len(weights) / weights.sum()).float(),
+        torch.cat([part.means_M for part in parts]),
+        torch.cat([part.targets_MO for part in parts]),
     )

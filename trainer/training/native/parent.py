@@ -7,7 +7,7 @@ import torch
 from qsharp_core.critic.checkpoint import input_embeddings, read_card
 from qsharp_core.critic.native_checkpoint import load_head
 from qsharp_core.critic.reference import identify
-from trainer.training.native.nodes import read_rollouts
+from trainer.training.native.nodes import read_labels
 from trainer.training.native.predict import predict_labels
 from trainer.training.native.reference import reference_of, store_of
 from trainer.training.outputs import Outputs
@@ -33,11 +33,11 @@ def predict_native(
         CriticError: the parent cannot be read.
     """
     card = read_card(folder)
-    if base is None or not prepared.held_out or card.made_for != identify(base):
+    if base is None or not len(prepared.held_out) or card.made_for != identify(base):
         return Parent(card.key, card.returns(), None)
     _, head = load_head(folder, base)
     reference = reference_of(base, settings, prepared, device)
-    features, labels = read_rollouts(reference, store_of(reference, outputs), prepared.held_out)
+    features, labels = read_labels(reference, store_of(reference, outputs), prepared.held_out)
     embeddings = input_embeddings(base)
     predictions = predict_labels(head.to(device), card.returns(), features, labels, embeddings, prepared.held_out)
     return Parent(card.key, card.returns(), predictions)

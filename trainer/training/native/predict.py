@@ -1,16 +1,14 @@
 """Predictions of a head on the reference's hidden states, at every valid position of rollouts."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from qsharp_core.critic.native import NativeHead
 from qsharp_core.returns import ReturnDistribution
-from trainer.training.data import LabelledRollout
 from trainer.training.features.known import Features
 from trainer.training.heldout import Predictions, predictions
 from trainer.training.native.nodes import Labels
+from trainer.training.rollouts import Rollouts
 
 AT_ONCE = 4096
 
@@ -22,7 +20,7 @@ def predict_labels(
     inputs: Features,
     labels: Labels,
     embeddings: Tensor,
-    rollouts: Sequence[LabelledRollout],
+    rollouts: Rollouts,
 ) -> Predictions:
     """The head's predictions for every label; each node is scored once.
 

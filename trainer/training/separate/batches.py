@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.training.data import LabelledRollout
 from trainer.training.prefix_tree import merge, sort_key, visible
+from trainer.training.rollouts import Indexed
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Batch:
         return Batch(**{f.name: getattr(self, f.name) for f in fields(self)} | {"weights": self.weights * 0})
 
 
-def padded(indices: Sequence[int], rollouts: Sequence[LabelledRollout]) -> Batch:
+def padded(indices: Sequence[int], rollouts: Indexed) -> Batch:
     """A batch with a row for each of `rollouts[i]`, padded on the right."""
     width = max(rollouts[i].length for i in indices)
     ids = np.zeros((len(indices), width), dtype=np.int64)
@@ -70,7 +70,7 @@ def padded(indices: Sequence[int], rollouts: Sequence[LabelledRollout]) -> Batch
     return _labelled(indices, rollouts, torch.from_numpy(ids), torch.from_numpy(mask), positions, paths)
 
 
-def tree(indices: Sequence[int], rollouts: Sequence[LabelledRollout]) -> Batch:
+def tree(indices: Sequence[int], rollouts: Indexed) -> Batch:
     """A batch of one row, which is the prefix tree of all `rollouts[i]`."""
     order = sorted(indices, key=lambda i: (sort_key(rollouts[i].token_ids), i))
     merged = merge([rollouts[i].token_ids for i in order])
@@ -87,7 +87,7 @@ def tree(indices: Sequence[int], rollouts: Sequence[LabelledRollout]) -> Batch:
 
 def _labelled(
     indices: Sequence[int],
-    rollouts: Sequence[LabelledRollout],
+    rollouts: Indexed,
     input_ids: Tensor,
     attention_mask: Tensor,
     position_ids: Tensor,

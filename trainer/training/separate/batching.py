@@ -9,26 +9,25 @@ Neither the cut into passes nor the number of processes changes the step's loss.
 import random
 from collections.abc import Mapping, Sequence
 
-from trainer.training.data import LabelledRollout
 from trainer.training.prefix_tree import shared_prefix, sort_key
+from trainer.training.rollouts import Indexed, Rollouts
 
 MAX_PADDING = 0.09
 # The attention mask of a tree has the square of its nodes, and so does the work; beyond this, splitting is cheaper.
 TREE_NODES = 2048
 
 
-def plan_epoch(
-    rollouts: Sequence[LabelledRollout], batch_tokens: int, together: bool, seed: int, epoch: int
-) -> list[list[int]]:
+def plan_epoch(rollouts: Rollouts, batch_tokens: int, together: bool, seed: int, epoch: int) -> list[list[int]]:
     """The steps of an epoch, in which every rollout comes once, in an order that `seed` and `epoch` decide.
 
     Args:
         batch_tokens: tokens of a step.
         together: whether rollouts of one prompt come in one step as far as they fit, so that shared prefixes run once.
     """
-    groups: dict[object, list[int]] = {}
-    for i, r in enumerate(rollouts):
-        groups.setdefault(r.prompt.tobytes() if together else i, []).append(i)
+    groups: dict[int, list[int]] = {}
+    lengths = rollouts.lengths.tolist()
+    for i, prompt in enumerate(rollouts.prompts.tolist()):
+        groups.setdefault(prompt if together else i, []).append(i)
     order = list(groups.values())
     dice = random.Random(f"{seed}/{epoch}")
     dice.shuffle(order)
@@ -36,20 +35,20 @@ def plan_epoch(
     room = 0
     for group in order:
         dice.shuffle(group)
-        if sum(rollouts[i].length for i in group) > room:
+        if sum(lengths[i] for i in group) > room:
             room = 0  # a group that does not fit starts a step, and is split only where it is larger than one
         for i in group:
-            if not steps or rollouts[i].length > room:
+            if not steps or lengths[i] > room:
                 steps.append([])
                 room = batch_tokens
             steps[-1].append(i)
-            room -= rollouts[i].length
+            room -= lengths[i]
     return steps
 
 
-def tokens_of(rollouts: Sequence[LabelledRollout]) -> int:
+def tokens_of(rollouts: Rollouts) -> int:
     """The number of tokens of some rollouts."""
-    return sum(r.length for r in rollouts)
+    return int(rollouts.lengths.sum())
 
 
 def padded_passes(indices: Sequence[int], lengths: Mapping[int, int], max_tokens: int) -> list[list[int]]:
@@ -68,7 +67,7 @@ def padded_passes(indices: Sequence[int], lengths: Mapping[int, int], max_tokens
     return passes
 
 
-def tree_passes(indices: Sequence[int], rollouts: Sequence[LabelledRollout], max_nodes: int) -> list[list[int]]:
+def tree_passes(indices: Sequence[int], rollouts: Indexed, max_nodes: int) -> list[list[int]]:
     """Cuts rollouts into passes whose prefix tree has at most `max_nodes` nodes (or one rollout)."""
     sequences = {i: rollouts[i].token_ids for i in indices}
     passes: list[list[int]] = []

@@ -5,7 +5,7 @@ over rollouts, divided by the step's number of them, so that it does not matter 
 dealt to processes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -14,16 +14,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from qsharp_core.returns import ReturnDistribution
-from trainer.training.data import LabelledRollout
 from trainer.training.optimisation import Optimisation, OptimisationStep, adamw, run_parts
 from trainer.training.plan import Clock, plan_of
 from trainer.training.report import StepLine
+from trainer.training.rollouts import Rollouts
 from trainer.training.run import Progress, Run
 from trainer.training.separate.batches import Batch
 from trainer.training.separate.batching import plan_epoch, tokens_of
 from trainer.training.separate.passes import Passes
 from trainer.training.separate.scorer import LabelScorer, outputs_of, summed_loss
 from trainer.training.settings import TrainSettings
+from trainer.training.sharded import any_process, shard
 from trainer.training.stopping import StopSignal
 from trainer.training.trainable import Evaluate, Watch
 
@@ -34,6 +35,7 @@ class Fit:
 
     Attributes:
         scorer: the critic, on its device.
+        sharded: whether the critic is divided among the processes.
         returns: the distribution that the critic predicts.
         rollouts: to train on.
         settings: the run's.
@@ -46,8 +48,9 @@ class Fit:
     """
 
     scorer: LabelScorer
+    sharded: bool
     returns: ReturnDistribution
-    rollouts: Sequence[LabelledRollout]
+    rollouts: Rollouts
     settings: TrainSettings
     passes: Passes
     accelerator: Accelerator
@@ -66,22 +69,28 @@ def fit(job: Fit, run: Run) -> Progress:
     settings, accelerator = job.settings, job.accelerator
     main = accelerator.is_main_process
     plan, clock = plan_of(settings, tokens_of(job.rollouts)), Clock(settings.max_seconds)
-    plans = [
-        plan_epoch(job.rollouts, plan.batch, job.passes.trees, settings.seed, epoch) for epoch in range(plan.epochs)
-    ]
-    total = sum(map(len, plans))
+    lengths = job.rollouts.lengths
+
+    def steps_of(epoch: int) -> list[list[int]]:
+        return plan_epoch(job.rollouts, plan.batch, job.passes.trees, settings.seed, epoch)
+
+    # Made again when its turn comes: all epochs' plans together would be larger than the index of the rollouts.
+    sizes = [len(steps_of(epoch)) for epoch in range(plan.epochs)]
+    total = sum(sizes)
     # Dropout stays off: a step's loss must not depend on how it was cut, and today's decoders have none.
     job.scorer.eval()
+    if job.sharded:
+        shard(job.scorer, job.scorer.layers, accelerator)
     optimizer = adamw(job.scorer, plan.learning_rate, settings.weight_decay)
     progress = run.load(job.scorer, optimizer)
-    model = accelerator.prepare_model(job.scorer)
+    model = job.scorer if job.sharded else accelerator.prepare_model(job.scorer)
     if main:
         run.forget_after(progress.step)
     accelerator.wait_for_everyone()
 
     def after_step(epoch: int, indices: Sequence[int], step: OptimisationStep) -> None:
         nonlocal progress
-        speed = round(sum(job.rollouts[i].length for i in indices) / step.seconds, 1)
+        speed = round(int(lengths[list(indices)].sum()) / step.seconds, 1)
         if main:
             line = StepLine(
                 step=step.number, epoch=epoch, loss=step.loss, lr=step.rate, grad_norm=step.norm,
@@ -98,9 +107,11 @@ def fit(job: Fit, run: Run) -> Progress:
         progress = run.keep_best(job.scorer, progress, loss, epoch, write=main and settings.select == "best")
 
     def checkpoint(step: OptimisationStep) -> None:
-        if main and (step.number % job.checkpoint_every == 0 or step.number == total or stop.asked):
-            run.save(job.scorer, optimizer, progress)
-        if stop.asked:
+        # Told to one process alone, or to another one a step later: all of them stop at the same step.
+        asked = any_process(accelerator, stop.asked)
+        if step.number % job.checkpoint_every == 0 or step.number == total or asked:
+            run.save(job.scorer, optimizer, progress, write=main)
+        if asked:
             raise KeyboardInterrupt(
                 f"stopped after step {step.number} of {total}; the same command with --resume goes on from there"
             )
@@ -120,7 +131,7 @@ def fit(job: Fit, run: Run) -> Progress:
     ):
         run_parts(
             optimisation,
-            _left(plans, progress.step),
+            _left(sizes, steps_of, progress.step),
             lambda indices: _gradients(job, model, indices),
             after_step=after_step,
             after_part=after_epoch,
@@ -134,13 +145,15 @@ def fit(job: Fit, run: Run) -> Progress:
     return progress
 
 
-def _left(plans: Sequence[list[list[int]]], done: int) -> list[tuple[int, list[list[int]]]]:
+def _left(
+    sizes: Sequence[int], steps_of: Callable[[int], list[list[int]]], done: int
+) -> Iterator[tuple[int, list[list[int]]]]:
     """The steps of each epoch, counted from 1, that are left when some are done."""
-    left, before = [], 0
-    for epoch, plan in enumerate(plans, start=1):
-        left.append((epoch, plan[max(done - before, 0) :]))
-        before += len(plan)
-    return left
+    before = 0
+    for epoch, size in enumerate(sizes):
+        left = max(done - before, 0)
+        yield epoch + 1, [] if left >= size else steps_of(epoch)[left:]
+        before += size
 
 
 def _gradients(job: Fit, model: nn.Module, indices: Sequence[int]) -> float:
@@ -149,9 +162,10 @@ def _gradients(job: Fit, model: nn.Module, indices: Sequence[int]) -> float:
     batches = job.passes.batches(indices, job.rollouts)
     total = torch.zeros((), device=accelerator.device)
     for batch in batches:
-        # Gradients are summed here, and averaged over processes once, at the last pass.
-        last = batch is batches[-1]
-        with nullcontext() if last else accelerator.no_sync(model):
+        # Gradients are summed here, and averaged over processes once, at the last pass. Whole ones might not fit where
+        # they are sharded: there each pass's are averaged.
+        at_once = job.sharded or batch is batches[-1]
+        with nullcontext() if at_once else accelerator.no_sync(model):
             loss = _loss(job, model, batch.to(accelerator.device)) / len(indices)
             accelerator.backward(loss * accelerator.num_processes)
         total += loss.detach()

@@ -9,6 +9,7 @@ from trainer.training.parents import Parent
 from trainer.training.prepare import Prepared
 from trainer.training.separate.passes import passes_of
 from trainer.training.separate.predict import predict
+from trainer.training.separate.scorer import LabelScorer
 from trainer.training.settings import TrainSettings
 
 
@@ -26,9 +27,10 @@ def predict_separate(
         accelerator: devices and processes.
     """
     card, parent = load(folder, device=accelerator.device, reference=base)
-    longest = max((r.length for r in prepared.held_out), default=0)
-    able = prepared.held_out and (parent.max_length or longest) >= longest and parent.vocab >= vocab
+    longest = int(prepared.held_out.lengths.max(initial=0))
+    able = len(prepared.held_out) and (parent.max_length or longest) >= longest and parent.vocab >= vocab
     if not able:
         return Parent(card.key, parent.distribution, None)
     passes = passes_of(settings, accelerator, parent, prepared.held_out)
-    return Parent(card.key, parent.distribution, predict(parent, prepared.held_out, passes, accelerator))
+    predictions = predict(LabelScorer(parent).eval(), prepared.held_out, passes, accelerator)
+    return Parent(card.key, parent.distribution, predictions)

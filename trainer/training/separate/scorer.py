@@ -1,11 +1,12 @@
 """The critic's outputs at the positions that a pass judges, and their loss."""
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from qsharp_core.critic.model import Critic
 from qsharp_core.returns import ReturnDistribution
-from trainer.training.data import LabelledRollout
+from trainer.training.rollouts import Rollouts
 from trainer.training.separate.batches import Batch, padded, tree
 
 # Hidden states of a tree and of padded rows differ by rounding only.
@@ -18,6 +19,12 @@ class LabelScorer(nn.Module):
     def __init__(self, critic: Critic) -> None:
         super().__init__()
         self.critic = critic
+
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The backbone's layers, by what its class names as not to be split."""
+        names = getattr(self.critic.backbone, "_no_split_modules", None) or ()
+        return [module for module in self.critic.backbone.modules() if type(module).__name__ in names]
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, at: Tensor, before: Tensor
@@ -61,17 +68,18 @@ def summed_loss(returns: ReturnDistribution, outputs_L: Tensor, batch: Batch, ki
 
 
 @torch.inference_mode()
-def understands_trees(critic: Critic, rollouts: list[LabelledRollout], device: torch.device) -> bool:
+def understands_trees(critic: Critic, rollouts: Rollouts, device: torch.device) -> bool:
     """Whether the backbone obeys a tree's mask and positions: a tree is compared with rows, on a few rollouts.
 
     Not all backbones do: some do not take such a mask, and it does not hold a sliding window shorter than the data.
     """
-    longest = max(range(len(rollouts)), key=lambda i: rollouts[i].length)
-    alike = [i for i, r in enumerate(rollouts) if r.group == rollouts[longest].group and i != longest][:1]
+    longest = int(rollouts.lengths.argmax())
+    alike = [i for i in np.flatnonzero(rollouts.groups == rollouts.groups[longest]).tolist() if i != longest][:1]
     chosen = list(dict.fromkeys([longest, *alike, 0]))
+    held = rollouts.held(chosen)
     scorer = LabelScorer(critic)
     states = []
-    for batch in (padded(chosen, rollouts).to(device), tree(chosen, rollouts).to(device)):
+    for batch in (padded(chosen, held).to(device), tree(chosen, held).to(device)):
         try:
             hidden = scorer.hidden(batch.input_ids, batch.attention_mask, batch.position_ids)[batch.at][batch.judged]
         except (ValueError, RuntimeError, TypeError):
