@@ -19,6 +19,7 @@ from benchmarks.guidance.ours import Ask
 from benchmarks.guidance.pairs import Pair
 from benchmarks.guidance.two_pass import tilted
 from qsharp_core.critic import checkpoint
+from qsharp_core.critic.fetching import local_folder
 from qsharp_core.critic.model import Critic
 from qsharp_core.vllm_plugin.params import GuidanceParams
 from qsharp_core.vllm_plugin.settings import EngineSettings, parse_critic
@@ -47,7 +48,7 @@ class DenseProcessor(LogitsProcessor):
     """See `vllm.v1.sample.logits_processor.interface`. Guides with the first V critic, at temperature 1."""
 
     def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        paths = [parse_critic(argument)[1] for argument in EngineSettings.of(vllm_config).critics]
+        paths = [local_folder(parse_critic(argument)[1]) for argument in EngineSettings.of(vllm_config).critics]
         path = next(path for path in paths if checkpoint.read_card(path).head == "V")
         dtype, reference = vllm_config.model_config.dtype, vllm_config.model_config.model
         self.critic: Critic = checkpoint.load(path, dtype=dtype, reference=reference)[1]

@@ -13,7 +13,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel
 
-from qsharp_core.critic.checkpoint import CARD
+from qsharp_core.critic.folder import CARD
 from qsharp_core.errors import StoreError
 from qsharp_core.rollouts import foreign, parquet
 from qsharp_core.rollouts.records import Rollout

@@ -70,8 +70,9 @@ def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, acceler
     critic = CRITICS[settings.backbone](settings, outputs, accelerator)
     requirements = critic.requirements
     returns = requirements.returns
-    outputs.out.mkdir(parents=True, exist_ok=True)
-    prepared = prepare(paths, settings, requirements, outputs.out)
+    scratch = outputs.run.parent
+    scratch.mkdir(parents=True, exist_ok=True)
+    prepared = prepare(paths, settings, requirements, scratch)
     print_counts(console, prepared)
     digest = prepared.everything.digest
     if accelerator.is_main_process:
