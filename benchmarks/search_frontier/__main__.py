@@ -48,16 +48,20 @@ def main() -> None:
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     with serve(given.serve, given.out / "server.log", patience=900) as url:
-        points = asyncio.run(measure(given, url))
-    rows = [(point, gain(point, _baseline(points, point.rule))) for point in points]
+        points, baselines = asyncio.run(measure(given, url))
+    rows = [(point, gain(point, baselines[point.rule])) for point in points]
     Console(width=110).print(report.table(rows))
     report.plot(given.out / "report.png", points)
     write_json(given.out / "report.json", report.data(rows))
     print(given.out / "report.json")
 
 
-async def measure(given: argparse.Namespace, url: str) -> list[Point]:
-    """Samples what is missing, and gives the points of all ways."""
+async def measure(given: argparse.Namespace, url: str) -> tuple[list[Point], dict[str, list[Point]]]:
+    """Samples what is missing.
+
+    Returns:
+        The points of all ways; and, by the rule that chooses, those of any number of plain samples of the guided policy.
+    """
     task = TaskRef(find_task(given.task), given.task)
     vote, largest = VOTES[given.task], max(given.sizes)
     rejecting = f"reject.every={given.every},reject.keep=0.5"
@@ -91,7 +95,11 @@ async def measure(given: argparse.Namespace, url: str) -> list[Point]:
         answers = {problem: [one for (one,) in some] for problem, some in found[way.name].items()}
         kind = f"{way.search['kind']}, {_fields(way.search)}"
         points.append(searched(kind, str(way.search.get("by", "value")), way.size, answers))
-    return points
+    guided = found[GUIDED]
+    baselines: dict[str, list[Point]] = {
+        rule.by: [plain(GUIDED, guided, size, rule) for size in range(1, largest + 1)] for rule in rules
+    }
+    return points, {**baselines, "sample": baselines["value"]}  # particles that are drawn are compared with the best
 
 
 def _fields(asked: object) -> str:
@@ -99,12 +107,6 @@ def _fields(asked: object) -> str:
     flat = {name: value for name, value in asked.items() if name not in ("kind", "n", "by", "vote")}
     parts = [_fields(value) if isinstance(value, dict) else f"{name} {value}" for name, value in flat.items()]
     return ", ".join(parts)
-
-
-def _baseline(points: list[Point], rule: str) -> list[Point]:
-    """The guided policy's plain samples, chosen by the same rule; particles that are drawn are chosen by value."""
-    rule = "value" if rule == "sample" else rule
-    return [point for point in points if (point.method, point.rule) == (GUIDED, rule)]
 
 
 if __name__ == "__main__":
