@@ -60,7 +60,7 @@ async def measure(given: argparse.Namespace, url: str) -> tuple[list[Point], dic
     """Samples what is missing.
 
     Returns:
-        The points of all ways; and, by the rule that chooses, those of any number of plain samples of the guided policy.
+        The points of all ways; and, by the rule that chooses, those of any number of the guided policy's plain samples.
     """
     task = TaskRef(find_task(given.task), given.task)
     vote, largest = VOTES[given.task], max(given.sizes)
