@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--task", choices=list(VOTES), default="sums")
     parser.add_argument("--limit", type=int, help="only the first so many held-out problems")
     parser.add_argument("--repeats", type=int, default=4, help="answers to each problem (default: %(default)s)")
+    parser.add_argument("--pools", type=int, help="pools of plain samples of each problem (default: --repeats)")
     parser.add_argument("--eta", type=float, default=0.1)
     parser.add_argument("--sizes", type=int, nargs="+", default=[4, 8, 16], help="samples of an answer")
     parser.add_argument("--every", type=int, default=16, help="tokens of a round (default: %(default)s)")
@@ -82,6 +83,7 @@ async def measure(given: argparse.Namespace, url: str) -> tuple[list[Point], dic
             model=await client.model(),
             critic=critic["id"],
             repeats=given.repeats,
+            pools=given.pools or given.repeats,
             rows=given.rows,
             seed=given.seed,
         )

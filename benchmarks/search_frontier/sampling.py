@@ -62,7 +62,8 @@ class Asked:
         task, problems: whose problems.
         sampling: how.
         model, critic: that are served.
-        repeats: requests for each problem and way.
+        repeats: searches of a kind for each problem.
+        pools: pools of a kind for each problem.
         rows: samples at once.
         seed: another one makes other samples.
     """
@@ -73,6 +74,7 @@ class Asked:
     model: str
     critic: str
     repeats: int
+    pools: int
     rows: int
     seed: int
 
@@ -96,8 +98,9 @@ async def sample(client: ServerClient, judge: Judge, asked: Asked, ways: Sequenc
     """Samples what the journal `out` lacks, all ways once before any is repeated."""
     items = [
         (way, problem, asked.key(way, problem, repeat))
-        for repeat in range(asked.repeats)
+        for repeat in range(max(asked.repeats, asked.pools))
         for way in sorted(ways, key=lambda way: way.size)
+        if repeat < (asked.repeats if way.returned == 1 else asked.pools)
         for problem in asked.problems
     ]
     with Journal(out, asked.identity()) as journal:

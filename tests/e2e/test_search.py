@@ -336,7 +336,7 @@ def test_the_benchmark_samples_what_it_says(http: httpx.Client, url: str, tmp_pa
         async with Judge([Weighted(OWN)]) as judge, ServerClient(url) as client:
             asked = Asked(
                 task=TaskRef(even, "even"), problems=problems, sampling=SamplingParameters(max_tokens=9), model="tiny",
-                critic="plain@1", repeats=2, rows=4, seed=0,
+                critic="plain@1", repeats=2, pools=2, rows=4, seed=0,
             )  # fmt: skip
             return asked, await sample(client, judge, asked, ways, tmp_path / "samples.jsonl")
 
