@@ -131,7 +131,7 @@ class QSharpEndpoints:
         state.qsharp = qsharp
         state.qsharp_pulse = asyncio.create_task(health.watch_engines(qsharp.critics.workers, settings.rpc_timeout))
         logger.info("guided decoding is on; critics: %s", ", ".join(qsharp.critics.catalog.critics) or "none yet")
-        if hint := getattr(args, ARGUMENT + "hint", None):
+        if hint := getattr(args, ARGUMENT + "hint", None):  # there is none under `vllm serve`
             state.qsharp_hint = asyncio.create_task(_print_when_listening(state, hint))
 
     def _limit(self, config: Any, settings: Settings) -> int:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -69,6 +70,7 @@ def plot(path: Path, points: Sequence[Point]) -> None:
             markersize=4, capsize=2.5, linewidth=1.5, label=f"{method}, by {rule}",
         )  # fmt: skip
     axes.set(xscale="log", xlabel="generated tokens per answer", ylabel="accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e9ec", linewidth=0.8)

@@ -89,7 +89,9 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if settings.rollouts is not None:
         parse_url(settings.rollouts.get_secret_value())  # a wrong URL is refused now
     settle_keys(args)
-    if hasattr(args, "qsharp_hint") and playground.is_shown(settings, args):
+    if not hasattr(args, "qsharp_hint"):
+        args.qsharp_hint = f"\nReady: requests go to port {args.port}, under /v1.\n"
+    if playground.is_shown(settings, args):
         args.qsharp_hint += f"See what it does, token by token: http://localhost:{args.port}/\n"
     return args
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainer.serving import serve
+from trainer.tasks.files import file_task
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "own_task"
@@ -72,11 +73,20 @@ def run(command: list[str] | str, folder: Path, url: str) -> str:
     return done.stdout
 
 
+def test_lines_of_text_become_prompts(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("Name a bird.\n\nName a tree.\nName a river.\nName a town.\n")
+    subprocess.run([sys.executable, "-c", blocks("python")[0]], cwd=tmp_path, check=True)
+    task = file_task(tmp_path / "prompts.jsonl")
+    asked = {split: [one.messages for one in task.of_split(split)] for split in ("held_out", "train")}
+    assert asked["held_out"] == [[{"role": "user", "content": f"Name a {one}."}] for one in ("bird", "town")]
+    assert len(asked["train"]) == 2
+
+
 @pytest.mark.timeout(2400)
 def test_the_page_runs(folder: Path, url: str) -> None:
     (line,) = blocks("json")
     assert json.loads(line) == json.loads((folder / "prompts.jsonl").read_text().splitlines()[0])
-    shown, python = blocks("python")
+    _, shown, python = blocks("python")
     assert shown in (folder / "my_task.py").read_text()
     commands = [
         smaller(line).replace("localhost:8000", url.removeprefix("http://"))

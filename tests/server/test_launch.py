@@ -162,7 +162,7 @@ def test_the_embedded_model_without_its_critic(tmp_path: Path, monkeypatch: pyte
     args = serve.parse(["--no-critic"])
     assert args.model == str(tmp_path)
     assert "critics" not in args.additional_config["qsharp"]
-    assert not hasattr(args, "qsharp_hint")
+    assert "Ready: requests go to port 8000" in args.qsharp_hint
     named = serve.parse([]).additional_config["qsharp"]["critics"]
     assert named == [f"{PRESETS[DEFAULT].critic}={PRESETS[DEFAULT].critic_folder}"]
     # One that is named takes its place.

@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -73,6 +74,26 @@ def test_from_prompts_to_a_plot(fake: FakeServer, tmp_path: Path) -> None:
     assert not report.graded
     assert report.results[0].majority is None  # of free texts
     assert (tmp_path / "out" / "report.png").is_file()
+
+
+def test_an_evaluation_takes_more_samples_later_and_keeps_those_it_has(fake: FakeServer, tmp_path: Path) -> None:
+    def evaluated(samples: int) -> tuple[int, list[list[str]]]:
+        before = fake.posts["sample"]
+        report = qsharp.evaluate(
+            rows(), eta=0.1, critic="fake@1", samples=samples, verifier=right, max_tokens=48, out=tmp_path
+        )
+        assert {one.n for one in report.results} == {samples * report.results[0].problems}
+        entries = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()[1:]]
+        return fake.posts["sample"] - before, [[one["text"] for one in entry["samples"]] for entry in entries]
+
+    asked, few = evaluated(2)
+    again, _ = evaluated(2)
+    more, all_of_them = evaluated(5)
+    fewer, _ = evaluated(3)
+    assert (again, more, fewer) == (0, asked, 0)
+    assert all_of_them[: len(few)] == few
+    assert [len(texts) for texts in all_of_them[len(few) :]] == [3] * len(few)
+    assert [texts[:2] for texts in all_of_them[len(few) :]] != few  # not the same ones again
 
 
 def test_functions_run_in_a_notebooks_loop(fake: FakeServer, tmp_path: Path) -> None:

@@ -92,12 +92,17 @@ def test_every_sample_is_found_by_a_search_of_its_own() -> None:
         (Setting("qsharp", 0.1, kl_total=2.0), 2, 1),
     ):
         client.bodies.clear()
-        samples = asyncio.run(run.sample(problem, setting, run.key(problem, setting)))
+        key = run.key(problem, setting)
+        samples = asyncio.run(run.sample(problem, setting, key, 0))
         assert [sample.tokens for sample in samples] == [tokens] * 3
         assert len(client.bodies) == requests
         assert len({body["seed"] for body in client.bodies}) == requests
         assert sum(body["n"] for body in client.bodies) == 3
         assert client.bodies[0]["guidance"] == {"critic": "a@1", "method": "qsharp", **setting.guidance()}
+        asked = {body["seed"] for body in client.bodies}
+        client.bodies.clear()
+        assert len(asyncio.run(run.sample(problem, setting, key, 2))) == sum(body["n"] for body in client.bodies) == 1
+        assert (client.bodies[0]["seed"] in asked) == (setting.search is not None)  # the third search, or new samples
 
 
 def test_a_wrong_search_is_told_before_anything_is_asked() -> None:

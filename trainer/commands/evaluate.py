@@ -34,6 +34,8 @@ def main(argv: list[str]) -> None:
     report = by_flags(evaluate, task_of(args.task, args.prompts), args=args, tell=options.say)
     console = Console()
     console.print(*tables(report.samples, report.results, graded=report.graded))
+    if report.samples > 1:
+        console.print(f"oracle {report.samples}: the best of {report.samples} by their true rewards", highlight=False)
     unjudged = sum(result.unjudged for result in report.results)
     if unjudged:
         first = f", the first: {report.failures[0]}" if report.failures else ""

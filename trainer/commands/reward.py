@@ -66,6 +66,9 @@ def _say(result: Rewarded, console: Console) -> None:
     table.add_row("together", str(tally.judged), str(tally.not_applicable), str(tally.failed), style="bold")
     console.print(table)
     mean = "" if tally.mean is None else f", mean {tally.mean:.4f}"
+    whole, continued = tally.without(result.continued).mean, result.continued.mean
+    if whole is not None and continued is not None:
+        mean += f" ({whole:.4f} of whole answers, {continued:.4f} of branches and roll-outs)"
     if result.unknown:
         console.print(
             f"{result.unknown} rollouts answer problems that are in none of the tasks: name their file with --prompts, "

@@ -2,10 +2,11 @@
 
 Every problem is sampled under every setting, the reference among them, so gains are paired by problem. Settings take
 turns, so that all of them see the same state of the machine. Samples are kept in `samples.jsonl` of the output folder,
-and the same evaluation goes on from there; problems and settings may be added to it.
+and the same evaluation goes on from there; problems, settings and samples may be added to it.
 """
 
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -81,32 +82,45 @@ async def evaluate(
     started = time.monotonic()
     with Journal(out / SAMPLES, identity) as journal:
         run = _Run(client, judge, task, evaluation, critic, ballot, digest(identity))
-        done = {entry["item"]: _SAMPLES.validate_python(entry["samples"]) for entry in journal.entries}
-        todo = [(p, s, key) for p in problems for s in settings if (key := run.key(p, s)) not in done]
+        done: dict[str, list[SampleEntry]] = defaultdict(list)
+        for entry in journal.entries:
+            done[entry["item"]] += _SAMPLES.validate_python(entry["samples"])
+        items = [(p, s, run.key(p, s)) for p in problems for s in settings]
+        todo = [item for item in items if len(done[item[2]]) < evaluation.count(item[1])]
         total = len(problems) * len(settings)
         with tqdm(total=total, initial=total - len(todo), unit="problem", desc="evaluate", smoothing=0.05) as bar:
 
             async def one(item: tuple[Problem, Setting, str]) -> None:
                 problem, setting, key = item
-                done[key] = await run.sample(problem, setting, key)
-                samples = _SAMPLES.dump_python(done[key], mode="json")
+                new = await run.sample(problem, setting, key, len(done[key]))
+                done[key] += new
+                samples = _SAMPLES.dump_python(new, mode="json")
                 journal.add({"item": key, "problem": problem.id, "setting": setting.label, "samples": samples})
                 bar.update()
 
             await each(todo, one, concurrency)
-    by_setting = {s: {p.id: [one.judged() for one in done[run.key(p, s)]] for p in problems} for s in settings}
+    by_setting = {
+        s: {p.id: [one.judged() for one in done[run.key(p, s)][: evaluation.count(s)]] for p in problems}
+        for s in settings
+    }
     least = float(critic["card"]["reward_range"][0]) if critic else 0.0
     results = []
     for setting, samples in by_setting.items():
-        count = setting.samples or evaluation.samples
-        figures = summary(samples, by_setting[Setting()], count, least, ballot is not no_vote)
+        figures = summary(samples, by_setting[Setting()], evaluation.count(setting), least, ballot is not no_vote)
         results.append(SettingReport(**asdict(setting), **figures.model_dump()))
     if not results[0].n:
         raise EvaluateError("no completion could be judged: name a verifier that applies to this task (--verifier)")
     seconds = time.monotonic() - started
-    rewards = {one.reward for entries in done.values() for one in entries}
+    rewards = {one.reward for samples in by_setting.values() for found in samples.values() for one in found}
     graded = not rewards <= {0.0, 1.0, None}
-    report = EvaluationReport(**identity, seconds=seconds, failures=run.failures, graded=graded, results=results)
+    report = EvaluationReport(
+        **identity,
+        samples=evaluation.samples,
+        seconds=seconds,
+        failures=run.failures,
+        graded=graded,
+        results=results,
+    )
     report.write(out / REPORT)
     return report
 
@@ -136,17 +150,22 @@ class _Run:
         what = [setting.identity(), problem.id, problem.request(), problem.answer, problem.data]
         return digest([self._identity, *what])[:32]
 
-    async def sample(self, problem: Problem, setting: Setting, key: str) -> list[SampleEntry]:
-        """Samples a problem under a setting, judges the completions and has the critic score them."""
+    async def sample(self, problem: Problem, setting: Setting, key: str, have: int) -> list[SampleEntry]:
+        """Samples a problem under a setting, judges the completions and has the critic score them.
+
+        Args:
+            key: names these samples.
+            have: so many there are already.
+        """
         evaluation = self._evaluation
         route, question = problem.request()
-        count = setting.samples or evaluation.samples
+        count = evaluation.count(setting) - have
         body = {
             **question,
             **evaluation.sampling.fields(),
             "model": evaluation.model,
             "n": count,
-            "seed": seed_of(key),
+            "seed": seed_of(f"{key}/{have}" if have else key),
             "eta": setting.eta,
             "return_token_ids": True,
         }
@@ -155,7 +174,7 @@ class _Run:
             body["guidance"] = {"critic": evaluation.critic, **options}
         # The choices of one search are its best ones, and no samples of what it returns.
         apart = setting.search is not None
-        bodies = [{**body, "n": 1, "seed": seed_of(f"{key}/{i}")} for i in range(count)] if apart else [body]
+        bodies = [{**body, "n": 1, "seed": seed_of(f"{key}/{have + i}")} for i in range(count)] if apart else [body]
         choices: list[JSONObject] = []
         for one in bodies:
             answer = await self._client.post(route, one)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import SymmetricalLogLocator
+from matplotlib.ticker import PercentFormatter, SymmetricalLogLocator
 
 from trainer.evaluation.labels import write_etas
 from trainer.evaluation.report import EvaluationReport, SettingReport
@@ -75,6 +75,8 @@ def draw(axes: Axes, report: EvaluationReport, levels: bool = False) -> None:
         xlabel="KL to the reference per completion, nats",
         ylabel="mean reward" if report.graded else "accuracy (pass@1)",
     )
+    if not report.graded:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.legend(frameon=False, fontsize=9, loc="best")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e9ec", linewidth=0.8)

@@ -108,10 +108,14 @@ class Evaluation:
     limit: int | None = None
     seed: int = 0
 
+    def count(self, setting: Setting) -> int:
+        """Samples of each problem under a setting."""
+        return setting.samples or self.samples
+
     def identity(self, task: Task, judge: Judge) -> dict[str, Any]:
-        """What tells this evaluation from others, as JSON's data; settings and problems may be added to it later."""
+        """What tells this evaluation from others, as JSON's data; settings, problems and samples may be added later."""
         fields = asdict(self)
-        del fields["settings"], fields["limit"]
+        del fields["settings"], fields["limit"], fields["samples"]
         fields["guidance"] = dict(self.guidance)
         verifiers = {verifier.name: verifier.weight for verifier in judge.verifiers}
         return {"format": 1, "command": "evaluate", "task": task.name, "verifiers": verifiers, **fields}

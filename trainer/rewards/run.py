@@ -13,6 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from qsharp_core.wire.metadata import PARENT
 from trainer.rewards.base import Case
 from trainer.rewards.problems import Problems, unknown
 from trainer.rewards.verifiers import Judge, Tally, Verdict
@@ -28,6 +29,7 @@ class Rewarded:
 
     Attributes:
         tally: what became of the completions.
+        continued: of those of them that begin with another rollout's tokens: branches and roll-outs.
         given: rewards that the server took.
         changed: those of them that differ from what the rollout had before.
         seen: rollouts that were judged, or tried.
@@ -37,6 +39,7 @@ class Rewarded:
     """
 
     tally: Tally = field(default_factory=Tally)
+    continued: Tally = field(default_factory=Tally)
     given: int = 0
     changed: int = 0
     seen: int = 0
@@ -93,6 +96,9 @@ async def reward(
                 bar.update()
 
             await each(range(len(page)), one, concurrency)
+            for rollout, verdict in zip(page, verdicts, strict=True):
+                if PARENT in (rollout["metadata"] or {}):
+                    result.continued.add(verdict, ())
             judged = list(zip([rollout["id"] for rollout in page], verdicts, strict=True))
             _count(result, judged, judge, failures)
             await _give(client, result, judged, source)

@@ -101,5 +101,6 @@ class Journal:
         if differing:
             changes = [f"{name} was {begun.get(name)!r:.80}, is {header.get(name)!r:.80}" for name in differing]
             raise JournalError(
-                f"{self.path} was begun with other settings: {'; '.join(changes)}. Use another file, or those settings"
+                f"{self.path} was begun with other settings: {'; '.join(changes)}. Name another file or folder, or use "
+                "those settings"
             )

@@ -117,6 +117,11 @@ class Optimisation:
         """Shows figures beside the progress bar."""
         self._bar.set_postfix(figures, refresh=False)
 
+    def say(self, text: str) -> None:
+        """Prints a line above the progress bar; nothing where there is no bar."""
+        if not self._bar.disable:
+            self._bar.write(text)
+
 
 def run_parts(
     optimisation: Optimisation,
@@ -146,6 +151,7 @@ def run_parts(
     """
     for number, batches in parts:
         if enough(number):
+            optimisation.say("held-out rollouts gain nothing more: the training ends")
             return
         for place, batch in enumerate(batches, start=1):
             step = optimisation.step(lambda batch=batch: gradients(batch))  # type: ignore[misc]

@@ -18,14 +18,20 @@ def print_counts(console: Console, prepared: Prepared) -> None:
     left_out = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in refused.items()) or "none"
     console.print(
         f"rollouts: {c['read']} read, {c['duplicates']} duplicates; left out: {left_out}\n"
-        f"training on {c['train_rollouts']} of {c['train_prompts']} prompts, "
+        f"training on {c['train_rollouts']} rollouts of {c['train_prompts']} prompts, "
         f"measuring on {c['held_out_rollouts']} of {c['held_out_prompts']} other prompts"
     )
 
 
 def print_held_out(console: Console, held_out: HeldOutReport) -> None:
     """Prints held-out measures, each beside that of the best constant prediction."""
-    table = Table(title="held-out prompts", title_justify="left", box=SIMPLE)
+    table = Table(
+        title="held-out prompts, which were not trained on",
+        caption="the log-loss of all positions decides whether it is published",
+        title_justify="left",
+        caption_justify="left",
+        box=SIMPLE,
+    )
     for column in ("position", "log-loss (constant)", "Brier (constant)", "AUC", "ECE", "n"):
         table.add_column(column, justify="left" if column == "position" else "right")
     entries: list[tuple[str, Measures]] = [("all", held_out.overall)]
