@@ -18,33 +18,28 @@ from qsharp_core.locations import RemoteFolder
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 """Our extra that brings the driver of a protocol with buckets."""
 NO_RIGHTS = (errno.EACCES, errno.EPERM)
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 @contextmanager
 def reached(folder: RemoteFolder) -> Iterator[tuple[AbstractFileSystem, str]]:
     """Yields the file system that a folder is in, and the folder's path there. It remembers nothing of earlier looks.
 
-    Whatever a driver raises in the body becomes a `CriticError`; `FileExistsError` passes.
+    Whatever a driver raises in the body becomes a `CriticError`, but for errors of this machine's disk.
 
     Raises:
         CriticError: the protocol is unknown, its driver is not installed, or the store refuses or cannot be reached.
     """
     try:
         yield _opened(folder)
-    except (CriticError, FileExistsError):
+    except CriticError:
         raise
-    except FileNotFoundError as error:
-        raise CriticError(f"{folder} is not there: no such bucket, folder or file ({_told(error)})") from error
+    except OSError as error:
+        if error.errno in OF_THE_DISK:
+            raise
+        raise CriticError(_refusal(folder, error)) from error
     except Exception as error:  # each driver has classes of its own, which need not be installed
-        if isinstance(error, PermissionError) or getattr(error, "errno", None) in NO_RIGHTS:
-            raise CriticError(
-                f"{folder}: the store refuses these credentials, or they have no right to this ({_told(error)}): "
-                "give this process others, as its driver wants them"
-            ) from error
-        raise CriticError(
-            f"{folder} cannot be reached ({_told(error)}): look at the network, the store's endpoint and this "
-            "process's credentials"
-        ) from error
+        raise CriticError(_refusal(folder, error)) from error
 
 
 def entries(fs: AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
@@ -77,6 +72,21 @@ def _opened(folder: RemoteFolder) -> tuple[AbstractFileSystem, str]:
     except ValueError as error:
         raise CriticError(f"{folder}: fsspec knows no protocol {folder.protocol!r} ({_told(error)})") from error
     return fs, path
+
+
+def _refusal(folder: RemoteFolder, error: Exception) -> str:
+    """What happened, and what to do."""
+    told = _told(error)
+    if isinstance(error, FileNotFoundError):
+        return f"{folder} is not there: no such bucket, folder or file ({told})"
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) in NO_RIGHTS:
+        return (
+            f"{folder}: the store refuses these credentials, or they have no right to this ({told}): give this process "
+            "others, as its driver wants them"
+        )
+    return (
+        f"{folder} cannot be reached ({told}): look at the network, the store's endpoint and this process's credentials"
+    )
 
 
 def _told(error: BaseException) -> str:

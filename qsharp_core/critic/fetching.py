@@ -17,25 +17,27 @@ import asyncio
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from fsspec import AbstractFileSystem
 from fsspec.callbacks import Callback
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from qsharp_core.critic.digest import digest
 from qsharp_core.critic.files import MOST_FILES
 from qsharp_core.critic.folder import BACKBONE, CARD, DEFAULT_MAX_BYTES, HEAD, belongs_to_backbone
+from qsharp_core.disk import whole_file
 from qsharp_core.errors import CriticError
 from qsharp_core.locations import Location, RemoteFolder
 from qsharp_core.object_store import check_bucket, entries, reached
 from qsharp_core.user_cache import default_cache_dir
 
 VARIABLE = "QSHARP_CRITIC_CACHE_FOLDER"
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class FetchOrder(BaseModel):
@@ -52,7 +54,7 @@ class FetchOrder(BaseModel):
     url: str
     cache: Path
     max_bytes: int = DEFAULT_MAX_BYTES
-    digest: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    digest: str | None = Field(default=None, pattern=f"^{_DIGEST.pattern}$")
 
 
 class FetchAnswer(BaseModel):
@@ -136,52 +138,55 @@ async def fetched_apart(order: FetchOrder, seconds: float) -> Path:
 
 
 def _fetch(folder: RemoteFolder, order: FetchOrder, temporary: Path) -> Path:
-    with reached(folder) as (fs, path):
-        listed = _listed(folder, fs, path, order.max_bytes)
-        note = order.cache / ".sources" / _key(order.url, listed)
-        known = note.read_text() if note.is_file() else None
-        if known is not None and order.digest in (None, known) and (found := _sound(order.cache, known)):
-            return found
+    listed = _listed(folder, order.max_bytes)
+    note = order.cache / ".sources" / _key(order.url, listed)
+    known = note.read_text() if note.is_file() else None
+    if known is not None and order.digest in (None, known) and (found := _sound(order.cache, known)):
+        return found
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _download(folder, listed, temporary)
+        if _listed(folder, order.max_bytes) != listed:
+            raise CriticError(f"{folder} changed while it was fetched: a version never changes; publish another one")
+        found_digest = digest(temporary)
+        if order.digest not in (None, found_digest):
+            raise CriticError(f"the files at {folder} are not those that were published ({found_digest:.12}…)")
+        kept = _kept(order.cache, found_digest, temporary)
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            for name, info in listed.items():
-                target = temporary / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                fs.get_file(info["name"], str(target), callback=_AtMost(info["size"], f"{folder}/{name}"))
-                if target.stat().st_size != info["size"]:
-                    raise CriticError(
-                        f"{folder}/{name} came incomplete: {target.stat().st_size} of {info['size']} bytes"
-                    )
-            fs.invalidate_cache()
-            if _listed(folder, fs, path, order.max_bytes) != listed:
-                raise CriticError(
-                    f"{folder} changed while it was fetched: a version never changes; publish another one"
-                )
-            found_digest = digest(temporary)
-            if order.digest not in (None, found_digest):
-                raise CriticError(f"the files at {folder} are not those that were published ({found_digest:.12}…)")
-            kept = _kept(order.cache, found_digest, temporary)
-            note.write_text(found_digest)
-            return kept
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+    with whole_file(note) as written:
+        written.write_text(found_digest)
+    return kept
 
 
-def _listed(folder: RemoteFolder, fs: AbstractFileSystem, path: str, max_bytes: int) -> dict[str, dict[str, Any]]:
+def _download(folder: RemoteFolder, listed: dict[str, dict[str, Any]], into: Path) -> None:
+    for name in listed:
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+    with reached(folder) as (fs, _):
+        for name, info in listed.items():
+            fs.get_file(info["name"], str(into / name), callback=_AtMost(info["size"], f"{folder}/{name}"))
+    for name, info in listed.items():
+        if (size := (into / name).stat().st_size) != info["size"]:
+            raise CriticError(f"{folder}/{name} came incomplete: {size} of {info['size']} bytes")
+
+
+def _listed(folder: RemoteFolder, max_bytes: int) -> dict[str, dict[str, Any]]:
     """What a store says of each file that a critic consists of, by its name within the folder.
 
     Raises:
         CriticError: it is no version's folder, or is too large.
     """
-    here = entries(fs, path)
-    if not here:
-        check_bucket(folder, fs)
+    inside: dict[str, dict[str, Any]] = {}
+    with reached(folder) as (fs, path):
+        here = entries(fs, path)
+        if not here:
+            check_bucket(folder, fs)
+        if BACKBONE in here:
+            inside = entries(fs, here[BACKBONE]["name"])
     if CARD not in here:
         raise CriticError(f"{folder} has no {CARD}: no such folder, or a version that is not published to its end")
-    files = {name: here[name] for name in (CARD, HEAD) if name in here}
-    if BACKBONE in here:
-        inside = entries(fs, here[BACKBONE]["name"])
-        files |= {f"{BACKBONE}/{name}": info for name, info in inside.items() if belongs_to_backbone(name)}
+    files = {name: info for name, info in here.items() if name in (CARD, HEAD)}
+    files |= {f"{BACKBONE}/{name}": info for name, info in inside.items() if belongs_to_backbone(name)}
     files = {name: info for name, info in sorted(files.items()) if info["type"] == "file"}
     if len(files) > MOST_FILES:
         raise CriticError(f"{folder} holds more than {MOST_FILES} files: it is no critic's folder")
@@ -197,32 +202,31 @@ def _listed(folder: RemoteFolder, fs: AbstractFileSystem, path: str, max_bytes: 
 
 
 def _sound(cache: Path, name: str) -> Path | None:
-    """The folder in the cache that has this digest; None if there is none. What has another is removed."""
+    """The folder in the cache that is called by this digest, if its files have it."""
     folder = cache / name
-    if not folder.is_dir():
+    if _DIGEST.fullmatch(name) is None or not folder.is_dir():
         return None
     try:
-        found = digest(folder)
-    except CriticError:
-        found = None
-    if found == name:
-        return folder
-    spoilt = cache / f".{name}.{os.getpid()}.spoilt"
-    folder.rename(spoilt)
-    shutil.rmtree(spoilt, ignore_errors=True)
-    return None
+        return folder if digest(folder) == name else None
+    except CriticError:  # something else than files is in it
+        return None
 
 
 def _kept(cache: Path, name: str, temporary: Path) -> Path:
     """Puts what was fetched where it is looked for. Whoever came first has put the same files there."""
     if found := _sound(cache, name):
         return found
+    folder, spoilt = cache / name, temporary.with_suffix(".spoilt")
+    if folder.exists():
+        shutil.rmtree(spoilt, ignore_errors=True)
+        folder.rename(spoilt)
+        shutil.rmtree(spoilt, ignore_errors=True)
     try:
-        temporary.rename(cache / name)
+        temporary.rename(folder)
     except OSError:
-        if not (cache / name).is_dir():
+        if _sound(cache, name) is None:
             raise
-    return cache / name
+    return folder
 
 
 def _key(*what: object) -> str:

@@ -1,5 +1,6 @@
 """Versions in an object store: whole or not there, each number once, and the same files as on a disk."""
 
+import errno
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ from qsharp_core.critic.digest import digest
 from qsharp_core.critic.fetching import FetchOrder, fetched
 from qsharp_core.errors import CriticError
 from qsharp_core.locations import RemoteFolder
+from qsharp_core.object_store import entries
 from tests.support import models
 from tests.support.object_store import Store, in_memory, object_store
 from trainer.loop.activation import ServedCritic
@@ -96,6 +98,31 @@ def test_a_version_is_never_overwritten(out: RemoteFolder, tmp_path: Path) -> No
     with pytest.raises(CriticError, match=r"memory://critics/sums/1 is there already"):
         publish(out, FIELDS, slow, "run-a", tmp_path)
     assert MemoryFileSystem().cat_file("/critics/sums/1/critic.json") == b"somebody's"
+
+
+def test_a_store_with_a_word_of_its_own_for_what_is_there(
+    out: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some copies of S3 refuse without saying which condition did not hold: s3fs makes an `OSError` of that."""
+    pipe = MemoryFileSystem.pipe_file
+
+    def strange(self: MemoryFileSystem, *args: Any, **more: Any) -> Any:
+        try:
+            return pipe(self, *args, **more)
+        except FileExistsError:
+            raise OSError(errno.EINVAL, "At least one of the pre-conditions you specified did not hold") from None
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", strange)
+    claims, taken = "/critics/sums/.claims", "/critics/sums/.claims/1"
+
+    def late(fs: MemoryFileSystem, path: str) -> dict[str, Any]:
+        found = entries(fs, path)
+        if path == claims and taken not in MemoryFileSystem.store:  # another run takes it after this look
+            pipe(fs, taken, b"run-b")
+        return found
+
+    monkeypatch.setattr("trainer.training.remote_versions.entries", late)
+    assert publish(out, FIELDS, save, "run-a", tmp_path) == out / "sums" / "2"
 
 
 def test_what_is_published_is_what_is_fetched(store: Store, tmp_path: Path) -> None:

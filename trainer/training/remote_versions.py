@@ -66,16 +66,16 @@ def publish_remotely(
     with reached(out / fields["name"]) as (fs, path):
         check_bucket(out, fs)
         number = _claimed(fs, path, run_id)
-        version = out / fields["name"] / str(number)
-        there = f"{path}/{number}"
-        if CARD not in entries(fs, there):
-            card = CriticCard.model_validate(fields | {"version": str(number), "run": run_id})
-            temporary = working / "to-publish"
-            shutil.rmtree(temporary, ignore_errors=True)
-            save(temporary, card)
-            _upload(fs, temporary, there, version)
-            shutil.rmtree(temporary)
+    version = out / fields["name"] / str(number)
+    if is_remotely_published(version):
         return version
+    folder = working / "to-publish"
+    shutil.rmtree(folder, ignore_errors=True)
+    save(folder, CriticCard.model_validate(fields | {"version": str(number), "run": run_id}))
+    with reached(version) as (fs, path):
+        _upload(fs, folder, path, version)
+    shutil.rmtree(folder)
+    return version
 
 
 def _claimed(fs: AbstractFileSystem, path: str, run_id: str) -> int:
@@ -87,13 +87,8 @@ def _claimed(fs: AbstractFileSystem, path: str, run_id: str) -> int:
     number = max([0, *claims, *_numbers(fs, path)])
     while True:
         number += 1
-        claim = f"{path}/{CLAIMS}/{number}"
-        try:
-            fs.pipe_file(claim, run_id.encode(), mode="create")
-        except FileExistsError:  # another run took it; or a driver tried again what had been done already
-            if fs.cat_file(claim) != run_id.encode():
-                continue
-        return number
+        if _created(fs, f"{path}/{CLAIMS}/{number}", run_id.encode()):
+            return number
 
 
 def _upload(fs: AbstractFileSystem, folder: Path, path: str, version: RemoteFolder) -> None:
@@ -107,11 +102,20 @@ def _upload(fs: AbstractFileSystem, folder: Path, path: str, version: RemoteFold
         size, found = (folder / name).stat().st_size, fs.info(f"{path}/{name}")["size"]
         if found != size:
             raise CriticError(f"{version / name} has {found} bytes in the store, and {size} were sent: publish again")
+    if not _created(fs, f"{path}/{CARD}", (folder / CARD).read_bytes()):
+        raise CriticError(f"{version} is there already: versions are never overwritten")
+
+
+def _created(fs: AbstractFileSystem, path: str, content: bytes) -> bool:
+    """Creates an object that must not be there; whether it is ours then, also of a request that was sent twice."""
     try:
-        fs.pipe_file(f"{path}/{CARD}", (folder / CARD).read_bytes(), mode="create")
-    except FileExistsError:
-        if fs.cat_file(f"{path}/{CARD}") != (folder / CARD).read_bytes():
-            raise CriticError(f"{version} is there already: versions are never overwritten") from None
+        fs.pipe_file(path, content, mode="create")
+    except OSError:  # FileExistsError, or what a driver makes of a store's own word for it
+        fs.invalidate_cache()
+        if not fs.exists(path):
+            raise
+        return bool(fs.cat_file(path) == content)
+    return True
 
 
 def _numbers(fs: AbstractFileSystem, path: str) -> list[int]:

@@ -1,6 +1,7 @@
 """Versions from object stores: fetched once, as a whole, and checked. In memory where a server adds nothing."""
 
 import asyncio
+import errno
 import os
 import shutil
 import signal
@@ -207,6 +208,29 @@ def test_a_cache_that_cannot_be_written(critic: Path, memory: RemoteFolder, tmp_
     (tmp_path / "cache").write_text("")
     with pytest.raises(CriticError, match="--critic-cache-folder"):
         fetched(order(memory, tmp_path / "cache"))
+
+
+def test_a_full_disk_is_not_the_stores_fault(
+    critic: Path, memory: RemoteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    upload(critic, memory)
+    monkeypatch.setattr(MemoryFileSystem, "get_file", full)
+    with pytest.raises(CriticError, match=r"No space left on device: make room .*--critic-cache-folder"):
+        fetched(order(memory, tmp_path))
+    assert kept(tmp_path) == []
+
+
+@pytest.mark.parametrize("content", ["", "..", "0" * 64])
+def test_a_spoilt_note_is_no_harm(critic: Path, memory: RemoteFolder, tmp_path: Path, content: str) -> None:
+    upload(critic, memory)
+    folder = fetched(order(memory, tmp_path / "cache"))
+    (note,) = (tmp_path / "cache" / ".sources").iterdir()
+    note.write_text(content)
+    assert fetched(order(memory, tmp_path / "cache")) == folder
+    assert (note.read_text(), kept(tmp_path / "cache")) == (folder.name, [folder.name])
 
 
 # What an object store can hold: no links, pipes or empty folders.
