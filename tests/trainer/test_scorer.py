@@ -1,5 +1,6 @@
 """Trees, padded rows, passes and processes give the loss and gradient of one plain forward pass a rollout."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +108,24 @@ def test_a_tree_has_a_node_for_each_distinct_prefix() -> None:
     assert batch.input_ids.numel() == len(distinct)
     tokens = sum(r.length for r in data)
     assert saving([list(range(len(data)))], kept(data), 10_000) == pytest.approx(len(distinct) / tokens)
+
+
+@pytest.mark.parametrize("trees", [True, False])
+def test_processes_that_must_run_equally_many_batches_do_and_count_each_label_once(trees: bool) -> None:
+    data = rollouts(n=random.randint(1, 12))
+    everything = range(len(data))
+    processes, tokens = random.randint(2, 6), random.randint(1, 40)
+    whole = Passes(trees, 10_000).batches(everything, data)
+    shares = [Passes(trees, tokens, p, processes, level=True).batches(everything, data) for p in range(processes)]
+    assert len({len(share) for share in shares}) == 1
+    assert labels([batch for share in shares for batch in share]) == labels(whole)
+
+
+def labels(batches: list[Batch]) -> list[tuple[int, int, float]]:
+    """Rollout, position and weight of each label that has a weight."""
+    return sorted(
+        (int(rollout), int(position), float(weight))
+        for batch in batches
+        for rollout, position, weight in zip(batch.rollout, batch.position, batch.weights, strict=True)
+        if weight > 0
+    )

@@ -84,7 +84,7 @@ def read(
     for batch in _batches(paths, group_by, trust):
         counts["read"] += len(batch)
         if trust.owners:
-            ours = pc.is_in(batch[OWNER], pa.array(trust.owners, batch[OWNER].type))
+            ours = pc.is_in(batch[OWNER].cast(pa.string()), pa.array(trust.owners, pa.string()))
             counts["of_others"] += len(batch) - (pc.sum(ours).as_py() or 0)
             batch = batch.filter(ours)
         ids.append(batch["id"].cast(pa.large_string()))

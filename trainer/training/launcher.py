@@ -57,10 +57,11 @@ async def launch(launcher: Launcher, *arguments: str) -> None:
     Raises:
         TrainingError: its exit status is not 0; with why, or the last lines that were written.
     """
-    # A process group of its own: Ctrl-C reaches it through this process alone, once.
+    # A process group of its own: Ctrl-C reaches it through this process alone, once. And no input: such a group that
+    # reads the terminal is stopped.
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "trainer.training.lifeline", str(os.getpid()), *launcher, *arguments,
-        stderr=asyncio.subprocess.PIPE, process_group=0,
+        stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE, process_group=0,
     )  # fmt: skip
     assert process.stderr is not None
     lines = deque[str](maxlen=LINES_KEPT)

@@ -36,7 +36,10 @@ class NativeTrainable:
 
     def __init__(self, settings: TrainSettings, outputs: Outputs, accelerator: Accelerator) -> None:
         if accelerator.num_processes > 1:
-            raise TrainingError("a head on the reference's hidden states is trained by one process, without accelerate")
+            raise TrainingError(
+                f"a head on the reference's hidden states is trained by one process, not {accelerator.num_processes}: "
+                "have the launcher start one, or train a critic with a backbone of its own (--layers, for instance)"
+            )
         assert settings.base is not None
         self._settings = settings
         self._outputs = outputs
