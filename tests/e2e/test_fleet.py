@@ -12,8 +12,8 @@ from typing import Any
 import httpx
 
 from tests.conftest import ADMIN_KEY, Server, flags
-from tests.e2e.test_rollouts import process_of
 from tests.support import models
+from tests.support.processes import process_of
 from tests.support.waiting import within
 from trainer.serving import serve
 
