@@ -180,6 +180,8 @@ def rules_and_files(stack: Stack) -> None:
     say("ok: Prometheus's configuration, the alert rules and their tests (promtool)")
     stack("-f", str(HERE / "compose.gpu.yaml"), "config", "-q", quiet=True)
     say("ok: compose.yaml with compose.gpu.yaml (validated, not run)")
+    stack("-f", str(HERE / "compose.scale.yaml"), "config", "-q", quiet=True)
+    say("ok: compose.yaml with compose.scale.yaml (validated, not run)")
 
 
 def offline(stack: Stack) -> None:

@@ -65,7 +65,7 @@ def balancing(hosts: list[str], port: int, log: Path) -> Iterator[Balancer]:
         settings = {
             "LISTEN": f"127.0.0.1:{clients}",
             "WATCH": f"127.0.0.1:{watch}",
-            "SERVERS": f"{NAME}:{port}",
+            "SERVERS_AT": f"{NAME}:{port}",
             "DNS": f"127.0.0.1:{names.port}",
         }
         process = subprocess.Popen(
