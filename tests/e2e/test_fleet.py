@@ -134,8 +134,10 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
             yield made
 
 
-async def clients(fleet: Fleet, until: asyncio.Event, losses: int = 0) -> list[dict[str, Any]]:
-    """The choices that some clients of the balancer get; each may lose so many requests."""
+async def clients(
+    fleet: Fleet, until: asyncio.Event, *, number: int = CLIENTS, pause: float = 0.0, losses: int = 0
+) -> list[dict[str, Any]]:
+    """The choices that so many clients of the balancer get; each may lose so many requests."""
     found: list[dict[str, Any]] = []
 
     async def one() -> None:
@@ -151,8 +153,9 @@ async def clients(fleet: Fleet, until: asyncio.Event, losses: int = 0) -> list[d
                     if answer.status_code != 502:
                         found.extend(fleet.check(answer))
                 assert lost <= losses
+                await asyncio.sleep(pause)
 
-    await asyncio.gather(*(one() for _ in range(CLIENTS)))
+    await asyncio.gather(*(one() for _ in range(number)))
     return found
 
 
@@ -236,7 +239,7 @@ def test_a_killed_server_costs_its_requests_and_comes_back_right(fleet: Fleet) -
     async def start() -> list[dict[str, Any]]:
         """Clients notice nothing, but that both serve again."""
         until = asyncio.Event()
-        running = asyncio.create_task(clients(fleet, until))
+        running = asyncio.create_task(clients(fleet, until, number=2, pause=0.5))  # more would slow the start down
         await asyncio.to_thread(fleet.there.start)
         await asyncio.to_thread(fleet.balancer.wait, 2)
         await asyncio.to_thread(within, 60, lambda: fleet.there.metric("qsharp_completions_total") > 0)
