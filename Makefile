@@ -8,6 +8,8 @@
 #   make package       a wheel and a source distribution, into build/dist
 #   make package-check installs the wheel into an empty environment, where it serves, guides and trains: minutes
 #   make compose-check the deployment in docker/, built, started and used as its users would: needs Docker and Compose 2
+#   make fleet-check   several servers behind one port: the balancer, one truth about critics, trials; ten minutes
+#   make kubernetes-rules  the alerts for Kubernetes, from docker/prometheus/rules.yml
 #   make secrets       keys and passwords of the deployment, into docker/secrets
 #   make renew-digests pins the deployment's images by digest: needs their registries; ARGS=--check: says what is old
 #   make lock          versions and hashes that the image is installed from, anew: needs TORCH_INDEX_URL
@@ -38,7 +40,12 @@ TOOLS := .venv-tools/bin
 LOCKS := docker/requirements
 AUDITED := $(filter-out $(LOCKS)/torch.txt,$(wildcard $(LOCKS)/*.txt))
 
-.PHONY: install serve demo star-graph test lint format bench soak sums-accuracy compose-check secrets renew-digests lock \
+# What several servers of one store do, from the balancer to the trainer's trials.
+FLEET := tests/docker/test_balancer.py tests/docker/test_files.py tests/deploy tests/server/test_published.py \
+	tests/server/test_following.py tests/server/test_store_critics.py tests/trainer/test_sequential.py \
+	tests/trainer/test_trial.py tests/e2e/test_fleet.py
+
+.PHONY: install serve demo star-graph test lint format bench soak sums-accuracy compose-check fleet-check kubernetes-rules secrets renew-digests lock \
 	audit docs package package-check clean
 
 install: $(STAMP)
@@ -98,6 +105,12 @@ package-check: install
 
 compose-check:
 	$(PYTHON) docker/compose_check.py $(ARGS)
+
+fleet-check: install
+	$(BIN)/python -m pytest $(FLEET) $(ARGS)
+
+kubernetes-rules:
+	$(PYTHON) deploy/prometheus_rule.py
 
 secrets:
 	$(PYTHON) docker/make_secrets.py $(ARGS)

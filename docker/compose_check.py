@@ -29,6 +29,7 @@ import make_secrets
 from http_check import Api, check, fail, say, wait_for
 
 HERE = Path(__file__).parent
+STAND_INS = HERE / "stand_ins"
 PROJECT = "qsharp-check"
 OURS = ("server", "trainer")
 
@@ -138,14 +139,12 @@ def images(stack: Stack) -> tuple[list[str], list[str]]:
         base = base.partition("@")[0]
         changes["server"] = {"build": {"args": {"CPU_BASE": base}}}
     for service in sorted(stack.services.keys() - set(OURS)):
-        image, stand_in = stack.services[service]["image"], HERE / "stand_ins" / service
+        image = stack.services[service]["image"]
         if not at_hand(image):
-            if not stand_in.is_dir():
+            if not (STAND_INS / service).is_dir():
                 notes.append(f"{image}: cannot be had; {service} was left out")
                 continue
-            say(f"{image} cannot be had: building a stand-in from Debian's package")
-            image = image.partition("@")[0]
-            docker("build", "-q", "-t", image, "--build-arg", f"BASE={base}", str(stand_in), quiet=True)
+            image = stand_in(service, image, base)
             changes[service] = {"image": image}
         services.append(service)
         if from_nowhere(image):
@@ -155,6 +154,14 @@ def images(stack: Stack) -> tuple[list[str], list[str]]:
     if changes:
         stack.change(changes)
     return services, notes
+
+
+def stand_in(service: str, image: str, base: str) -> str:
+    """Builds what stands in for an image that cannot be had; its name."""
+    say(f"{image} cannot be had: building a stand-in from Debian's package")
+    image = image.partition("@")[0]
+    docker("build", "-q", "-t", image, "--build-arg", f"BASE={base}", str(STAND_INS / service), quiet=True)
+    return image
 
 
 def at_hand(image: str) -> bool:
@@ -180,6 +187,13 @@ def rules_and_files(stack: Stack) -> None:
     say("ok: Prometheus's configuration, the alert rules and their tests (promtool)")
     stack("-f", str(HERE / "compose.gpu.yaml"), "config", "-q", quiet=True)
     say("ok: compose.yaml with compose.gpu.yaml (validated, not run)")
+    told = stack("-f", str(HERE / "compose.scale.yaml"), "config", "--format", "json", quiet=True)
+    image = json.loads(told)["services"]["balancer"]["image"]
+    if not at_hand(image):
+        image = stand_in("balancer", image, stack.services["server"]["build"]["args"]["CPU_BASE"])
+    configuration = ("-v", f"{HERE / 'haproxy'}:/etc/haproxy:ro")
+    docker("run", "--rm", *configuration, image, "haproxy", "-c", "-f", "/etc/haproxy/haproxy.cfg", quiet=True)
+    say("ok: compose.yaml with compose.scale.yaml, and HAProxy's configuration (validated, not run)")
 
 
 def offline(stack: Stack) -> None:
@@ -349,7 +363,7 @@ def run(stack: Stack, keep: bool) -> None:
         drained(api, stack)
     say("compose-check passed")
     print("\n".join(["stand-ins:", *(f"  {note}" for note in notes)] if notes else ["no stand-ins"]))
-    print("not run here: the cuda target and compose.gpu.yaml, which need a GPU")
+    print("not run here: the cuda target and compose.gpu.yaml, which need a GPU; compose.scale.yaml")
 
 
 def main() -> None:

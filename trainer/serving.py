@@ -32,8 +32,10 @@ def serve(
     patience: float = 300.0,
     stop: threading.Event | None = None,
     grace: float = 30.0,
+    host: str = "127.0.0.1",
+    port: int | None = None,
 ) -> Iterator[str]:
-    """Runs `qsharp serve ARGUMENTS` on a free loopback port, yields its base URL, and stops it at the end.
+    """Runs `qsharp serve ARGUMENTS` on a loopback port, yields its base URL, and stops it at the end.
 
     Args:
         arguments: the model and flags.
@@ -43,25 +45,25 @@ def serve(
         patience: seconds to wait until /health answers.
         stop: once it is set, the server is not waited for any longer.
         grace: seconds that the server has to end by itself.
+        host: the address that it listens on.
+        port: the port; None is a free one.
 
     Raises:
         ServingError: it ended or did not answer; with the end of its output.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = port or free_port(host)
     program, *rest = command
     program = str(Path(sys.executable).parent / program)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [program, *rest, *arguments, "--host", "127.0.0.1", "--port", str(port)],
+            [program, *rest, *arguments, "--host", host, "--port", str(port)],
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **(environment or {})},
             start_new_session=True,
         )
-        url = f"http://127.0.0.1:{port}"
+        url = f"http://{host}:{port}"
         try:
             _wait(process, url, log, patience, stop or threading.Event())
             yield url
@@ -72,6 +74,14 @@ def serve(
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, 9)
                 process.wait()
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+    return port
 
 
 @asynccontextmanager

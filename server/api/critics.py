@@ -62,6 +62,8 @@ async def show_critic(name: CriticName, request: Request) -> CriticVersions:
     """Shows all versions of one name."""
     state = state_of(request)
     await state.critics.refresh()
+    if state.follower is not None:
+        await state.follower.meet(name)
     catalog = state.critics.catalog
     return CriticVersions(
         name=name,

@@ -63,15 +63,28 @@ class Follower:
             await asyncio.sleep(SECONDS)
 
     async def settle(self, key: str | None = None) -> None:
-        """Returns when this server has what is wanted, or has tried to; with a key, that version alone.
+        """Returns when this server has what is wanted, or has tried to; with a critic's name or key, of that alone.
 
         Raises:
             StoreError: the store cannot be read.
         """
         await self.catch_up()
-        if tasks := [task for wanted, task in self._getting.items() if key in (None, wanted)]:
+        if tasks := [task for one, task in self._getting.items() if key in (None, one, one.partition("@")[0])]:
             await asyncio.gather(*tasks)
             await self.catch_up()
+
+    async def meet(self, critic: str) -> None:
+        """Catches up if this server lacks a critic that somebody names: another may just have been told of it.
+
+        Args:
+            critic: `name` or `name@version`.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        catalog = self._critics.catalog
+        if critic not in catalog.critics and critic not in catalog.active:
+            await self.settle(critic)
 
     async def catch_up(self) -> None:
         """Does once all that is to be done; loads, which may take long, go on in the background.

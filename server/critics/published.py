@@ -50,6 +50,7 @@ class SharedDecisions:
     async def activate(self, name: str, body: ActivateRequest, by: str) -> CriticInfo:
         if body.default and body.share < 1:
             raise ConflictError("a trial cannot make its name the default: leave default out, or share")
+        await self._follower.meet(f"{name}@{body.version}")
         info = self._critics.version(name, body.version)
         await self._adopt(name, by)
         if info.key not in self._follower.wanted.versions:
@@ -60,11 +61,13 @@ class SharedDecisions:
         return await self._followed(info)
 
     async def roll_back(self, name: str, by: str) -> CriticInfo:
+        await self._follower.meet(name)
         self._critics.versions(name)
         await self._adopt(name, by)
         version = await asyncio.to_thread(self._records.previous, name)
         if version is None:
             raise ConflictError(f"no version of {name} that was active before is still wanted: load and activate it")
+        await self._follower.meet(f"{name}@{version}")
         info = self._critics.version(name, version)
         await self._note(info, by, rolled_back=True)
         return await self._followed(info)

@@ -14,7 +14,7 @@ from server.access import keys
 from server.commands import serve
 from server.presets import smollm2
 from tests.docker.test_locks import locked
-from tests.support.compose import DOCKER, filled_in, load
+from tests.support.compose import DOCKER, filled_in, load, merged
 from trainer.commands import loop as loop
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +25,7 @@ def rules() -> list[dict[str, Any]]:
     return [rule for group in load("prometheus/rules.yml")["groups"] for rule in group["rules"]]
 
 
+ALONE, SCALED = ("compose.yaml",), ("compose.yaml", "compose.scale.yaml")
 SHARING = {"server": ["critics:/var/lib/qsharp/critics:ro"], "trainer": ["critics:/var/lib/qsharp/critics"]}
 
 
@@ -67,6 +68,7 @@ SECRET_FILES = {
     "postgres": {"postgres_password"},
     "prometheus": {"vllm_api_key"},
     "grafana": {"grafana_password"},
+    "balancer": set(),
 }
 NETWORKS = {
     "server": {"front", "learning", "scraping", "store"},
@@ -75,11 +77,18 @@ NETWORKS = {
     "prometheus": {"scraping", "panels"},
     "grafana": {"panels"},
 }
+BEHIND_ONE_PORT = {
+    **NETWORKS,
+    "server": {*NETWORKS["server"], "serving"},
+    "balancer": {"entry", "learning", "serving", "scraping"},
+}
 
 
-def test_services_are_closed() -> None:
-    compose = load("compose.yaml")
+@pytest.mark.parametrize("paths", [ALONE, SCALED])
+def test_services_are_closed(paths: tuple[str, ...]) -> None:
+    compose = merged(*paths)
     services = compose["services"]
+    entry = "balancer" if paths is SCALED else "server"
     for name, service in services.items():
         assert service["read_only"] is True, name
         assert service["cap_drop"] == ["ALL"], name
@@ -91,33 +100,56 @@ def test_services_are_closed() -> None:
             source, _, *mode = volume.split(":")
             assert source in compose["volumes"] or (source.startswith("./") and mode == ["ro"]), name
     ports = {name: [filled_in(port) for port in service.get("ports", [])] for name, service in services.items()}
-    assert ports.pop("server") == ["127.0.0.1:8000:8000"]
+    assert ports.pop(entry) == ["127.0.0.1:8000:8000"]
+    assert ports.pop("server", []) == []
     assert ports == {
         "trainer": [],
         "postgres": [],
         "prometheus": ["127.0.0.1:9090:9090"],
         "grafana": ["127.0.0.1:3000:3000"],
     }
-    assert [name for name in services if "BIND" in str(services[name].get("ports"))] == ["server"]
+    assert [name for name in services if "BIND" in str(services[name].get("ports"))] == [entry]
     critics = {name: [v for v in services[name]["volumes"] if v.startswith("critics:")] for name in SHARING}
     assert critics == SHARING
     assert load("compose.gpu.yaml")["services"].keys() <= services.keys()
 
 
-def test_networks_are_apart() -> None:
-    compose = load("compose.yaml")
-    assert {name: set(service["networks"]) for name, service in compose["services"].items()} == NETWORKS
-    internal = {name for name, network in compose["networks"].items() if network and network.get("internal")}
-    assert internal == {"learning", "scraping", "store"}
-    (_, masquerade), *others = compose["networks"]["panels"]["driver_opts"].items()
-    assert (masquerade, others) == ("false", [])
+@pytest.mark.parametrize(("paths", "reached"), [(ALONE, NETWORKS), (SCALED, BEHIND_ONE_PORT)])
+def test_networks_are_apart(paths: tuple[str, ...], reached: dict[str, set[str]]) -> None:
+    compose = merged(*paths)
+    assert {name: set(service["networks"]) for name, service in compose["services"].items()} == reached
+    networks = compose["networks"]
+    internal = {name for name, network in networks.items() if network and network.get("internal")}
+    ways_out = set().union(*reached.values()) - internal
+    assert internal == {"learning", "scraping", "store", "serving"} & networks.keys()
+    assert ways_out == {"front", "panels", "entry"} & networks.keys()
+    for name in ways_out - {"front"}:
+        (_, masquerade), *others = networks[name]["driver_opts"].items()
+        assert (masquerade, others) == ("false", [])
+
+
+def test_the_balancer_is_found_and_finds_the_servers() -> None:
+    services = merged(*SCALED)["services"]
+    balancer, server = services["balancer"], services["server"]
+    settings = dict(re.findall(r"presetenv (\w+) (\S+)", (DOCKER / "haproxy" / "haproxy.cfg").read_text()))
+    assert (settings["LISTEN"], settings["DNS"]) == ("*:8000", "127.0.0.11:53")  # Docker's own name server
+    assert balancer["ports"] == load("compose.yaml")["services"]["server"]["ports"]
+    alias, _, port = settings["SERVERS_AT"].partition(":")
+    assert (server["networks"]["serving"], port) == ({"aliases": [alias]}, "8000")
+    assert f"http://127.0.0.1{settings['WATCH'].removeprefix('*')}/ready" in balancer["healthcheck"]["test"]
+    assert load("haproxy/targets/balancer.yml") == [{"targets": [f"balancer{settings['WATCH'].removeprefix('*')}"]}]
+    assert f":{Path(balancer['command'][-1]).parent}/" in f":{balancer['volumes'][0].partition(':')[2]}"
+    (mounted,) = [volume for volume in services["prometheus"]["volumes"] if "haproxy" in volume]
+    _, job = load("prometheus/prometheus.yml")["scrape_configs"]
+    assert job["file_sd_configs"] == [{"files": [f"{mounted.split(':')[1]}/*.yml"]}]
+    assert balancer["stop_grace_period"] == server["stop_grace_period"]
 
 
 def test_secrets_are_files() -> None:
     """None is in the environment or on a command line, which `docker inspect` shows."""
-    compose = load("compose.yaml")
+    compose = merged(*SCALED)
     assert {name: set(service.get("secrets", [])) for name, service in compose["services"].items()} == SECRET_FILES
-    for path in ("compose.yaml", "compose.gpu.yaml"):
+    for path in ("compose.yaml", "compose.gpu.yaml", "compose.scale.yaml"):
         for name, service in load(path)["services"].items():
             for variable, value in service.get("environment", {}).items():
                 if SECRET_WORDS & set(variable.split("_")):
@@ -130,13 +162,14 @@ def test_secrets_are_files() -> None:
     assert [name for name in used if SECRET_WORDS & set(name.split("_"))] == []
     for name, secret in compose["secrets"].items():
         assert secret == {"file": f"${{SECRETS:-./secrets}}/{name}"}
-    (job,) = load("prometheus/prometheus.yml")["scrape_configs"]
+    job, balancer = load("prometheus/prometheus.yml")["scrape_configs"]
     assert job["authorization"] == {"credentials_file": "/run/secrets/vllm_api_key"}
+    assert "authorization" not in balancer
     assert "docker/secrets/\n" in (ROOT / ".gitignore").read_text()
 
 
 def test_images_are_named_in_one_file() -> None:
-    images, compose = load("images.yaml")["services"], load("compose.yaml")["services"]
+    images, compose = load("images.yaml")["services"], merged(*SCALED)["services"]
     for name, service in compose.items():
         if name in ("server", "trainer"):
             assert service["image"] == "qsharp-serve:cpu"
@@ -154,12 +187,12 @@ def test_images_are_named_in_one_file() -> None:
 
 
 def test_what_can_be_set_is_in_the_example() -> None:
-    text = (DOCKER / "compose.yaml").read_text() + (DOCKER / "compose.gpu.yaml").read_text()
+    text = "".join((DOCKER / f"compose{kind}.yaml").read_text() for kind in ("", ".gpu", ".scale"))
     used = set(re.findall(r"\$\{(\w+)", text))
     example = dict(re.findall(r"^(\w+)=(.*)$", (DOCKER / ".env.example").read_text(), re.MULTILINE))
     assert used == example.keys()
     assert re.findall(r"\$\{(\w+):\?", text) == []  # all has a default
-    for name, default in re.findall(r"\$\{(\w+):-([^}]*)\}", (DOCKER / "compose.yaml").read_text()):
+    for name, default in re.findall(r"\$\{(\w+):-([^}]*)\}", "".join((DOCKER / path).read_text() for path in SCALED)):
         assert example[name] == default, name
 
 
@@ -188,11 +221,13 @@ def test_the_server_takes_its_flags(path: str, tmp_path: Path, monkeypatch: pyte
     assert (name, args.host, args.port, args.shutdown_timeout) == ("serve", "0.0.0.0", 8000, 60)
 
 
-def test_the_trainer_takes_its_flags() -> None:
-    name, *flags = filled_in(load("compose.yaml")["services"]["trainer"]["command"]).split()
+@pytest.mark.parametrize(("paths", "url"), [(ALONE, "http://server:8000"), (SCALED, "http://balancer:8000")])
+def test_the_trainer_takes_its_flags(paths: tuple[str, ...], url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, *flags = filled_in(merged(*paths)["services"]["trainer"]["command"]).split()
     ours, training = loop._split(flags)
+    monkeypatch.setenv("QSHARP_URL", merged(*paths)["services"]["trainer"]["environment"]["QSHARP_URL"])
     args = loop._parser().parse_args(ours)
-    assert (name, args.watch, args.url) == ("loop", True, "http://server:8000")
+    assert (name, args.watch, args.url) == ("loop", True, url)
     assert str(args.out) == "/var/lib/qsharp/critics"
     assert loop._training_parser("name").parse_args(training).backbone == "reference"
 

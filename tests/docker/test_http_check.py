@@ -34,7 +34,9 @@ def started_with(service: str, folder: Path) -> tuple[list[str], dict[str, str]]
 def training(url: str, folder: Path) -> Iterator[None]:
     """The trainer, as a process beside the server."""
     words, environment = started_with("trainer", folder)
-    words = [word.replace("http://server:8000", url).replace("/var/lib/qsharp", str(folder)) for word in words]
+    words = [word.replace("/var/lib/qsharp", str(folder)) for word in words]
+    assert environment.pop("QSHARP_URL") == "http://server:8000"
+    environment["QSHARP_URL"] = url
     log = folder / "trainer.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

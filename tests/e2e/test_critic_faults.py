@@ -14,8 +14,8 @@ import psutil
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import ADMIN_KEY, Server
-from tests.e2e.test_rollouts import process_of
 from tests.support import models
+from tests.support.processes import process_of
 from tests.support.waiting import within
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.conftest import Server, flags
-from tests.e2e.test_rollouts import process_of
+from tests.support.processes import process_of
 from trainer.serving import serve
 
 LIMIT = 12

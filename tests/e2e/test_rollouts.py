@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import openai
@@ -26,6 +25,7 @@ from server.store.filters import Filters
 from server.store.rollouts import RolloutStore
 from tests.conftest import ADMIN_KEY, Server
 from tests.support import models
+from tests.support.processes import process_of
 from trainer.rollouts.branching import LISTED, listed_in_choice, listed_in_prompt, with_alternatives
 from trainer.serving import serve
 
@@ -612,15 +612,6 @@ def test_a_server_without_a_store_says_how_to_have_one(server_v2: Server) -> Non
 
 
 # -- kills
-
-
-def process_of(url: str) -> int:
-    """The process of ours that was told to listen there."""
-    port = str(urlsplit(url).port).encode()
-    task = Path(f"/proc/{os.getpid()}/task")
-    children = [int(pid) for thread in task.iterdir() for pid in (thread / "children").read_text().split()]
-    (found,) = [pid for pid in children if port in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
-    return found
 
 
 async def load(url: str, seen: dict[str, list[int]], rewarded: set[str]) -> None:

@@ -83,6 +83,50 @@ def test_a_decision_reaches_all_servers(fleet: Fleet) -> None:
     ]  # fmt: skip
 
 
+def test_what_is_decided_at_one_can_be_gone_on_with_at_another_at_once(fleet: Fleet) -> None:
+    """As a balancer does that sends each request of an admin to another server."""
+
+    async def main() -> None:
+        servers = [await fleet.start() for _ in range(random.randint(2, 4))]
+        await fleet.load(servers[0], version(fleet.folder, "1"))
+        await fleet.load(servers[0], version(fleet.folder, "2"))
+        last = servers[-1]
+        await last.decisions.activate("sums", ActivateRequest(version="2"), "ann")
+        assert last.has == ({"sums@1", "sums@2"}, {"sums": "sums@2"}, "sums")
+        late = Server(fleet.folder, fleet.store.critics)  # has not yet looked at the store
+        assert (await late.decisions.roll_back("sums", "ann")).key == "sums@1"
+        with pytest.raises(NotFoundError):
+            await servers[1].decisions.activate("sums", ActivateRequest(version="3"), "ann")
+
+    asyncio.run(main())
+
+
+def test_a_server_meets_the_critic_that_a_request_names(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And asks the store no more often than for what it does not have."""
+
+    async def main() -> None:
+        here, there = await fleet.start(), await fleet.start()
+        await fleet.load(here, version(fleet.folder, "1"))
+        name = random.choice(["sums", "sums@1"])
+        await there.follower.meet(name)
+        assert there.critics.catalog.resolve(name).key == "sums@1"
+        looks = 0
+
+        def look() -> Desired:
+            nonlocal looks
+            looks += 1
+            return fleet.store.critics.desired()
+
+        monkeypatch.setattr(there.follower, "_look", look)
+        await there.follower.meet("sums@1")
+        await there.follower.meet("sums")
+        assert looks == 0
+        await there.follower.meet("other")
+        assert looks == 1
+
+    asyncio.run(main())
+
+
 def test_a_roll_back_finds_what_the_servers_were_started_with(fleet: Fleet) -> None:
     one, two, other = version(fleet.folder, "1"), version(fleet.folder, "2"), version(fleet.folder, "1", "other")
 
