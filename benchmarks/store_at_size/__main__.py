@@ -23,7 +23,7 @@ from sqlalchemy import Engine, func, select, text
 
 from benchmarks.postgres import running_postgres
 from benchmarks.store_at_size.filling import fill, settle
-from benchmarks.store_at_size.measuring import RATE, Figures, exports, inserts, pruned, quantiles, reads
+from benchmarks.store_at_size.measuring import Figures, exports, inserts, pruned, quantiles, reads
 from benchmarks.store_at_size.plans import Statements, whole_reads
 from benchmarks.store_at_size.queries import Times
 from server.api.queries import DELETED
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=20, help="of lists and counts")
     parser.add_argument("--exports", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=60.0, help="of inserts")
+    parser.add_argument("--rate", type=float, default=1000.0, help="of inserts, a second")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="also write the result there")
     given = parser.parse_args()
@@ -97,22 +98,22 @@ async def _writes(
         "beside exports": lambda: exports(store, times.last_day, Figures(), 1),
     }
     for name, call in beside.items():
-        waits = await inserts(store, given.seconds, RATE, call)
+        waits = await inserts(store, given.seconds, given.rate, call)
         for which, wait in quantiles(waits).items():
             figures.note(f"commit {name}, {which}, ms", wait)
     old = replace(times.old, trained=False)
     with statements.listening(store._engine):
         await store.prune(old, DELETED, owner=None)
         await store.prune(replace(old, trained_until=times.now), DELETED, owner=None)
-    await _prune(store, old, figures)
+    await _prune(store, old, figures, given.rate)
 
 
-async def _prune(store: RolloutStore, old: Filters, figures: Figures) -> None:
+async def _prune(store: RolloutStore, old: Filters, figures: Figures, rate: float) -> None:
     """Deletes the old ones, while others are stored at a tenth of the rate."""
     going = asyncio.create_task(pruned(store, old, DELETED, figures))
     waits: list[float] = []
     while not going.done():
-        waits += await inserts(store, 1.0, RATE / 10, None)
+        waits += await inserts(store, 1.0, rate / 10, None)
     deleted, seconds = await going
     figures.note("prune, rows", deleted)
     figures.note("prune, rows a second", deleted / seconds)

@@ -20,7 +20,6 @@ from server.store.rollouts import RolloutStore
 MIB = 2**20
 NEW_REWARDS = 500
 """So many rewards came since a watch looked the last time."""
-RATE = 1000  # rollouts a second
 PATIENCE = 20.0  # seconds for one list or count, however slow it is
 
 

@@ -126,6 +126,7 @@ rewards = Table(
     Column("given_by", Text),
     Index("ix_rewards_rollout_id", "rollout_id"),
     Index("ix_rewards_given_by", "given_by"),
+    Index("ix_rewards_source", "source"),
 )
 
 critic_versions = Table(

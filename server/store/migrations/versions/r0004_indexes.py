@@ -21,6 +21,7 @@ def upgrade() -> None:
     op.create_index("ix_rollouts_created_seq", "rollouts", ["created", "seq"])
     op.create_index("ix_rollouts_model", "rollouts", ["model"])
     op.create_index("ix_rewards_given_by", "rewards", ["given_by"])
+    op.create_index("ix_rewards_source", "rewards", ["source"])
     if op.get_bind().dialect.name == "postgresql":
         entries = sa.text("CAST(metadata AS JSONB) jsonb_path_ops")
         op.create_index("ix_rollouts_metadata", "rollouts", [entries], postgresql_using="gin")
