@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import PercentFormatter, ScalarFormatter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -69,7 +69,9 @@ def plot(path: Path, points: Sequence[Point]) -> None:
             yerr=[point.accuracy[1] for point in line], linestyle=STYLES[rule], color=colours[method], marker="o",
             markersize=4, capsize=2.5, linewidth=1.5, label=f"{method}, by {rule}",
         )  # fmt: skip
-    axes.set(xscale="log", xlabel="generated tokens per answer", ylabel="accuracy")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.set(xlabel="generated tokens per answer", ylabel="accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
