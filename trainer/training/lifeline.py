@@ -28,4 +28,5 @@ def end_with(parent: int | None) -> None:
 
 if __name__ == "__main__":
     end_with(int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background has it ignored, and whatever is started there
     os.execv(sys.argv[2], sys.argv[2:])  # what is asked of the kernel above holds beyond this
