@@ -17,7 +17,8 @@ from server.request.search.ranking import ranked
 from tests.conftest import Server
 from tests.e2e.test_exact import TOLERANCE, check, metric, prompt_ids, send
 from tests.e2e.test_http import extra
-from trainer.rewards.verifiers import OWN, Judge, TaskRef, Weighted
+from trainer.rewards.base import Case
+from trainer.rewards.verifiers import Judge, TaskRef, Weighted
 from trainer.rollouts.client import ServerClient
 from trainer.rollouts.collection import seed_of
 from trainer.rollouts.parameters import SamplingParameters
@@ -329,13 +330,17 @@ def test_another_route_searches_too(http: httpx.Client) -> None:
 def test_the_benchmark_samples_what_it_says(http: httpx.Client, url: str, tmp_path: Path) -> None:
     """Its pools are in the order they were drawn; a search returns one of them, at the cost of all; it goes on."""
     problems = [Problem(id=str(i), prompt=[*PROMPT, 20 + i]) for i in range(3)]
-    even = Task(name="even", problems=lambda split: problems, splits=("all",), reward=lambda p, text: len(text) % 2)
+    task = Task(name="even", problems=lambda split: problems, splits=("all",))
+
+    def even(case: Case) -> float:
+        return len(case.completion) % 2
+
     ways = [pool("pool", 0.2, 4), way_of("best_of:n=4", 0.2, "text"), way_of("particles:n=2,every=4", 0.2, "text")]
 
     async def run() -> tuple[Asked, Found]:
-        async with Judge([Weighted(OWN)]) as judge, ServerClient(url) as client:
+        async with Judge([Weighted.of(even)]) as judge, ServerClient(url) as client:
             asked = Asked(
-                task=TaskRef(even, "even"), problems=problems, sampling=SamplingParameters(max_tokens=9), model="tiny",
+                task=TaskRef(task, "even"), problems=problems, sampling=SamplingParameters(max_tokens=9), model="tiny",
                 critic="plain@1", repeats=2, pools=2, rows=4, seed=0,
             )  # fmt: skip
             return asked, await sample(client, judge, asked, ways, tmp_path / "samples.jsonl")
