@@ -37,16 +37,19 @@ BODY = {
 
 @dataclass
 class Member:
-    """One of the servers."""
+    """One of the servers; its worker has a core of its own, else one that starts waits minutes for one that is busy."""
 
     url: str
     log: Path
     arguments: list[str]
+    core: int
     process: ExitStack = field(default_factory=ExitStack)
 
     def start(self) -> None:
         where = httpx.URL(self.url)
-        environment = {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+        environment = {
+            "PYTHONPATH": os.environ.get("PYTHONPATH", ""), "VLLM_CPU_OMP_THREADS_BIND": str(self.core)
+        }  # fmt: skip
         self.process.close()
         self.process.enter_context(
             serve(self.arguments, self.log, environment, host=where.host, port=where.port, patience=600)
@@ -117,7 +120,11 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     own = {"plain": models.write_critic(root / "plain", name="plain", seed=1)}
     with postgres() as store, balancing([*HOSTS], port, root / "haproxy.log") as balancer:
         arguments = [*flags(reference, own, rows=8, blocks=24), "--no-auth", "--rollouts", store]
-        here, there = (Member(f"http://{host}:{port}", root / f"log-of-{host}", arguments) for host in HOSTS)
+        cores = sorted(os.sched_getaffinity(0))
+        here, there = (
+            Member(f"http://{host}:{port}", root / f"log-of-{host}", arguments, core)
+            for host, core in zip(HOSTS, (cores[0], cores[-1]), strict=True)
+        )
         with here.process, there.process:
             with ThreadPoolExecutor() as pool:
                 list(pool.map(Member.start, (here, there)))
