@@ -17,13 +17,12 @@ import httpx
 import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from vllm.utils.network_utils import get_open_port
 
 from tests.conftest import ADMIN_KEY, Server, flags
 from tests.e2e.test_exact import check, requests, run_all
 from tests.support import models
 from tests.support.waiting import within
-from trainer.serving import serve
+from trainer.serving import free_port, serve
 
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
 ENGINES = ["0", "1"]
@@ -39,7 +38,7 @@ def second_host(arguments: list[str], log: Path) -> Iterator[list[str]]:
         "--data-parallel-address",
         HEAD,
         "--data-parallel-rpc-port",
-        str(get_open_port()),
+        str(free_port(HEAD)),
     ]
     alone = ["--headless", "--data-parallel-size-local", "1", "--data-parallel-start-rank", "1"]
     command = [str(Path(sys.executable).parent / "qsharp"), "serve", *arguments, *shared, *alone]

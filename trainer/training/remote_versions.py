@@ -80,8 +80,8 @@ def publish_remotely(
 
 def _claimed(fs: AbstractFileSystem, path: str, run_id: str) -> int:
     """The number that this run publishes under: the one that it has, or the next that is free."""
-    claims = [number for number in map(_number, entries(fs, f"{path}/{CLAIMS}")) if number is not None]
-    for number in sorted(claims, reverse=True):
+    claims = _numbers(fs, f"{path}/{CLAIMS}")
+    for number in reversed(claims):
         if fs.cat_file(f"{path}/{CLAIMS}/{number}") == run_id.encode():
             return number
     number = max([0, *claims, *_numbers(fs, path)])
