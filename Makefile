@@ -42,7 +42,7 @@ AUDITED := $(filter-out $(LOCKS)/torch.txt,$(wildcard $(LOCKS)/*.txt))
 
 # What several servers of one store do, from the balancer to the trainer's trials.
 FLEET := tests/docker/test_balancer.py tests/docker/test_files.py tests/deploy tests/server/test_published.py \
-	tests/server/test_following.py tests/server/test_store_critics.py tests/trainer/test_sequential.py \
+	tests/server/test_following.py tests/server/test_changes.py tests/server/test_store_critics.py tests/trainer/test_sequential.py \
 	tests/trainer/test_trial.py tests/e2e/test_fleet.py
 
 .PHONY: install serve demo star-graph test lint format bench soak sums-accuracy compose-check fleet-check kubernetes-rules secrets renew-digests lock \
@@ -107,7 +107,7 @@ compose-check:
 	$(PYTHON) docker/compose_check.py $(ARGS)
 
 fleet-check: install
-	$(BIN)/python -m pytest $(FLEET) $(ARGS)
+	QSHARP_FLEET_RESPONSES=1000 $(BIN)/python -m pytest $(FLEET) -rP $(ARGS)
 
 kubernetes-rules:
 	$(PYTHON) deploy/prometheus_rule.py

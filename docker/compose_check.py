@@ -1,9 +1,10 @@
-"""Brings the whole deployment up and uses it as its users would: `make compose-check`, some fifteen minutes.
+"""Brings the whole deployment up and uses it as its users would: `make compose-check`, some twenty-five minutes.
 
     python3 docker/compose_check.py [--keep]        needs a Docker engine with Compose 2, and nothing but Python
 
-It builds the images, starts everything under a project name, secrets and ports of its own, and removes all of it at the
-end (`--keep` leaves it running). What it asks over HTTP is in `http_check.py`, which `make test` runs, too. Where no
+It builds the images and starts everything under a project name, secrets and ports of its own: at first one server, then
+two behind a balancer (`servers_check.py`). At the end it removes all of it (`--keep` leaves it running). What it asks
+over HTTP is in `http_check.py`, which `make test` runs, too. Where no
 registry can be reached, PostgreSQL and Prometheus are built from Debian's packages (`stand_ins/`) and Grafana is left
 out: its dashboards are then validated against Prometheus itself. The last lines say what was a stand-in, and so what
 the run does not prove.
@@ -11,123 +12,20 @@ the run does not prove.
 
 import argparse
 import json
-import os
-import shutil
-import socket
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.parse import urlencode
 
 import http_check
-import make_secrets
+import servers_check
+from compose_stack import HERE, Stack, at_hand, docker, from_nowhere, require_docker, succeeds
 from http_check import Api, check, fail, say, wait_for
 
-HERE = Path(__file__).parent
 STAND_INS = HERE / "stand_ins"
-PROJECT = "qsharp-check"
 OURS = ("server", "trainer")
-
-
-# -- the engine
-
-
-def require_docker() -> None:
-    """Ends the check where it cannot run, and says what is missing."""
-    if shutil.which("docker") is None:
-        fail("there is no `docker` in PATH: install Docker Engine with Compose 2 (docs.docker.com/engine/install)")
-    if not succeeds("compose", "--progress", "quiet", "version"):  # early versions of Compose 2 do not know the flag
-        fail("`docker` has no recent Compose 2: install docker-compose-plugin (docs.docker.com/compose/install/linux)")
-    if not succeeds("version", timeout=60):
-        fail("the Docker engine does not answer: start it, and see that you may use it (`docker version` says more)")
-
-
-def docker(*arguments: str, quiet: bool = False) -> str:
-    """Output of a docker command that must succeed; what it says of its progress is shown unless it is to be quiet."""
-    done = subprocess.run(["docker", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE if quiet else None)
-    if done.returncode:
-        said = (done.stdout + (done.stderr or b"")).decode(errors="replace")
-        fail(f"docker {' '.join(arguments)} ended with {done.returncode}\n{said[-2000:]}")
-    return done.stdout.decode(errors="replace").strip()
-
-
-def succeeds(*arguments: str, timeout: float = 300) -> bool:
-    """Whether a docker command does; it says nothing."""
-    try:
-        done = subprocess.run(["docker", *arguments], capture_output=True, timeout=timeout)
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
-
-
-class Stack:
-    """The compose project, with settings of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self.secrets = folder / "secrets"
-        make_secrets.make(self.secrets)
-        ports = {name: free_port() for name in ("SERVER_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")}
-        self.url, self.prometheus = (f"http://127.0.0.1:{ports[name]}" for name in ("SERVER_PORT", "PROMETHEUS_PORT"))
-        settings = {"SECRETS": self.secrets, **ports, **http_check.SETTINGS}
-        for name in settings:
-            os.environ.pop(name, None)  # the shell's would win over the file's
-        env = folder / "env"
-        env.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
-        file, self._changes = str(HERE / "compose.yaml"), folder / "changes.yaml"
-        self._options = ["compose", "--progress", "quiet", "-p", PROJECT, "--env-file", str(env), "-f", file]
-        self.services = self._services()
-
-    def _services(self) -> dict[str, Any]:
-        services: dict[str, Any] = json.loads(self("config", "--format", "json", quiet=True))["services"]
-        return services
-
-    def change(self, services: dict[str, Any]) -> None:
-        """Has these services differ from compose.yaml in what is given."""
-        self._changes.write_text(json.dumps({"services": services}))
-        self._options += ["-f", str(self._changes)]
-        self.services = self._services()
-
-    def secret(self, name: str) -> str:
-        """One of the secrets."""
-        return (self.secrets / name).read_text()
-
-    def __call__(self, *arguments: str, quiet: bool = False) -> str:
-        return docker(*self._options, *arguments, quiet=quiet)
-
-    def inside(self, service: str, *command: str) -> str:
-        """Output of a command in a service's container."""
-        return self("exec", "-T", service, *command, quiet=True)
-
-    def works_inside(self, service: str, *command: str) -> bool:
-        """Whether a command in a service's container succeeds."""
-        return succeeds(*self._options, "exec", "-T", service, *command)
-
-    def sql(self, query: str) -> str:
-        """Asks the store's database itself."""
-        return self.inside("postgres", "psql", "-U", "qsharp", "-d", "qsharp", "-tAc", query)
-
-    def stored(self, ids: list[str], also: str = "true") -> int:
-        """How many of these rollouts are in the database, of those that an SQL condition holds for."""
-        listed = ", ".join(f"'{one}'" for one in ids)
-        return int(self.sql(f"select count(*) from rollouts where {also} and id in ({listed})"))
-
-    def container(self, service: str) -> dict[str, Any]:
-        """What the engine says of a service's container."""
-        found: list[dict[str, Any]] = json.loads(docker("inspect", self("ps", "-aq", service, quiet=True)))
-        return found[0]
-
-
-def free_port() -> int:
-    """A loopback port that nobody uses."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def images(stack: Stack) -> tuple[list[str], list[str]]:
@@ -164,16 +62,6 @@ def stand_in(service: str, image: str, base: str) -> str:
     return image
 
 
-def at_hand(image: str) -> bool:
-    """Whether an image is there or can be had."""
-    return succeeds("image", "inspect", image) or succeeds("pull", "-q", image)
-
-
-def from_nowhere(image: str) -> bool:
-    """Whether an image was never in a registry."""
-    return docker("image", "inspect", "-f", "{{len .RepoDigests}}", image) == "0"
-
-
 # -- what is checked, in order
 
 
@@ -193,7 +81,7 @@ def rules_and_files(stack: Stack) -> None:
         image = stand_in("balancer", image, stack.services["server"]["build"]["args"]["CPU_BASE"])
     configuration = ("-v", f"{HERE / 'haproxy'}:/etc/haproxy:ro")
     docker("run", "--rm", *configuration, image, "haproxy", "-c", "-f", "/etc/haproxy/haproxy.cfg", quiet=True)
-    say("ok: compose.yaml with compose.scale.yaml, and HAProxy's configuration (validated, not run)")
+    say("ok: HAProxy's configuration")
 
 
 def offline(stack: Stack) -> None:
@@ -299,30 +187,13 @@ def grafana(stack: Stack) -> None:
 
 def killed(api: Api, stack: Stack, services: list[str]) -> None:
     """SIGKILL while rollouts are stored: what a client has an answer for is there."""
-    answered: list[str] = []
-    stop = threading.Event()
-
-    def client() -> None:
-        while not stop.is_set():
-            try:
-                body = api.completion(prompt="Once", store=True, n=2)
-                _, answer = api.send("/v1/completions", body, timeout=60)
-                answered.extend(choice["rollout_id"] for choice in answer["choices"])
-            except (URLError, OSError, KeyError, ValueError):
-                return
-
-    clients = [threading.Thread(target=client) for _ in range(4)]
-    for thread in clients:
-        thread.start()
-    wait_for("answers", 120, lambda: len(answered) >= 40)
-    before = int(stack.sql("select count(*) from rollouts"))
-    stack("kill", "-s", "SIGKILL", "server", quiet=True)
-    stop.set()
-    for thread in clients:
-        thread.join()
-    stack("up", "-d", "--no-build", "--wait", "--wait-timeout", "600", *services, quiet=True)
-    found = stack.stored(answered)
-    check(found == len(answered), f"after SIGKILL all {found} answered rollouts are in PostgreSQL")
+    with http_check.traffic(api, 4) as seen:
+        wait_for("answers", 120, lambda: len(seen.stored) >= 40)
+        before = int(stack.sql("select count(*) from rollouts"))
+        stack("kill", "-s", "SIGKILL", "server", quiet=True)
+    stack.up(*services)
+    found = stack.stored(seen.stored)
+    check(found == len(seen.stored), f"after SIGKILL all {found} answered rollouts are in PostgreSQL")
     check(int(stack.sql("select count(*) from rollouts")) >= before, "and all that were there before")
     learned = wait_for("the trainer to load its version again", 180, lambda: http_check.active(api))
     say(f"ok: the server is up again, and the trainer has loaded {learned} into it")
@@ -335,7 +206,7 @@ def drained(api: Api, stack: Stack) -> None:
     check(code == 0, f"and then ends by itself, after {took:.0f} s, with status {code}")
 
 
-def run(stack: Stack, keep: bool) -> None:
+def run(stack: Stack) -> None:
     """All of it."""
     services, notes = images(stack)
     rules_and_files(stack)
@@ -344,7 +215,7 @@ def run(stack: Stack, keep: bool) -> None:
     offline(stack)
     described(stack)
     say(f"starting {', '.join(services)}")
-    stack("up", "-d", "--no-build", "--wait", "--wait-timeout", "600", *services)
+    stack.up(*services)
     user = stack.secret("vllm_api_key")
     api = Api(stack.url, user)
     http_check.keys(stack.url, user)
@@ -359,11 +230,11 @@ def run(stack: Stack, keep: bool) -> None:
     if "grafana" in services:
         grafana(stack)
     killed(api, stack, services)
-    if not keep:
-        drained(api, stack)
+    drained(api, stack)
+    servers_check.several(stack, api, Api(stack.url, stack.secret("qsharp_admin_key")), services)
     say("compose-check passed")
     print("\n".join(["stand-ins:", *(f"  {note}" for note in notes)] if notes else ["no stand-ins"]))
-    print("not run here: the cuda target and compose.gpu.yaml, which need a GPU; compose.scale.yaml")
+    print("not run here: the cuda target and compose.gpu.yaml, which need a GPU")
 
 
 def main() -> None:
@@ -375,7 +246,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="compose-check-") as folder:
         stack = Stack(Path(folder))
         try:
-            run(stack, keep)
+            run(stack)
         except BaseException:
             print(stack("logs", "--tail", "40", quiet=True), file=sys.stderr)
             raise

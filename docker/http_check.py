@@ -7,9 +7,12 @@ learned, the server is asked.
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
@@ -218,6 +221,40 @@ def active(api: Api) -> str | None:
     """The trainer's version that is active."""
     versions = api("/v1/critics")["data"]
     return next((one["id"] for one in versions if one["name"] == LEARNED and one["active"]), None)
+
+
+@dataclass
+class Traffic:
+    """What clients have got: the ids of stored rollouts that they were told, and how many requests were lost."""
+
+    stored: list[str] = field(default_factory=list)
+    lost: int = 0
+
+
+@contextmanager
+def traffic(api: Api, clients: int) -> Iterator[Traffic]:
+    """So many clients ask for completions that are stored, one after another, until this ends."""
+    seen, stop = Traffic(), threading.Event()
+
+    def client() -> None:
+        while not stop.is_set():
+            try:
+                body = api.completion(prompt="Once", store=True, n=2)
+                _, answer = api.send("/v1/completions", body, timeout=60)
+                seen.stored.extend(choice["rollout_id"] for choice in answer["choices"])
+            except (OSError, HTTPException, KeyError, ValueError):  # URLError is an OSError
+                seen.lost += 1
+                stop.wait(0.5)
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def drained(api: Api, stop: Callable[[], object]) -> float:

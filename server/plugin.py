@@ -113,8 +113,9 @@ class QSharpEndpoints:
         for info in loaded.catalog.critics.values():
             info.source = fetched.get(info.status.path)
         if qsharp.rollouts is not None and settings.share_critics:
-            qsharp.follower = follower = Follower(loaded, qsharp.rollouts.critics.desired)
-            qsharp.decisions = SharedDecisions(loaded, qsharp.rollouts.critics, follower)
+            records = qsharp.rollouts.critics
+            qsharp.follower = follower = Follower(loaded, records.desired, records.changes)
+            qsharp.decisions = SharedDecisions(loaded, records, follower)
             await follower.settle()  # before anybody is served
             state.qsharp_follows = asyncio.create_task(follower.follow())
         engine = GuidedEngineClient(

@@ -1,12 +1,14 @@
 """Has this server have the critics that the store says all servers are to have.
 
-The store is asked every second. What cannot be done is said in `problems` and tried again; the rest goes on.
+The store is asked every second, and at once when it tells of a change. What cannot be done is said in `problems` and
+tried again; the rest goes on.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from pathlib import Path
 
 from qsharp_core.critic.digest import digest
@@ -29,14 +31,18 @@ class Follower:
     Args:
         critics: of this server.
         look: reads what is wanted; it blocks.
+        changes: yields when it is time to look again, at the latest after so many seconds.
 
     Attributes:
         wanted: what the store said last.
     """
 
-    def __init__(self, critics: LoadedCritics, look: Callable[[], Desired]) -> None:
+    def __init__(
+        self, critics: LoadedCritics, look: Callable[[], Desired], changes: Callable[[float], AsyncGenerator[None]]
+    ) -> None:
         self._critics = critics
         self._look = look
+        self._changes = changes
         self._looking = asyncio.Lock()
         self._getting: dict[str, asyncio.Task[None]] = {}
         self._sound: dict[str, str] = {}  # the digest of what is loaded, once it was compared
@@ -53,14 +59,14 @@ class Follower:
 
     async def follow(self) -> None:
         """Goes on until it is cancelled."""
-        while True:
-            try:
-                await self.catch_up()
-            except QSharpError as error:
-                logger.warning("critics of the store were not followed: %s", error)
-            except Exception:  # a fault of ours must not end this unseen
-                logger.exception("critics of the store were not followed")
-            await asyncio.sleep(SECONDS)
+        async with aclosing(self._changes(SECONDS)) as changes:
+            async for _ in changes:
+                try:
+                    await self.catch_up()
+                except QSharpError as error:
+                    logger.warning("critics of the store were not followed: %s", error)
+                except Exception:  # a fault of ours must not end this unseen
+                    logger.exception("critics of the store were not followed")
 
     async def settle(self, key: str | None = None) -> None:
         """Returns when this server has what is wanted, or has tried to; with a critic's name or key, of that alone.

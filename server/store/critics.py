@@ -7,13 +7,14 @@ wanted keeps its own.
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, case, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, case, func, insert, select, update
 
 from qsharp_core.errors import CriticError
+from server.store.changes import announce, changes
 from server.store.reading import Reader
 from server.store.tables import critic_activations, critic_versions
 from server.store.writer import Writer
@@ -93,10 +94,11 @@ class CriticRecords:
     """The versions and activations of one database.
 
     Args:
-        reader, writer: of the database.
+        engine, reader, writer: of the database.
     """
 
-    def __init__(self, reader: Reader, writer: Writer) -> None:
+    def __init__(self, engine: Engine, reader: Reader, writer: Writer) -> None:
+        self._engine = engine
         self._reader = reader
         self._writer = writer
 
@@ -108,6 +110,10 @@ class CriticRecords:
         """
         with self._reader.connected() as connection:
             return _desired(connection)
+
+    def changes(self, seconds: float) -> AsyncGenerator[None]:
+        """Yields at once, and whenever `desired` may have changed: at the latest after so many seconds."""
+        return changes(self._engine, seconds)
 
     def history(self, name: str) -> list[Activation]:
         """What was decided about a name, oldest first; it blocks.
@@ -183,6 +189,7 @@ class CriticRecords:
 
 
 def _publish(connection: Connection, payloads: list[PublishedVersion]) -> list[str | None]:
+    announce(connection)
     return [_publish_one(connection, version) for version in payloads]
 
 
@@ -199,6 +206,7 @@ def _publish_one(connection: Connection, version: PublishedVersion) -> str | Non
 
 
 def _activate(connection: Connection, payloads: list[Activation]) -> list[str | None]:
+    announce(connection)
     return [_activate_one(connection, activation) for activation in payloads]
 
 
@@ -211,6 +219,7 @@ def _activate_one(connection: Connection, activation: Activation) -> str | None:
 
 
 def _retire(connection: Connection, payloads: list[tuple[str, str, str]]) -> list[str | None]:
+    announce(connection)
     return [_retire_one(connection, *payload) for payload in payloads]
 
 

@@ -20,6 +20,7 @@ from qsharp_core.rollouts.text import to_json
 
 ACCEPTED = "a file's path, sqlite:///PATH or postgresql://USER@HOST/DATABASE"
 WRITES = "qsharp_writes"  # execution option of connections that will write
+CONNECT_SECONDS = 10  # that PostgreSQL has to answer
 _LOCK = 0x5153_4841_5250  # key of PostgreSQL's lock while migrations run: several programs may start together
 
 
@@ -61,7 +62,7 @@ def connect(url: str) -> Engine:
         pool_pre_ping=True,
         pool_size=8,
         max_overflow=8,
-        connect_args={} if sqlite else {"connect_timeout": 10},
+        connect_args={} if sqlite else {"connect_timeout": CONNECT_SECONDS},
     )
     if sqlite:
         event.listen(engine, "connect", _set_up_sqlite)

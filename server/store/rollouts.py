@@ -84,7 +84,7 @@ class RolloutStore:
         self._insert = (postgresql if self._dialect == "postgresql" else sqlite).insert(rollouts)
         self._writer = Writer(self._engine)
         self._room = asyncio.Semaphore(QUEUE)
-        self.critics = CriticRecords(self._reader, self._writer)
+        self.critics = CriticRecords(self._engine, self._reader, self._writer)
 
     @property
     def lag(self) -> float:

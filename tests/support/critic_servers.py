@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,10 @@ class Server:
         engine: Any = self.workers
         roots = CriticRoots([folder] if remote is None else [folder, remote])
         self.critics = LoadedCritics(engine, roots, Fetching(cache=folder / "cache"))
-        self.follower = Follower(self.critics, self.look if records is None else records.desired)
-        if records is not None:
+        if records is None:
+            self.follower = Follower(self.critics, self.look, regularly)
+        else:
+            self.follower = Follower(self.critics, records.desired, records.changes)
             self.decisions = SharedDecisions(self.critics, records, self.follower)
 
     def look(self) -> Desired:
@@ -91,6 +94,12 @@ class Server:
     def has(self) -> tuple[set[str], dict[str, str], str | None]:
         """What is loaded, which versions are active, and the default."""
         return set(self.workers.loaded), self.critics.catalog.active, self.critics.catalog.default
+
+
+async def regularly(seconds: float) -> AsyncGenerator[None]:
+    while True:
+        yield
+        await asyncio.sleep(seconds)
 
 
 async def settled() -> None:

@@ -93,6 +93,12 @@ def test_rewards_and_token_ids_out_of_range_are_refused(tmp_path: Path) -> None:
     found = read(tmp_path, [row("half", [5], [A], 0.5)])
     with pytest.raises(TrainingError, match=r"half has reward 0\.5: it must be 0 or 1"):
         data.check(found, Bernoulli(), 100, False)
+    graded = read(tmp_path, [row(str(i), [5], [A], reward) for i, reward in enumerate((1.0, 0.5, 0.0, 0.25, 0.5))])
+    with pytest.raises(TrainingError, match=r"give --distribution categorical --atoms 0 0\.25 0\.5 1$"):
+        data.check(graded, Bernoulli(), 100, False)
+    many = read(tmp_path, [row(str(i), [5], [A], i / 50) for i in range(51)])
+    with pytest.raises(TrainingError, match=r"--atoms 0 0\.1 0\.2 0\.3 0\.4 0\.5 0\.6 0\.7 0\.8 0\.9 1$"):
+        data.check(many, Bernoulli(), 100, False)
     data.check(found, Categorical((0.0, 1.0), (0.0, 1.0)), 100, False)
     with pytest.raises(TrainingError, match=r"in \[0\.6, 1\.0\]"):
         data.check(found, Categorical((0.7, 1.0), (0.6, 1.0)), 100, False)

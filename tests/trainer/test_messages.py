@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from tenacity import RetryCallState
 
@@ -18,7 +19,8 @@ from tests.support import fake_server, models
 from tests.support import trainer_data as world
 from tests.support.fake_server import FakeServer
 from trainer.rollouts import retrying
-from trainer.rollouts.retrying import FIRST_PATIENCE, PATIENCE, Patience
+from trainer.rollouts.errors import TransientError, check
+from trainer.rollouts.retrying import FIRST_PATIENCE, PATIENCE, QUIET, Patience
 
 ROOT = Path(__file__).parents[2]
 HERE = "tests.support.verifiers"
@@ -77,6 +79,29 @@ def test_a_server_that_has_answered_is_waited_for() -> None:
         assert not stop(state)
         state.outcome_timestamp = seconds
         assert stop(state)
+
+
+def test_a_busy_server_is_waited_for_in_silence_at_first() -> None:
+    """Its refusals are how it says that it is full; many of them are no news."""
+    request = httpx.Request("GET", "http://here")
+    told: list[str] = []
+    for status, headers, spent, said in (
+        (503, {"Retry-After": "1"}, QUIET - 1, False),
+        (429, {"Retry-After": "1"}, QUIET - 1, False),
+        (503, {"Retry-After": "1"}, QUIET + 1, True),
+        (503, {}, 0.0, True),  # it goes down
+        (502, {"Retry-After": "1"}, 0.0, True),
+    ):
+        told.clear()
+        patience = Patience(None, told.append)
+        state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]
+        with pytest.raises(TransientError) as raised:
+            check("http://here", httpx.Response(status, headers=headers, text="full", request=request))
+        state.set_exception((TransientError, raised.value, None))  # type: ignore[arg-type]
+        state.start_time, state.outcome_timestamp = 0.0, spent
+        patience.policy()["before_sleep"](state)
+        assert bool(told) is said, (status, headers, spent)
+        assert patience.retries == 1
 
 
 def interrupted(command: list[str], ready: Path) -> tuple[int, str]:

@@ -19,7 +19,7 @@ from trainer.evaluation.report import EvaluationReport, SettingReport
 from trainer.evaluation.statistics import JudgedSample, summary
 from trainer.evaluation.table import tables
 from trainer.loop.report import LoopReport
-from trainer.loop.table import reasons
+from trainer.loop.table import evaluations, reasons
 from trainer.loop.table import table as loop_table
 from trainer.training.learning_plot import learning_curve
 from trainer.training.report import HeldOutLine, Measures
@@ -217,3 +217,18 @@ def test_a_loops_table_fits_and_its_reasons_stand_below() -> None:
         ["1", "looped@1", "12160", "0.554", "looped@2", "0.6144", "(0.6912)", "0.751", "no", "127.6"]
     ]
     assert reasons(loop) == [f"looped@2: {why}"]
+    assert evaluations(loop) is None
+    measured: dict[str, Any] = {"method": "reference", "eta": None, "problems": 14, "n": 112, "kl": None, "kl_se": None}
+    measured |= {"accuracy": 0.05, "accuracy_se": 0.015, "gain": None, "gain_se": None}
+    guided = {**measured, "method": "qsharp", "eta": 0.1, "accuracy": 0.192, "accuracy_se": 0.04, "gain": 0.143}
+    guided |= {"gain_se": 0.046, "kl": 15.2, "kl_se": 0.55}
+    said = loop.model_dump()
+    said["rounds"][0]["evaluate"] = {"critic": "looped@1", "results": [measured, guided]}
+    shown = evaluations(LoopReport.model_validate(said))
+    assert shown is not None
+    console.print(shown)
+    lines = [line.split() for line in console.export_text().splitlines() if "112" in line]
+    assert lines == [
+        ["1", "reference", "–", "0.050", "±", "0.015", "112"],
+        ["1", "looped@1", "0.1", "0.192", "±", "0.040", "+0.143", "±", "0.046", "15.20", "±", "0.55", "112"],
+    ]

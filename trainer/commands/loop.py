@@ -28,7 +28,7 @@ from trainer.evaluation.settings import every_setting
 from trainer.loop.activation import ServedCritic
 from trainer.loop.rounds import REPORT, run_loop
 from trainer.loop.settings import Budget, CriticRecipe, EvaluationPlan, LoopSettings
-from trainer.loop.table import reasons, table
+from trainer.loop.table import evaluations, reasons, table
 from trainer.loop.trial import TrialSettings
 from trainer.loop.versions import LoopError
 from trainer.loop.watch import WatchSettings, watch
@@ -101,7 +101,10 @@ async def _loop(args: argparse.Namespace, training: list[str], console: Console)
         budget = Budget(rounds=args.rounds, rollouts=args.max_rollouts, seconds=None if hours is None else hours * 3600)
         served = ServedCritic(admin, recipe.settings.name, recipe.out, args.seen_at)
         report = await run_loop(server, served, judge, settings, budget, args.run, console)
-    Console().print(table(report), *reasons(report), sep="\n", highlight=False)
+    measured = evaluations(report)
+    Console().print(
+        table(report), *reasons(report), *([] if measured is None else [measured]), sep="\n", highlight=False
+    )
     console.print(f"report: {args.run / REPORT}; versions: {recipe.out / recipe.settings.name}", highlight=False)
 
 

@@ -15,6 +15,7 @@ from trainer.evaluation.searches import search_named
 from trainer.rewards.verifiers import MEMORY_GIB, TIMEOUT
 from trainer.rollouts.address import default_key, default_url
 from trainer.rollouts.retrying import FIRST_PATIENCE, PATIENCE
+from trainer.tasks.base import DEFAULT_MAX_TOKENS
 from trainer.trust import Trust
 
 
@@ -176,7 +177,9 @@ def add_task_arguments(parser: argparse.ArgumentParser, split: str) -> None:
     group.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
     group.add_argument("--top-p", type=float, default=1.0, help="default: %(default)s")
     group.add_argument("--top-k", type=int, default=0, help="0 is all tokens (the default)")
-    group.add_argument("--max-tokens", type=positive, help="default: the task's")
+    group.add_argument(
+        "--max-tokens", type=positive, help=f"default: the task's; {DEFAULT_MAX_TOKENS} of prompts in a file"
+    )
     group.add_argument("--stop", action="append", help="may be repeated; default: the task's")
     group.add_argument("--seed", type=int, default=0, help="another one makes other samples (default: %(default)s)")
 

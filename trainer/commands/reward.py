@@ -9,9 +9,11 @@ group `qsharp.verifiers`, or `module:function`; with `=WEIGHT` several make a we
 
 import argparse
 from pathlib import Path
+from textwrap import shorten
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from trainer.api.calling import by_flags
 from trainer.api.reward import reward
@@ -23,6 +25,7 @@ from trainer.tasks.registry import find_task
 from trainer.tasks.sources import prompts_task
 
 SHOWN = 5  # failures
+VALUES = 6  # rewards, with an example of each
 
 
 def main(argv: list[str]) -> None:
@@ -58,6 +61,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _examples(result: Rewarded) -> Table:
+    """What earned how much; of many rewards the least and the greatest."""
+    table = Table("reward", "answers", "for example")
+    values = sorted(result.values)
+    for value in values if len(values) <= VALUES else [*values[: VALUES // 2], *values[-VALUES // 2 :]]:
+        text = " ".join(result.examples[value].split())
+        table.add_row(f"{value:g}", str(result.values[value]), Text(shorten(text, 160, placeholder=" …")))
+    return table
+
+
 def _say(result: Rewarded, console: Console) -> None:
     tally = result.tally
     table = Table("verifier", "judged", "not applicable", "failed")
@@ -65,10 +78,11 @@ def _say(result: Rewarded, console: Console) -> None:
         table.add_row(name, *(str(counts[kind]) for kind in ("judged", "not_applicable", "failed")))
     table.add_row("together", str(tally.judged), str(tally.not_applicable), str(tally.failed), style="bold")
     console.print(table)
+    if result.values:
+        console.print(_examples(result))
     mean = "" if tally.mean is None else f", mean {tally.mean:.4f}"
-    whole, continued = tally.without(result.continued).mean, result.continued.mean
-    if whole is not None and continued is not None:
-        mean += f" ({whole:.4f} of whole answers, {continued:.4f} of branches and roll-outs)"
+    if result.own.mean is not None and result.own.judged != tally.judged:
+        mean += f" ({result.own.mean:.4f} of the {result.own.judged} whole answers of the model alone)"
     if result.unknown:
         console.print(
             f"{result.unknown} rollouts answer problems that are in none of the tasks: name their file with --prompts, "

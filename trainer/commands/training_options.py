@@ -34,7 +34,9 @@ def settings_of(args: argparse.Namespace) -> TrainSettings:
         TrainingError: flags contradict each other, or one is out of range.
     """
     if args.distribution == "categorical" and args.atoms is None:
-        raise TrainingError("--distribution categorical needs --atoms")
+        raise TrainingError(
+            "--distribution categorical needs --atoms, the rewards that there can be, ascending: --atoms 0 0.5 1"
+        )
     if args.distribution == "bernoulli" and args.atoms is not None:
         raise TrainingError("--atoms is for --distribution categorical")
     fields = {k: v for k, v in vars(args).items() if k in TrainSettings.model_fields and v is not None}
@@ -143,7 +145,9 @@ def add_settings_arguments(parser: argparse.ArgumentParser) -> None:
     number(critic, "--layers", int, "keep the base's first N layers")
     critic.add_argument("--head", choices=("V", "Q"), help="(default: V)")
     critic.add_argument("--distribution", choices=("bernoulli", "categorical"), help="(default: bernoulli)")
-    critic.add_argument("--atoms", type=float, nargs="+", help="rewards that a categorical critic knows, ascending")
+    critic.add_argument(
+        "--atoms", type=float, nargs="+", help="rewards that a categorical critic knows, ascending, as 0 0.5 1"
+    )
     critic.add_argument("--reward-range", type=float, nargs=2, metavar=("MIN", "MAX"), help="(default: the atoms')")
     number(critic, "--mlp", int, "a hidden layer of this width in the head")
     critic.add_argument("--borrow-embeddings", action="store_true", help="keep and do not store the base's embeddings")

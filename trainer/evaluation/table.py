@@ -61,9 +61,9 @@ def table(results: Sequence[SettingReport], published: PublishedRows | None = No
         rows.add_row(
             *_setting(r),
             _reward(r, "accuracy", graded),
-            "" if gain is None else _estimate(gain, r.gain_se, "+.3f" if graded else "+.1f", 1 if graded else 100),
+            "" if gain is None else estimate(gain, r.gain_se, "+.3f" if graded else "+.1f", 1 if graded else 100),
             f"{gain / r.gain_se:+.1f}" if gain is not None and r.gain_se else "",
-            "" if r.kl is None else _estimate(r.kl, r.kl_se, ".2f"),
+            "" if r.kl is None else estimate(r.kl, r.kl_se, ".2f"),
             "" if r.tokens is None else f"{r.tokens:.1f}",
             str(r.n),
             *((published or {}).get((r.method, r.eta), ())),
@@ -88,9 +88,10 @@ def _reward(result: SettingReport, name: str, graded: bool) -> str:
     value, error = result.figure(name)
     if value is None:
         return ""
-    return _estimate(value, error, ".3f") if graded else _estimate(value, error, ".1f", 100) + " %"
+    return estimate(value, error, ".3f") if graded else estimate(value, error, ".1f", 100) + " %"
 
 
-def _estimate(value: float, error: float | None, form: str, scale: float = 1) -> str:
+def estimate(value: float, error: float | None, form: str, scale: float = 1) -> str:
+    """A value and its standard error, as `form` says; a question mark for an error that is not known."""
     known = error is not None and math.isfinite(error)
     return f"{format(scale * value, form)} ± {format(scale * (error or 0.0), form.lstrip('+')) if known else '?'}"

@@ -155,7 +155,10 @@ class _Loop:
         assert begun is not None
         collection = stages.collection_of(settings, number, begun.critic)
         await self._stage(
-            number, "collect", CollectResult, lambda: stages.collect_all(client, settings, collection, folder)
+            number,
+            "collect",
+            CollectResult,
+            lambda: stages.collect_all(client, settings, collection, folder, self._state.say),
         )
         await self._stage(
             number,
@@ -167,7 +170,7 @@ class _Loop:
             number,
             "export",
             ExportResult,
-            lambda: stages.export_all(client, judge, collection, folder, settings.trust),
+            lambda: stages.export_all(client, judge, collection, folder, settings.trust, self._state.say),
         )
         return folder / stages.ROLLOUTS
 

@@ -55,16 +55,24 @@ def collection_of(settings: LoopSettings, number: int, active: str | None) -> Co
 
 
 async def collect_all(
-    client: ServerClient, settings: LoopSettings, collection: Collection, folder: Path
+    client: ServerClient,
+    settings: LoopSettings,
+    collection: Collection,
+    folder: Path,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> CollectResult:
-    """Samples a round's rollouts.
+    """Samples a round's rollouts; tells how many were stored already.
 
     Raises:
         CollectError: some could not be made.
         RequestError, JournalError, TaskError
     """
-    collected = await collect(client, settings.task.task, collection, folder / "collect.jsonl", settings.concurrency)
-    fields = asdict(checked(collected))
+    collected = checked(
+        await collect(client, settings.task.task, collection, folder / "collect.jsonl", settings.concurrency)
+    )
+    if there := collected.found + collected.before:
+        tell(f"{there} of {collected.wanted} were there from before")
+    fields = asdict(collected)
     del fields["failed"]
     return CollectResult(**fields, guided_by=collection.guidance.critic if collection.guidance else None)
 
@@ -130,15 +138,22 @@ def own_rewards(judge: Judge) -> dict[str, str]:
 
 
 async def export_all(
-    client: ServerClient, judge: Judge, collection: Collection, folder: Path, trust: Trust = EVERYBODY
+    client: ServerClient,
+    judge: Judge,
+    collection: Collection,
+    folder: Path,
+    trust: Trust = EVERYBODY,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> ExportResult:
-    """Writes a round's rollouts that have a reward that counts to the round's Parquet file.
+    """Writes a round's rollouts that have a reward that counts to the round's Parquet file; tells how many.
 
     Raises:
         RequestError
     """
     query = {f"metadata.{RUN}": collection.run, **trust.rewards, **own_rewards(judge), "has_reward": "true"}
-    return ExportResult(rows=await export_to(client, folder / ROLLOUTS, query))
+    rows = await export_to(client, folder / ROLLOUTS, query)
+    tell(f"{rows} rollouts with rewards, of all that were ever collected as {collection.run}")
+    return ExportResult(rows=rows)
 
 
 async def export_to(client: ServerClient, path: Path, query: dict[str, str]) -> int:

@@ -6,6 +6,7 @@ nothing. A rollout that could not be judged stays without one.
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,9 @@ class Rewarded:
 
     Attributes:
         tally: what became of the completions.
-        continued: of those of them that begin with another rollout's tokens: branches and roll-outs.
+        own: of those of them that the reference sampled alone, from their beginning.
+        values: how many completions earned each reward.
+        examples: the first completion that earned it.
         given: rewards that the server took.
         changed: those of them that differ from what the rollout had before.
         seen: rollouts that were judged, or tried.
@@ -39,7 +42,9 @@ class Rewarded:
     """
 
     tally: Tally = field(default_factory=Tally)
-    continued: Tally = field(default_factory=Tally)
+    own: Tally = field(default_factory=Tally)
+    values: Counter[float] = field(default_factory=Counter)
+    examples: dict[float, str] = field(default_factory=dict)
     given: int = 0
     changed: int = 0
     seen: int = 0
@@ -97,8 +102,11 @@ async def reward(
 
             await each(range(len(page)), one, concurrency)
             for rollout, verdict in zip(page, verdicts, strict=True):
-                if PARENT in (rollout["metadata"] or {}):
-                    result.continued.add(verdict, ())
+                if rollout["eta"] is None and PARENT not in (rollout["metadata"] or {}):
+                    result.own.add(verdict, ())
+                if verdict.reward is not None:
+                    result.values[verdict.reward] += 1
+                    result.examples.setdefault(verdict.reward, rollout["completion_text"])
             judged = list(zip([rollout["id"] for rollout in page], verdicts, strict=True))
             _count(result, judged, judge, failures)
             await _give(client, result, judged, source)

@@ -124,15 +124,6 @@ class Tally:
         """The mean reward of the completions that have one; None if none has."""
         return self.total / self.judged if self.judged else None
 
-    def without(self, part: "Tally") -> "Tally":
-        """What is left without a part of the completions; not told by verifier."""
-        return Tally(
-            self.judged - part.judged,
-            self.not_applicable - part.not_applicable,
-            self.failed - part.failed,
-            self.total - part.total,
-        )
-
 
 class Judge:
     """Runs verifiers on completions, to be used as an async context manager.

@@ -40,14 +40,18 @@ class TransientError(RequestError):
     Attributes:
         unsure: whether the server may have served the request all the same.
         wait: seconds to wait at least before the next attempt.
+        busy: whether the server is there, and takes no more for now.
         internal: whether the server answered 500. Such a request is given up after a few attempts: the error may be
             the request's own, and would then come every time.
     """
 
-    def __init__(self, message: str, *, unsure: bool = False, wait: float = 0.0, internal: bool = False) -> None:
+    def __init__(
+        self, message: str, *, unsure: bool = False, wait: float = 0.0, busy: bool = False, internal: bool = False
+    ) -> None:
         super().__init__(message)
         self.unsure = unsure
         self.wait = wait
+        self.busy = busy
         self.internal = internal
 
 
@@ -63,6 +67,8 @@ def check(url: str, response: httpx.Response) -> None:
             # A proxy sends these two, and the server behind it may have served the request.
             unsure=response.status_code in (HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT),
             wait=_retry_after(response),
+            busy=response.status_code in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+            and "Retry-After" in response.headers,
         )
     if response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
         raise TransientError(f"500: {_error_of(response)['message']}", unsure=True, internal=True)

@@ -24,6 +24,8 @@ FIRST_PATIENCE = 10.0
 """The same, as long as the server has never answered."""
 TELL_EVERY = 2.0
 """Seconds between two messages that requests are tried again."""
+QUIET = 30.0
+"""Seconds for which a request waits for a busy server before anything is said of it."""
 
 _backoff = wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT)
 
@@ -38,7 +40,8 @@ class Patience:
     Args:
         seconds: after which a request that keeps failing is given up. None is `PATIENCE`, and `FIRST_PATIENCE` until
             the server has answered once.
-        tell: is told that requests fail and are tried again: at once, and every few seconds.
+        tell: is told that requests fail and are tried again: at once, and every few seconds; that a server is busy
+            only after a while.
 
     Attributes:
         reached: whether the server has answered.
@@ -65,10 +68,11 @@ class Patience:
 
     def _again(self, state: RetryCallState, patience: float) -> None:
         self.retries += 1
-        now = time.monotonic()
+        now, spent, error = time.monotonic(), state.seconds_since_start or 0.0, _error_of(state)
+        if error is not None and error.busy and spent < QUIET:
+            return
         if now - self._told >= TELL_EVERY and state.outcome is not None:
             self._told = now
-            spent = state.seconds_since_start or 0.0
             self._tell(f"{state.outcome.exception()}: trying again ({spent:.0f} of {patience:.0f} s)")
 
 

@@ -32,6 +32,7 @@ from trainer.trust import EVERYBODY, Trust, trusted_reward
 AT_ONCE = 1000
 """Rows that are in memory together while files are read."""
 METADATA = "metadata"
+MOST_ATOMS_SHOWN = 16
 UNREWARDED = -1
 """The first valid position of a rollout without a reward."""
 WITHOUT = ""
@@ -222,11 +223,9 @@ def check(data: DataSet, returns: ReturnDistribution, vocab: int, mixed_policies
     if len(wrong := np.flatnonzero(~(known & embedded))):
         first = int(wrong[0])
         if not known[first]:
-            wanted = (
-                "0 or 1 (or use --distribution categorical)"
-                if isinstance(returns, Bernoulli)
-                else f"in [{low}, {high}]"
-            )
+            wanted = f"in [{low}, {high}]"
+            if isinstance(returns, Bernoulli):
+                wanted = f"0 or 1; for others give {_categorical(rollouts.rewards)}"
             raise TrainingError(
                 f"rollout {rollouts.id_of(first)} has reward {rollouts.rewards[first]}: it must be {wanted}"
             )
@@ -240,6 +239,14 @@ def check(data: DataSet, returns: ReturnDistribution, vocab: int, mixed_policies
             f"rollouts of different sampling policies ({listed}): --mixed-policies trains on all of them"
         )
     return list(policies)
+
+
+def _categorical(rewards: NDArray[np.float64]) -> str:
+    """The flags for rewards other than 0 and 1."""
+    values = np.unique(rewards)
+    if len(values) > MOST_ATOMS_SHOWN:
+        values = np.linspace(values[0], values[-1], 11)
+    return f"--distribution categorical --atoms {' '.join(f'{value:.6g}' for value in values)}"
 
 
 def is_held_out(group: str, fraction: float) -> bool:
