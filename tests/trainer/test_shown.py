@@ -155,6 +155,10 @@ def test_a_learning_curve_has_the_constant_in_it(tmp_path: Path, monkeypatch: py
     assert list(aucs.lines[0].get_xdata()) == [10, 20]  # type: ignore[arg-type]
 
 
+def _no_place(_: object) -> None:
+    raise OSError("no such place")
+
+
 def test_trackers_see_the_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     models.write_reference(tmp_path / "base", "qwen2", sharpness=1.0)
     world.write(tmp_path / "data.parquet", world.rollouts(prompts=20, each=8))
@@ -164,6 +168,10 @@ def test_trackers_see_the_metrics(tmp_path: Path, capsys: pytest.CaptureFixture[
     ]  # fmt: skip
     assert main([*command, "--log-with", "nonsense"]) == 1
     assert "does not find this tracker" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("accelerate.tracking.TensorBoardTracker.start", _no_place)
+        assert main([*command, "--log-with", "tensorboard", "--out", str(tmp_path / "elsewhere")]) == 1
+    assert "--log-with tensorboard: it does not start: no such place" in capsys.readouterr().err
     board = tmp_path / "board"
     assert main([*command, "--log-with", "tensorboard", "--tensorboard", str(board)]) == 0
     assert main([*command, "--tensorboard", str(board)]) == 0

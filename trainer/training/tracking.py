@@ -37,7 +37,7 @@ def watcher(settings: TrainSettings, outputs: Outputs, accelerator: Accelerator)
     """What sees every line of metrics, and what closes it. Runs are called by the version that they are to publish.
 
     Raises:
-        TrainingError: TensorBoard is not installed.
+        TrainingError: TensorBoard is not installed, or a tracker does not start.
     """
     version = f"{settings.name}-{next_version(outputs.out, settings.name)}"
     watches: list[Callable[[dict[str, float], int], None]] = []
@@ -45,9 +45,11 @@ def watcher(settings: TrainSettings, outputs: Outputs, accelerator: Accelerator)
     if outputs.log_with:
         named = {"wandb": {"name": version}, "mlflow": {"run_name": version}}
         plain = {k: v for k, v in settings.model_dump(mode="json").items() if isinstance(v, str | int | float | bool)}
-        accelerator.init_trackers(
-            PROJECT, config=plain, init_kwargs={k: v for k, v in named.items() if k in outputs.log_with}
-        )
+        chosen = {k: v for k, v in named.items() if k in outputs.log_with}
+        try:
+            accelerator.init_trackers(PROJECT, config=plain, init_kwargs=chosen)
+        except Exception as error:  # of whichever tracker it is
+            raise TrainingError(f"--log-with {' '.join(outputs.log_with)}: it does not start: {error}") from error
         watches.append(lambda figures, step: accelerator.log(figures, step=step))
         closes.append(accelerator.end_training)
     if outputs.tensorboard is not None and accelerator.is_main_process:
