@@ -44,6 +44,15 @@ class QSharpState:
     slots: Slots = field(default_factory=lambda: Slots(1))
     models: VirtualModels = field(default_factory=lambda: VirtualModels((), CriticCatalog()))
 
+    async def meet(self, critic: str | None) -> None:
+        """Looks into the store for a critic that a request names and this server lacks, by `name` or `name@version`.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        if critic and self.follower is not None:
+            await self.follower.meet(critic)
+
     @property
     def store(self) -> RolloutStore:
         """The rollout store.

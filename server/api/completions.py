@@ -68,9 +68,7 @@ async def _serve(create: Callable[[Any, Request], Awaitable[Any]], request: Guid
     model = state.models.find(request.model)  # type: ignore[attr-defined]
     samples = samples_of(request)
     who = request.user or request.request_id  # type: ignore[attr-defined]
-    named = (request.guidance and request.guidance.critic) or (model and model.critic)
-    if state.follower is not None and named:
-        await state.follower.meet(named)
+    await state.meet((request.guidance and request.guidance.critic) or (model.critic if model else None))
     call = admit(request, state.settings, state.critics.catalog, model, who)
     if call is not None:
         call.samples = samples

@@ -62,8 +62,7 @@ async def show_critic(name: CriticName, request: Request) -> CriticVersions:
     """Shows all versions of one name."""
     state = state_of(request)
     await state.critics.refresh()
-    if state.follower is not None:
-        await state.follower.meet(name)
+    await state.meet(name)
     catalog = state.critics.catalog
     return CriticVersions(
         name=name,
@@ -106,6 +105,7 @@ async def unload_critic(name: CriticName, version: CriticName, request: Request,
 async def score(name: str, body: ScoreRequest, request: Request) -> CriticScores:
     """Uses the critic as a reward model: `E[Z]` after each completion token, by full forward passes."""
     state = state_of(request)
+    await state.meet(name)
     try:
         info = state.critics.catalog.resolve(name)
     except (UnknownCriticError, NoCriticError) as error:

@@ -54,7 +54,7 @@ class GuideElsewhere:
             return
         body, replay = await replayed(receive)
         try:
-            call, model = _admit(body, path, scope)
+            call, model = await _admit(body, path, scope)
             if call is not None:
                 held(scope).callback(call.release)
         except QSharpError as error:
@@ -138,7 +138,7 @@ class _Reporting:
         return [result.dump() for _, result in sorted(self._call.results.items())]
 
 
-def _admit(body: bytes, path: str, scope: Scope) -> tuple[GuidedCall | None, VirtualModel | None]:
+async def _admit(body: bytes, path: str, scope: Scope) -> tuple[GuidedCall | None, VirtualModel | None]:
     """The state that the request is served with, None if it is not guided, and need not be; and the virtual model.
 
     Raises:
@@ -174,6 +174,7 @@ def _admit(body: bytes, path: str, scope: Scope) -> tuple[GuidedCall | None, Vir
         raise explained or GuidanceError(str(error), "guidance") from error
     if not ours and model is None and state.settings.default_eta is None:
         return None, None
+    await state.meet((request.guidance and request.guidance.critic) or (model.critic if model else None))
     user = fields.get("user")
     who = user if isinstance(user, str) and user else random_uuid()
     call = admit(request, state.settings, state.critics.catalog, model, who)

@@ -110,6 +110,27 @@ def test_decisions_reach_both_under_load(fleet: Fleet) -> None:
         assert [one["rolled_back"] for one in history[-3:]] == [False, True, False]
 
 
+def test_every_route_finds_what_was_just_loaded_elsewhere(fleet: Fleet) -> None:
+    guided = {"eta": 0.2, "max_tokens": 3, "model": "tiny"}
+    bodies: dict[str, dict[str, Any]] = {
+        "/v1/completions": {**guided, "prompt": "Hello"},
+        "/v1/chat/completions": {**guided, "messages": [{"role": "user", "content": "Hello"}]},
+        "/v1/messages": {**guided, "messages": [{"role": "user", "content": "Hello"}]},
+        "/v1/responses": {"eta": 0.2, "max_output_tokens": 3, "model": "tiny", "input": "Hello"},
+        "/v1/critics/NAME/score": {"prompt": "Hello", "completion": " you"},
+    }
+    for number, (route, body) in enumerate(bodies.items()):
+        name = f"fresh{number}"
+        folder = models.write_critic(fleet.root / name, name=name, seed=number)
+        loaded = httpx.post(f"{fleet.here.url}/v1/critics", json={"path": str(folder)}, headers=ADMIN, timeout=60)
+        assert loaded.status_code == 200, loaded.text
+        if "eta" in body:
+            body["guidance"] = {"critic": name}
+        answer = httpx.post(f"{fleet.there.url}{route.replace('NAME', name)}", json=body, headers=ADMIN, timeout=60)
+        assert answer.status_code == 200, (route, answer.text)
+        fleet.forget(name)
+
+
 def test_a_user_has_the_same_version_of_a_trial_everywhere(fleet: Fleet) -> None:
     fleet.post("/shared/activate", version="2")
     fleet.post("/shared/activate", version="1", share=0.3, why="a trial")
