@@ -137,13 +137,11 @@ async def _ask(client: ServerClient, judge: Judge, asked: Asked, way: Way, probl
 
 
 async def _judged(judge: Judge, task: TaskRef, problem: Problem, choice: JSONObject, *, alone: bool) -> Sample:
-    text = choice["text"] if "text" in choice else choice["message"].get("content") or ""
-    prompt = problem.prompt if isinstance(problem.prompt, str) else None
-    case = Case(completion=text, problem=problem, prompt=prompt, messages=problem.messages)
+    case = Case.of_choice(problem, choice)
     verdict = await judge.judge(case, task)
     if verdict.reward is None:
-        raise RuntimeError(f"problem {problem.id}: {text!r} could not be judged: {verdict.failures}")
+        raise RuntimeError(f"problem {problem.id}: {case.completion!r} could not be judged: {verdict.failures}")
     guidance = choice["guidance"]
     report = guidance["search"]
     tokens = report["tokens_spent"] if alone else guidance["tokens_total"]
-    return Sample(text=text, reward=verdict.reward, estimate=report["estimate"], tokens=tokens)
+    return Sample(text=case.completion, reward=verdict.reward, estimate=report["estimate"], tokens=tokens)

@@ -40,7 +40,12 @@ def _run(args: argparse.Namespace, client: AdminClient, console: Console) -> Non
         case "load":
             path = str(Path(args.path).absolute()) if Path(args.path).exists() else args.path
             load = LoadRequest(path=path, name=args.name, activate=args.activate)
-            _print(console, "loaded", client.call(CriticVersion, "POST", PATH, body=load))
+            loaded = client.call(CriticVersion, "POST", PATH, body=load)
+            _print(console, "loaded", loaded)
+            if not loaded.default:
+                console.print(
+                    f"requests that name no critic get another one; --default of `activate` makes it {loaded.name}"
+                )
         case "activate":
             activate = ActivateRequest(version=args.version, default=args.default, share=args.share, why=args.why)
             _print(

@@ -16,9 +16,10 @@ from qsharp_core.returns import Bernoulli, Categorical
 from tests.support import fake_server, models
 from tests.support import trainer_data as world
 from tests.support.fake_server import FakeServer
-from trainer.training.constant import against_constant
+from trainer.training.constant import against_constant, learned_nothing
 from trainer.training.heldout import predictions, report
 from trainer.training.plan import Clock, Plan, plan_of
+from trainer.training.report import HeldOutReport, Measures
 from trainer.training.rollouts import LabelledRollout, SamplingPolicy, kept
 from trainer.training.settings import TrainSettings
 from trainer.training.threads import free_cores
@@ -194,3 +195,18 @@ def test_a_constants_log_loss_is_what_the_distribution_itself_says() -> None:
         found = report(predictions(index, index * 0, rewards, np.full(5, 0.1), rollouts), rollouts, returns)
         assert against_constant(found).constant == pytest.approx(loss().item(), abs=1e-6)
         assert against_constant(found).better
+
+
+def test_what_ranks_and_is_too_sure_is_told_so() -> None:
+    """Its loss is that of a critic that learned nothing, and it may guide all the same."""
+    sure = Measures(
+        n=10, rollouts=10, reward_mean=0.1, auc=0.65, ece=0.1, brier=0.2, brier_constant=0.09,
+        log_loss=0.40, log_loss_constant=0.33,
+    )  # fmt: skip
+    for area, word in ((0.65, "too sure"), (0.52, "learned nothing"), (None, "learned nothing")):
+        overall = sure.model_copy(update={"auc": area})
+        held_out = HeldOutReport(overall=overall, by_position=[], last_token=overall, branches=None, prompts=3)
+        said = learned_nothing(held_out, 100)
+        assert word in said
+        assert "held-out log loss 0.40000, 0.33000 for a constant" in said
+        assert "--publish-anyway" in said

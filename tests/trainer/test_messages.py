@@ -97,7 +97,7 @@ def test_a_busy_server_is_waited_for_in_silence_at_first() -> None:
         state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]
         with pytest.raises(TransientError) as raised:
             check("http://here", httpx.Response(status, headers=headers, text="full", request=request))
-        state.set_exception((TransientError, raised.value, None))  # type: ignore[arg-type]
+        state.set_exception((TransientError, raised.value, None))
         state.start_time, state.outcome_timestamp = 0.0, spent
         patience.policy()["before_sleep"](state)
         assert bool(told) is said, (status, headers, spent)

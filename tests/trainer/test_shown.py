@@ -235,8 +235,8 @@ def test_a_loops_table_fits_and_its_reasons_stand_below() -> None:
     shown = evaluations(LoopReport.model_validate(said))
     assert shown is not None
     console.print(shown)
-    lines = [line.split() for line in console.export_text().splitlines() if "112" in line]
-    assert lines == [
+    measures = [line.split() for line in console.export_text().splitlines() if "112" in line]
+    assert measures == [
         ["1", "reference", "–", "0.050", "±", "0.015", "112"],
         ["1", "looped@1", "0.1", "0.192", "±", "0.040", "+0.143", "±", "0.046", "15.20", "±", "0.55", "112"],
     ]

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     """
     args = _parser().parse_args(argv)
     task = task_of(args.task, args.prompts)
-    _say(by_flags(collect, task, args=args, tell=options.say))
+    _say(by_flags(collect, task, args=args, tell=options.say), args.roll_in)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,10 +54,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _say(result: Collected) -> None:
+def _say(result: Collected, roll_in: bool) -> None:
     rate = result.tokens / max(result.seconds, 1e-9)
     parts = [
-        f"{result.wanted} rollouts wanted",
+        f"{result.wanted} rollouts wanted" + (", each after a guided completion" if roll_in else ""),
         f"{result.before} done before",
         f"{result.made} completions sampled in {result.seconds:.0f} s ({rate:.0f} tokens/s)",
     ]

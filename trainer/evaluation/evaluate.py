@@ -185,19 +185,17 @@ class _Run:
         return [await self._entry(problem, choice, score) for choice, score in zip(choices, scores, strict=True)]
 
     async def _entry(self, problem: Problem, choice: JSONObject, score: float | None) -> SampleEntry:
-        text = choice["text"] if "text" in choice else choice["message"].get("content") or ""
-        prompt = problem.prompt if isinstance(problem.prompt, str) else None
-        case = Case(completion=text, problem=problem, prompt=prompt, messages=problem.messages)
+        case = Case.of_choice(problem, choice)
         verdict = await self._judge.judge(case, self._task)
         self.failures += [f"problem {problem.id}: {name} {why}" for name, why in verdict.failures.items()]
         guidance = choice.get("guidance") or {}
         search = guidance.get("search") or {"tokens_spent": len(choice["token_ids"])}
         return SampleEntry(
-            text=text,
+            text=case.completion,
             reward=verdict.reward,
             kl=guidance.get("kl", 0.0),
             tokens=search["tokens_spent"],
-            vote=self._vote(text),
+            vote=self._vote(case.completion),
             score=score,
         )
 

@@ -33,7 +33,8 @@ class Case:
         problem: the problem that it answers; None if that is not known.
         prompt: the text that the model read; None if it is not known.
         messages: of the request, if it was a chat.
-        rollout: everything that is stored of it, as `GET /v1/rollouts/{id}` shows it.
+        rollout: everything that is stored of it, as `GET /v1/rollouts/{id}` shows it; of an answer that is not stored,
+            what the server said of it.
     """
 
     completion: str
@@ -41,6 +42,22 @@ class Case:
     prompt: str | None = None
     messages: Sequence[Mapping[str, Any]] | None = None
     rollout: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_choice(cls, problem: Problem, choice: Mapping[str, Any]) -> "Case":
+        """A choice of a completion or a chat that answers a problem."""
+        return cls(
+            completion=choice["text"] if "text" in choice else choice["message"].get("content") or "",
+            problem=problem,
+            prompt=problem.prompt if isinstance(problem.prompt, str) else None,
+            messages=problem.messages,
+            rollout={"finish_reason": choice.get("finish_reason")},
+        )
+
+    @property
+    def finish_reason(self) -> str | None:
+        """`stop` if the model ended it, or a stop string; `length` if it was cut off; None if that is not known."""
+        return self.rollout.get("finish_reason")
 
     @property
     def answer(self) -> Any:

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from trainer.training.report import HeldOutReport
 
+RANKS = 0.6
+"""An AUC that is not chance."""
+
 
 @dataclass(frozen=True)
 class AgainstConstant:
@@ -32,8 +35,16 @@ def against_constant(held_out: HeldOutReport) -> AgainstConstant:
 
 def learned_nothing(held_out: HeldOutReport, steps: int) -> str:
     """What is said of a critic that is no better than a constant."""
+    losses = f"{against_constant(held_out)} for a constant, after {steps} steps"
+    area = held_out.overall.auc
+    if area is not None and area >= RANKS:
+        return (
+            f"the critic is too sure of what it knows: {losses}, though it ranks answers (AUC {area:.2f}), and ranks "
+            "are what guides. Not published; --publish-anyway does that, and `qsharp evaluate` then shows whether it "
+            "guides. What may help: more prompts, more rollouts, a reward in steps where good answers are rare"
+        )
     return (
-        f"the critic has learned nothing: {against_constant(held_out)} for a constant, after {steps} steps. Not "
-        "published; --publish-anyway does that. What may help: more rollouts of each prompt, branches (qsharp collect "
-        "--branch), prompts that earn neither always the same nor nothing"
+        f"the critic has learned nothing: {losses}. Not published; --publish-anyway does that. What may help: more "
+        "rollouts of each prompt, branches (qsharp collect --branch), prompts that earn neither always the same nor "
+        "nothing, a reward in steps where good answers are rare"
     )

@@ -10,12 +10,20 @@ from qsharp_core.locations import Location
 from trainer.training.prepare import Prepared
 from trainer.training.report import HeldOutReport, Measures, TrainingReport
 
+LEFT_OUT = {
+    "unrewarded": "without a reward",
+    "no_valid_position": "not the reference's own (guided to their end)",
+    "too_long": "too long",
+    "uniform_prompts": "of prompts whose rewards are all the same",
+}
+"""Why rollouts are left out, by the count's name."""
+
 
 def print_counts(console: Console, prepared: Prepared) -> None:
     """Prints how many rollouts were read and left out, and how many are trained and measured on."""
     c = prepared.counts
-    refused = {k: c[k] for k in ("unrewarded", "no_valid_position", "too_long", "uniform_prompts") if c[k]}
-    left_out = ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in refused.items()) or "none"
+    refused = {reason: c[reason] for reason in LEFT_OUT if c[reason]}
+    left_out = ", ".join(f"{n} {LEFT_OUT[reason]}" for reason, n in refused.items()) or "none"
     console.print(
         f"rollouts: {c['read']} read, {c['duplicates']} duplicates; left out: {left_out}\n"
         f"training on {c['train_rollouts']} rollouts of {c['train_prompts']} prompts, "

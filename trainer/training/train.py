@@ -115,6 +115,9 @@ def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, acceler
     against = None if parent is None else comparison(parent, predictions, returns, prepared)
     if accelerator.is_main_process and (measurements := run.measurements()):
         learning_curve(run.folder / "learning-curve.png", measurements, f"{settings.name} on held-out prompts")
+    if accelerator.is_main_process and predictions is not None and held_out is not None:
+        title = f"{settings.name} on held-out prompts"
+        calibration(run.folder / "calibration.png", predictions, held_out, title, returns.reward_range)
     if held_out is not None and not outputs.publish_anyway and not against_constant(held_out).better:
         if accelerator.is_main_process:
             print_held_out(console, held_out)
@@ -133,9 +136,6 @@ def _train(paths: list[Path], settings: TrainSettings, outputs: Outputs, acceler
             parent=against,
         )
         training_report.write(run.folder / REPORT)
-        if predictions is not None and held_out is not None:
-            plot = run.folder / "calibration.png"
-            calibration(plot, predictions, held_out, f"{key} on held-out prompts", returns.reward_range)
         run.finish(key)
         print_report(console, training_report, folder, run.folder)
     accelerator.wait_for_everyone()
