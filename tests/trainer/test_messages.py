@@ -12,12 +12,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+from rich.console import Console
 from tenacity import RetryCallState
 
 from qsharp_core import cli
 from tests.support import fake_server, models
 from tests.support import trainer_data as world
 from tests.support.fake_server import FakeServer
+from trainer.commands import reward as reward_command
+from trainer.rewards.run import Rewarded
+from trainer.rewards.verifiers import Verdict
 from trainer.rollouts import retrying
 from trainer.rollouts.errors import TransientError, check
 from trainer.rollouts.retrying import FIRST_PATIENCE, PATIENCE, QUIET, Patience
@@ -152,7 +156,9 @@ def test_ctrl_c_in_train_saves_a_checkpoint_and_says_how_to_go_on(tmp_path: Path
     assert steps == list(range(1, len(steps) + 1))
 
 
-def test_renamed_prompts_are_found_by_what_they_ask(fake: FakeServer, tmp_path: Path) -> None:
+def test_renamed_prompts_are_found_by_what_they_ask(
+    fake: FakeServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     renamed = collected(fake, tmp_path).rename(tmp_path / "theirs.jsonl")
     reward = ["reward", "--workers", "1", "--url", fake.url, "--verifier", f"{HERE}:mentions"]
     assert cli.main([*reward, "--prompts", str(renamed)]) == 0
@@ -160,6 +166,26 @@ def test_renamed_prompts_are_found_by_what_they_ask(fake: FakeServer, tmp_path: 
     assert len(stored) == 30
     assert {one.reward for one in stored} == {0.0, 1.0}
     assert all(one.reward == float("a" in one.completion_text) for one in stored)
+    # How many earned how much, and an example of each.
+    said = capsys.readouterr().out
+    for reward_given in (0.0, 1.0):
+        texts = [" ".join(one.completion_text.split()) for one in stored if one.reward == reward_given]
+        (shown,) = re.findall(rf"│ {reward_given:g} +│ {len(texts)} +│ (.*?) *│$", said, re.MULTILINE)
+        assert any(shown in text for text in texts)
+
+
+def test_what_the_model_says_alone_is_told_from_branches_and_guided_answers(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    result = Rewarded(given=3, seen=3)
+    for reward_given, own in ((1.0, True), (0.0, True), (0.25, False)):
+        for tally in (result.tally, *([result.own] if own else [])):
+            tally.add(Verdict(reward_given), ())
+        result.values[reward_given] += 1
+        result.examples[reward_given] = "text"
+    reward_command._say(result, Console())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "mean 0.4167 (0.5000 of the 2 whole answers of the model alone)" in said
 
 
 def test_prompts_without_their_file_or_with_other_lines_are_told(
