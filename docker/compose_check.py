@@ -86,7 +86,7 @@ def rules_and_files(stack: Stack) -> None:
 
 def offline(stack: Stack) -> None:
     """The default model is in the image: found with no network, on a read-only root, by another user than root."""
-    code = "from server.presets.known import DEFAULT, PRESETS; print(PRESETS[DEFAULT].model())"
+    code = "from qsharp_serve.server.presets.known import DEFAULT, PRESETS; print(PRESETS[DEFAULT].model())"
     image = stack.services["server"]["image"]
     closed = ("--network", "none", "--read-only", "--tmpfs", "/tmp")
     found = docker("run", "--rm", *closed, "--entrypoint", "python", image, "-c", code)
