@@ -4,7 +4,7 @@ import json
 import time
 from typing import Any
 
-from compose_stack import HERE, Stack, docker
+from compose_stack import HERE, Stack, docker, succeeds
 from http_check import LEARNED, Api, check, say, traffic, wait_for
 
 CLIENTS = 4
@@ -43,7 +43,9 @@ def several(stack: Stack, api: Api, admin: Api, services: list[str]) -> None:
     with traffic(api, CLIENTS) as seen:
         wait_for("answers", 120, lambda: len(seen.stored) >= 40)
         check(seen.lost == 0, f"{len(seen.stored) // 2} requests were answered, none failed")
-        docker("kill", "-s", "SIGKILL", stack("ps", "-q", "server", quiet=True).splitlines()[1])
+        killed = stack("ps", "-q", "server", quiet=True).splitlines()[1]
+        succeeds("kill", "-s", "SIGKILL", killed)  # an engine does not wait for long until a process is gone
+        wait_for("it to be gone", 60, lambda: docker("inspect", "-f", "{{.State.Running}}", killed) == "false")
         before = len(seen.stored)
         wait_for("answers of the other server", 120, lambda: len(seen.stored) >= before + 40)
     # What it had on its way, and what was sent to it until the balancer knew.
