@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import fmean
+from typing import get_args
 
 import torch
 from transformers import AutoConfig
@@ -33,7 +34,7 @@ from benchmarks.alternatives.report import Training, rows_of
 from benchmarks.alternatives.tuning import Tuned, Tuning, tune
 from benchmarks.critics.common import NATIVE, trained
 from benchmarks.search_frontier.sampling import GUIDED, REFERENCE, REFERENCE_ETA, pool, unguided
-from qsharp_core.answers import VOTES
+from qsharp_core.answers import VOTES, VoteName
 from qsharp_core.precision import fast_bfloat16
 from server.presets.known import DEFAULT, PRESETS
 from trainer.evaluation.statistics import estimate
@@ -138,7 +139,7 @@ def _tunings(given: argparse.Namespace, seconds: float) -> list[Tuning]:
 
 def _wanted(given: argparse.Namespace) -> Wanted:
     of_task = find_task(given.task).vote
-    vote = given.vote or next((name for name, one in VOTES.items() if one is of_task), "number")
+    vote = given.vote or next((name for name in get_args(VoteName) if VOTES[name] is of_task), "number")
     return Wanted(
         task=given.task, limit=given.limit, size=given.n, pools=given.pools, vote=vote, rows=given.rows, seed=given.seed
     )

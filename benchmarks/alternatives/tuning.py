@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +22,8 @@ from trainer.reports import write_json
 from trainer.training.settings import TrainingError
 
 RESULT = "training.json"
+TOGETHER = 2
+"""Examples, or pairs, in memory at once: what a step remembers of more takes several gigabytes."""
 UNLIMITED = 10**9  # steps: seconds end a training
 
 
@@ -118,9 +121,11 @@ def _train(tuning: Tuning, base: Path, rollouts: Sequence[Drawn], run: Path, out
     budget = Budget(tuning.budget, spent, tuning.name)
     tokenizer = AutoTokenizer.from_pretrained(base)
     model, data, half = _load(base), Dataset.from_list(rows), fast_bfloat16()
+    together = math.gcd(tuning.batch, TOGETHER)
     optimizer = torch.optim.AdamW(model.parameters(), lr=tuning.lr, weight_decay=0.0)
     settings: dict[str, Any] = {
-        "output_dir": str(run), "per_device_train_batch_size": tuning.batch, "max_steps": UNLIMITED,
+        "output_dir": str(run), "max_steps": UNLIMITED,
+        "per_device_train_batch_size": together, "gradient_accumulation_steps": tuning.batch // together,
         "max_length": None, "seed": tuning.seed, "bf16": half, "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": False, "save_strategy": "no", "save_total_limit": 1, "logging_steps": LOGGED,
         "report_to": "none", "disable_tqdm": True,
