@@ -139,8 +139,8 @@ def _tunings(given: argparse.Namespace, seconds: float) -> list[Tuning]:
 
 def _wanted(given: argparse.Namespace) -> Wanted:
     of_task = find_task(given.task).vote
-    names: tuple[VoteName, ...] = get_args(VoteName)
-    vote: VoteName = given.vote or next((name for name in names if VOTES[name] is of_task), "number")
+    known: list[VoteName] = [name for name in get_args(VoteName) if VOTES[name] is of_task]
+    vote = given.vote or (known[0] if known else "number")
     return Wanted(
         task=given.task, limit=given.limit, size=given.n, pools=given.pools, vote=vote, rows=given.rows, seed=given.seed
     )
