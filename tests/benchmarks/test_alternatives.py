@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from benchmarks.alternatives import budget, divergence, examples, tuning
 from benchmarks.alternatives.divergence import Completion
 from benchmarks.alternatives.examples import IGNORED, Drawn
+from benchmarks.alternatives.measuring import Policy, together
+from benchmarks.alternatives.report import rows_of
 from benchmarks.alternatives.tuning import Tuning
+from benchmarks.search_frontier.choosing import Rule, Sample
+from qsharp_core.wire.search import BEST
 from tests.support import models, trainer_data
 from tests.support.trainer_data import A, B
 from trainer.training.settings import TrainingError
@@ -221,46 +226,82 @@ TASK = Task(
 """
 
 
-def test_the_whole_comparison_and_a_second_start(tmp_path: Path) -> None:
+def policy(name: str, dice: random.Random, rules: Sequence[Rule], pools: int = 1, size: int = 4) -> Policy:
+    """Random answers to three problems."""
+
+    def sample() -> Sample:
+        text = f"It is {dice.randrange(2)}"
+        return Sample(text=text, reward=float(text[-1]), estimate=dice.random(), tokens=dice.randrange(1, 9))
+
+    return Policy(
+        name=name,
+        pools={problem: [[sample() for _ in range(size)] for _ in range(pools)] for problem in "xyz"},
+        kl={problem: dice.random() for problem in "xyz"},
+        seconds=dice.random(),
+        rules=rules,
+    )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_seeds_are_taken_together_and_differences_are_paired(seed: int) -> None:
+    dice = random.Random(seed)
+    every = [Rule(by=by, vote="number", reward_range=(0.0, 1.0)) for by in BEST]
+    reference, guided = policy("reference", dice, every), policy("guided", dice, every)
+    seeds = [policy(f"seed {i}", dice, every[1:2]) for i in range(3)]
+    tuned = together(seeds, "RFT")
+    single, several = tuned.points(4)
+    assert (single.answers, several.answers) == (3 * 3 * 4, 3 * 3)
+    for i, problem in enumerate("xyz"):
+        rewards = [one.reward for some in seeds for one in some.pools[problem][0]]
+        assert single.rewards[i] == pytest.approx(sum(rewards) / 12)
+        assert tuned.kl[problem] == pytest.approx(sum(some.kl[problem] for some in seeds) / 3)
+    assert tuned.seconds == pytest.approx(sum(some.seconds for some in seeds) / 3)
+    rows = rows_of([reference, guided, tuned], 4)
+    assert [(row.point.method, row.point.samples) for row in rows] == [
+        *[("reference", 1), ("reference", 4), ("reference", 4), ("reference", 4)],
+        *[("guided", 1), ("guided", 4), ("guided", 4), ("guided", 4)],
+        *[("RFT", 1), ("RFT", 4)],
+    ]
+    alone = reference.points(1)[0].rewards
+    for row in rows:
+        apart = row.point.rewards - alone
+        assert row.above_reference == pytest.approx((apart.mean(), apart.std(ddof=1) / 3**0.5))
+        assert (row.above_guided is None) == (row.policy is guided)
+
+
+@pytest.mark.timeout(1200)  # five servers, one after the other
+def test_the_whole_comparison_and_a_second_start_that_adds_to_it(tmp_path: Path) -> None:
     (tmp_path / "letters.py").write_text(TASK)
     reference = models.write_reference(tmp_path / "reference")
     rollouts = trainer_data.write(tmp_path / "rollouts.parquet", trainer_data.rollouts(20, 4))
-    command = [
-        sys.executable, "-m", "benchmarks.alternatives", "--rollouts", str(rollouts), "--model", str(reference),
-        "--task", "letters:TASK", "--n", "2", "--seeds", "2", "--dpo-lr", "1e-3", "--rft-lr", "1e-3", "--eta", "0.2",
-        "--seconds", "4", "--out", "out", "--", "--max-model-len", "64", "--max-num-seqs", "8", "--dtype", "float32",
-    ]  # fmt: skip
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
-    def run(*more: str) -> dict[str, Any]:
-        at = command.index("--")
-        subprocess.run(
-            [*command[:at], *more, *command[at:]], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths}
-        )
-        found: dict[str, Any] = json.loads((tmp_path / "out" / "report.json").read_text())
-        return found
+    def run(*more: str) -> dict[tuple[str, int, str], dict[str, Any]]:
+        command = [
+            sys.executable, "-m", "benchmarks.alternatives", "--rollouts", str(rollouts), "--model", str(reference),
+            "--task", "letters:TASK", "--n", "2", "--rft-lr", "1e-3", "--eta", "0.2", "--seconds", "4",
+            "--out", "out", *more, "--", "--max-model-len", "64", "--max-num-seqs", "8", "--dtype", "float32",
+        ]  # fmt: skip
+        subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths})
+        found = json.loads((tmp_path / "out" / "report.json").read_text())
+        return {(row["policy"], row["samples"], row["rule"]): row for row in found["rows"]}
 
-    first = run()
-    rows = {(row["policy"], row["samples"], row["rule"]): row for row in first["rows"]}
-    several = {("reference", "value"), ("reference", "majority"), ("reference", "weighted")}
-    several |= {(name, rule) for name in ("guided", "CD") for _, rule in several}
-    several |= {("RFT", "majority"), ("DPO", "majority")}
-    assert {(name, rule) for name, n, rule in rows if n == 2} == several
-    assert {name for name, n, _ in rows if n == 1} == {"reference", "guided", "CD", "RFT", "DPO"}
-    assert {row["problems"] for row in rows.values()} == {3}
-    assert {rows[key]["answers"] for key in rows if key[:2] == ("RFT", 1)} == {3 * 2 * 2}  # two seeds
+    rows = run("--dpo-lr")  # none
+    chosen = {(name, 2, rule) for name in ("reference", "guided", "CD") for rule in BEST} | {("RFT", 2, "majority")}
+    assert {key for key in rows if key[1] == 2} == chosen
     single = {name: row for (name, n, _), row in rows.items() if n == 1}
+    assert {*single} == {"reference", "guided", "CD", "RFT"}
+    assert {(row["problems"], row["answers"]) for row in single.values()} == {(3, 6)}
     assert single["reference"]["kl"]["mean"] == pytest.approx(0, abs=1e-3)
     assert single["guided"]["kl"]["mean"] > 0
-    for name in ("RFT", "DPO"):
-        assert single[name]["kl"]["mean"] > 1e-5
-        assert 4 <= single[name]["training_seconds"] < 60
+    assert single["RFT"]["kl"]["mean"] > 1e-5
+    assert 4 <= single["RFT"]["training_seconds"] < 60
     assert single["reference"]["training_seconds"] == 0 < single["guided"]["training_seconds"]
-    assert {training["bf16"] for training in first["trainings"]} <= {True, False}
-    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("training.json")}
-    assert len(made) == 4
     assert (tmp_path / "out" / "report.png").stat().st_size > 10_000
     assert "| RFT | 2 | majority |" in (tmp_path / "out" / "report.md").read_text()
-    again = run("--pools", "2")
+    kept = ["training.json", "critic.json", "*.jsonl", "*.safetensors"]
+    made = {path: path.stat().st_mtime_ns for name in kept for path in (tmp_path / "out").rglob(name)}
+    again = run("--dpo-lr", "1e-3")
+    assert {key: again[key] for key in rows} == rows
+    assert {*again} - {*rows} == {("DPO", 1, "majority"), ("DPO", 2, "majority")}
     assert {path: path.stat().st_mtime_ns for path in made} == made
-    assert {row["answers"] for row in again["rows"] if row["samples"] == 1} == {3 * 2 * 2, 3 * 2 * 2 * 2}
