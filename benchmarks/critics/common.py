@@ -54,14 +54,24 @@ def subset(rollouts: Path, count: int, seed: int, path: Path) -> Path:
     return path
 
 
-def trained(data: Path, folder: Path, name: str, flags: Sequence[object]) -> tuple[Path, dict[str, Any], float]:
-    """A critic, its training report, and the seconds that its training took; what is there is not trained again."""
+def trained(
+    data: Path, folder: Path, name: str, flags: Sequence[object], base: Path | None = None
+) -> tuple[Path, dict[str, Any], float]:
+    """A critic, its training report, and the seconds that its training took; what is there is not trained again.
+
+    Args:
+        data: rollouts.
+        folder: for critics.
+        name: of the critic.
+        flags: of `qsharp train`.
+        base: the model that it is for; None is the default model.
+    """
     critic, seconds = folder / "critics" / name / "1", folder / "critics" / f"{name}.seconds"
     if not seconds.exists():
         began = time.monotonic()
         features = ["--features", folder / "features"] if "reference" in flags else []
         to = ["--out", folder / "critics", "--name", name, "--resume", "--recommended-eta", ETA]
-        qsharp("train", "--data", data, "--base", ensure_smollm2(), *to, *features, *SHARED, *flags)
+        qsharp("train", "--data", data, "--base", base or ensure_smollm2(), *to, *features, *SHARED, *flags)
         seconds.write_text(str(time.monotonic() - began))
     report: dict[str, Any] = json.loads((folder / "critics" / ".runs" / name / "metrics.json").read_text())
     return critic, report, float(seconds.read_text())

@@ -22,12 +22,16 @@ class Sample:
         reward: what it earned.
         estimate: the reward that the critic expects after its last token; None if it was never asked.
         tokens: generated for it; of what a search returned, those of the whole search.
+        kl: divergence from the reference in nats over its own tokens, as the server reports it; None without guidance.
+        token_ids: of prompt and completion, the last `tokens` are the completion's; None where a critic guided.
     """
 
     text: str
     reward: float
     estimate: float | None
     tokens: int
+    kl: float | None = None
+    token_ids: list[int] | None = None
 
 
 @dataclass(frozen=True)

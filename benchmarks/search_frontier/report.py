@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter, ScalarFormatter
 from rich.box import SIMPLE_HEAD
@@ -56,11 +57,15 @@ def plot(path: Path, points: Sequence[Point]) -> None:
     """Accuracy against tokens, a line for each method and rule; bars are one standard error."""
     figure = Figure(figsize=(8.2, 5), dpi=140, layout="constrained")
     axes = figure.add_subplot()
-    spare = iter(OTHERS * len(points))
-    colours: dict[str, str] = {}
+    draw(axes, points)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path)
+
+
+def draw(axes: Axes, points: Sequence[Point]) -> None:
+    """Draws what `plot` draws into existing axes, without a legend."""
+    colours = colours_of(points)
     for method, rule in dict.fromkeys((point.method, point.rule) for point in points):
-        if method not in colours:
-            colours[method] = COLOURS.get(method) or next(spare)
         line = sorted(
             (point for point in points if (point.method, point.rule) == (method, rule)), key=lambda point: point.tokens
         )
@@ -71,9 +76,19 @@ def plot(path: Path, points: Sequence[Point]) -> None:
         )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.set(xlabel="generated tokens per answer", ylabel="accuracy")
+    axes.set_xlabel("generated tokens per answer")
+    of_accuracy(axes)
+
+
+def colours_of(points: Sequence[Point]) -> dict[str, str]:
+    """A colour for each method."""
+    spare = iter(OTHERS * len(points))
+    return {method: COLOURS.get(method) or next(spare) for method in dict.fromkeys(point.method for point in points)}
+
+
+def of_accuracy(axes: Axes) -> None:
+    """Makes the upward axis one of accuracy."""
+    axes.set_ylabel("accuracy")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="#e6e9ec", linewidth=0.8)
-    figure.savefig(path)

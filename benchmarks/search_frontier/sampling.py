@@ -9,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks.search_frontier.choosing import Sample
+from qsharp_core.wire.guidance import DEFAULT_METHOD, MethodName
 from trainer.evaluation.searches import search_of
 from trainer.rewards.base import Case
 from trainer.rewards.verifiers import Judge, TaskRef
@@ -30,22 +31,41 @@ class Way:
 
     Attributes:
         name: of it, unique.
-        eta: strength of the guidance.
-        search: the request's field.
+        eta: strength of the guidance; None is without guidance.
+        search: the request's field; None is plain samples.
         size: samples of a request.
         returned: how many of them are returned.
+        method: of the guidance.
     """
 
     name: str
-    eta: float
-    search: Mapping[str, Any]
+    eta: float | None
+    search: Mapping[str, Any] | None
     size: int
     returned: int = 1
+    method: MethodName = DEFAULT_METHOD
+
+    def identity(self) -> dict[str, Any]:
+        """What tells it from others; the usual method is not named, as older journals do not."""
+        return {name: value for name, value in asdict(self).items() if name != "method" or value != DEFAULT_METHOD}
+
+    def fields(self, critic: str | None) -> dict[str, Any]:
+        """The request's fields."""
+        if self.eta is None:
+            return {"n": self.returned, "return_token_ids": True}
+        options = {"critic": critic, "method": self.method, "candidates": 10, "min_prob": 0, "search": self.search}
+        return {"n": self.returned, "eta": self.eta, "guidance": options}
 
 
-def pool(name: str, eta: float, size: int) -> Way:
+def pool(name: str, eta: float, size: int, method: MethodName = DEFAULT_METHOD) -> Way:
     """Plain samples, with the critic's estimate of each: the best `size` of `size`."""
-    return Way(name=name, eta=eta, search={"kind": "best_of", "n": size}, size=size, returned=size)
+    search = {"kind": "best_of", "n": size}
+    return Way(name=name, eta=eta, search=search, size=size, returned=size, method=method)
+
+
+def unguided(name: str, size: int) -> Way:
+    """Plain samples of a model without a critic, with their token ids."""
+    return Way(name=name, eta=None, search=None, size=size, returned=size)
 
 
 def way_of(text: str, eta: float, vote: str) -> Way:
@@ -61,7 +81,7 @@ class Asked:
     Attributes:
         task, problems: whose problems.
         sampling: how.
-        model, critic: that are served.
+        model, critic: that are served; None is no critic.
         repeats: searches of a kind for each problem.
         pools: pools of a kind for each problem.
         rows: samples at once.
@@ -72,7 +92,7 @@ class Asked:
     problems: Sequence[Problem]
     sampling: SamplingParameters
     model: str
-    critic: str
+    critic: str | None
     repeats: int
     pools: int
     rows: int
@@ -87,7 +107,7 @@ class Asked:
 
     def key(self, way: Way, problem: Problem, repeat: int) -> str:
         """Names a request; its seed derives from it."""
-        return digest([self.identity(), asdict(way), problem.id, repeat])[:32]
+        return digest([self.identity(), way.identity(), problem.id, repeat])[:32]
 
 
 Found = dict[str, dict[str, list[list[Sample]]]]
@@ -128,20 +148,38 @@ async def sample(client: ServerClient, judge: Judge, asked: Asked, ways: Sequenc
 async def _ask(client: ServerClient, judge: Judge, asked: Asked, way: Way, problem: Problem, seed: int) -> list[Sample]:
     route, question = problem.request()
     body = {
-        **question, **asked.sampling.fields(), "model": asked.model, "n": way.returned, "seed": seed, "eta": way.eta,
-        "guidance": {"critic": asked.critic, "candidates": 10, "min_prob": 0, "search": way.search},
+        **question, **asked.sampling.fields(), "model": asked.model, "seed": seed, **way.fields(asked.critic),
     }  # fmt: skip
-    choices = (await client.post(route, body))["choices"]
-    choices.sort(key=lambda choice: choice["guidance"]["search"]["sample"] or 0)  # they come with the best first
-    return [await _judged(judge, asked.task, problem, choice, alone=way.returned == 1) for choice in choices]
+    answer = await client.post(route, body)
+    choices: list[JSONObject] = sorted(answer["choices"], key=lambda choice: choice["index"])
+    if way.search is not None:  # they come with the best first
+        choices.sort(key=lambda choice: choice["guidance"]["search"]["sample"] or 0)
+    cases = [Case.of_choice(problem, choice) for choice in choices]
+    texts = [case.completion for case in cases]
+    rewards = [await _reward(judge, asked.task, case) for case in cases]
+    if way.search is None:
+        prompt = answer.get("prompt_token_ids") or choices[0]["prompt_token_ids"]
+        return [_plain(*one, prompt) for one in zip(texts, rewards, choices, strict=True)]
+    alone = way.returned == 1
+    return [_searched(*one, alone) for one in zip(texts, rewards, choices, strict=True)]
 
 
-async def _judged(judge: Judge, task: TaskRef, problem: Problem, choice: JSONObject, *, alone: bool) -> Sample:
-    case = Case.of_choice(problem, choice)
+async def _reward(judge: Judge, task: TaskRef, case: Case) -> float:
     verdict = await judge.judge(case, task)
     if verdict.reward is None:
-        raise RuntimeError(f"problem {problem.id}: {case.completion!r} could not be judged: {verdict.failures}")
+        assert case.problem is not None
+        raise RuntimeError(f"problem {case.problem.id}: {case.completion!r} could not be judged: {verdict.failures}")
+    return verdict.reward
+
+
+def _searched(text: str, reward: float, choice: JSONObject, alone: bool) -> Sample:
+    """Of a search that returns a single sample, the tokens are the whole search's."""
     guidance = choice["guidance"]
     report = guidance["search"]
     tokens = report["tokens_spent"] if alone else guidance["tokens_total"]
-    return Sample(text=case.completion, reward=verdict.reward, estimate=report["estimate"], tokens=tokens)
+    return Sample(text=text, reward=reward, estimate=report["estimate"], tokens=tokens, kl=guidance["kl"])
+
+
+def _plain(text: str, reward: float, choice: JSONObject, prompt: list[int]) -> Sample:
+    ids = choice["token_ids"]
+    return Sample(text=text, reward=reward, estimate=None, tokens=len(ids), token_ids=[*prompt, *ids])
