@@ -19,7 +19,7 @@ from tests.support.compose import DOCKER
 
 ROOT = DOCKER.parent
 LOCKS = sorted((DOCKER / "requirements").glob("*.txt"))
-OPTIONAL = {"datasets"}  # GSM8K and MATH from the hub, if it is installed
+OPTIONAL = {"datasets", "vaderSentiment"}  # for prompts from the hub, and for the task tone
 HASH = re.compile(r"^    --hash=sha256:[0-9a-f]{64}$")
 
 

@@ -28,7 +28,8 @@ def problems(_: str) -> list[Problem]:
 
 
 TASK = Task(name="short", splits=("train", "held_out"), problems=problems)
-"""In place of `sums`, whose prompts are longer than the tiny model's context."""
+"""In place of those whose prompts are longer than the tiny model's context."""
+LONG = ("sums", "sentence", "extraction")
 
 
 async def parity(case: Case) -> float:
@@ -65,7 +66,7 @@ def shrunken(name: str, server: Server) -> list[str]:
         "server.url": server.url, "server.admin_key": ADMIN_KEY, "verifiers": ["tests.trainer.test_recipes:parity"],
         "sampling.max_tokens": 6, "evaluate.limit": 2, "evaluate.samples": 2, "evaluate.etas": [0.1],
     }  # fmt: skip
-    if recipe.settings.model_dump().get("task") == "sums":
+    if recipe.settings.model_dump().get("task") in LONG:
         common["task"] = "tests.trainer.test_recipes:TASK"
     learned = {
         "critic.base": str(server.reference), "critic.tokenizer": str(server.reference), "critic.layers": 1,

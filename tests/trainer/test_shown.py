@@ -36,7 +36,7 @@ DEMO = [
 def results(sign: float = 1.0) -> list[SettingReport]:
     """With every figure that there can be."""
     fields: dict[str, Any] = {"samples": None, "problems": 141, "n": 2820, "unjudged": 0, "by_k": {}}
-    for name in ("majority", "weighted_majority", "oracle", "best_of"):
+    for name in ("majority", "weighted_majority", "oracle", "best_of", "full"):
         fields |= {name: 0.7512, f"{name}_se": 0.0321}
     return [
         SettingReport(
@@ -83,6 +83,7 @@ def test_tables_fit_eighty_columns(graded: bool) -> None:
         assert "mean reward" in text
         assert "pass@1" not in text
         assert "-0.195 ± 0.031" in text
+        assert "75.1 %" in text  # the share of rewards that are 1
     else:
         assert "pass@1" in text
         assert "+19.5 ± 3.1" in text

@@ -112,12 +112,14 @@ def test_a_gain_is_over_the_problems_that_both_have() -> None:
     found = summary(guided, reference, 2)
     assert found.gain == pytest.approx((1.0 + 0.5) / 2)
     assert found.gain_se == pytest.approx(math.sqrt(0.125 / 2))  # of 1 and 0.5
-    assert found.accuracy == 1.0
+    assert found.accuracy == found.full == 1.0
     assert (found.problems, found.n, found.unjudged) == (3, 5, 1)
+    assert summary({"a": of([0.9, 1.0, 0.0, None])}, reference, 4).full == pytest.approx(1 / 3)
 
 
 FIGURES: dict[str, Callable[[list[JudgedSample]], float]] = {
     "accuracy": lambda group: fmean(s.reward or 0.0 for s in group),
+    "full": lambda group: fmean(float(s.reward == 1) for s in group),
     "kl": lambda group: fmean(s.kl for s in group),
     "tokens": lambda group: fmean(s.tokens for s in group),
     "oracle": lambda group: max(s.reward or 0.0 for s in group),

@@ -22,6 +22,7 @@ class Figures(ReportPart):
         unjudged: samples that no verifier could judge; they count nowhere.
         accuracy: mean reward (pass@1).
         gain: accuracy less the reference's, paired by problem.
+        full: share of the judged samples that earn 1, which of graded rewards is not their mean.
         kl: KL divergence to the reference in nats, per completion.
         tokens: tokens per completion; with a search, those of all its samples.
         majority: reward of the answer that most of a problem's samples give.
@@ -38,6 +39,8 @@ class Figures(ReportPart):
     accuracy_se: float | None
     gain: float | None
     gain_se: float | None
+    full: float | None = None
+    full_se: float | None = None
     kl: float | None
     kl_se: float | None
     tokens: float | None

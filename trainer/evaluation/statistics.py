@@ -139,6 +139,7 @@ def summary(
         by_k={name: {str(k): MeanReward(**_figure("mean", v)) for k, v in of_k.items()} for name, of_k in by_k.items()},
         **_figure("accuracy", list(accuracy.values())),
         **_figure("gain", [accuracy[name] - baseline[name] for name in accuracy if name in baseline]),
+        **_figure("full", [statistics.fmean(s.reward == 1 for s in group) for group in judged if group]),
         **_figure("kl", [statistics.fmean(sample.kl for sample in group) for group in sampled]),
         **_figure("tokens", [statistics.fmean(sample.tokens for sample in group) for group in sampled]),
         **_figure("majority", [majority(v, r) for v, r in zip(votes, rewards, strict=True)] if voted else []),

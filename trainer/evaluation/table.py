@@ -21,8 +21,8 @@ def tables(
 ) -> list[Table]:
     """Tables with a row for each setting, which fit a terminal of 80 columns.
 
-    The first has rewards and KL, the second what can be made of several samples of each problem, if anything. Figures
-    that could not be had are left out.
+    The first has rewards and KL, the second what can be made of several samples of each problem, if anything, and of
+    graded rewards how many are 1. Figures that could not be had are left out.
 
     Args:
         samples: of each problem.
@@ -40,11 +40,13 @@ def tables(
     chosen = {
         title: name for title, name in names.items() if k > 1 and any(r.figure(name)[0] is not None for r in results)
     }
+    counted = ["reward 1"] if graded and any(r.full for r in results) else []
     made = [table(results, published, graded)]
-    if chosen:
-        several = _empty("method", "eta", *chosen)
+    if chosen or counted:
+        several = _empty("method", "eta", *counted, *chosen)
         for r in results:
-            several.add_row(*_setting(r), *(_reward(r, name, graded) for name in chosen.values()))
+            shares = ["" if r.full is None else f"{100 * r.full:.1f} %" for _ in counted]
+            several.add_row(*_setting(r), *shares, *(_reward(r, name, graded) for name in chosen.values()))
         made.append(several)
     return made
 

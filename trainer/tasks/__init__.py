@@ -8,6 +8,10 @@ sources           where prompts come from, in whatever form a person has them
 answers           the answer in a completion's text
 mathematics       mathematical answers compared
 sums              sums of three digits
+splits            problems of word lists, drawn and parted into two splits
+sentence          a sentence with given words in it
+tone              praise in a review's continuation
+extraction        facts out of a passage, as JSON
 benchmarks        questions of public benchmarks, from the hub or from files
 gsm8k, competition_math   two of these
 star_graph        paths in star graphs

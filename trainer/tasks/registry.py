@@ -18,6 +18,9 @@ BUILT_IN = {
     "gsm8k": "trainer.tasks.gsm8k:TASK",
     "math": "trainer.tasks.competition_math:TASK",
     "star_graph": "trainer.tasks.star_graph:TASK",
+    "sentence": "trainer.tasks.sentence:TASK",
+    "tone": "trainer.tasks.tone:TASK",
+    "extraction": "trainer.tasks.extraction:TASK",
 }
 
 
