@@ -24,11 +24,19 @@ from tests.conftest import Server
 from tests.support import models
 from tests.support import trainer_data as world
 from trainer.evaluation.of_problems import OfProblems
+from trainer.tasks.base import Problem, SamplingDefaults, Task
 from trainer.training import data
 from trainer.training.heldout import Predictions
 from trainer.training.reliability import reliability
 from trainer.training.rollouts import LabelledRollout, Rollouts, SamplingPolicy, kept
 
+TASK = Task(
+    name="first",
+    splits=("held_out",),
+    problems=lambda split: [Problem(id=str(n), prompt=f"What is {n}?") for n in range(5)],
+    sampling=SamplingDefaults(max_tokens=6),
+    reward=lambda problem, text: float(sum(map(ord, text)) % 2),
+)
 CATEGORICAL = {"kind": "categorical", "atoms": [0.0, 0.5, 1.0]}
 
 
@@ -172,7 +180,7 @@ def test_changes_are_paired_by_problem() -> None:
 
 
 def test_both_are_measured_through_a_server(server: Server, tmp_path: Path) -> None:
-    asked = Asked("tests.trainer.test_recipes:TASK", [0.1], samples=2, limit=2, candidates=4)
+    asked = Asked("tests.benchmarks.test_calibration:TASK", [0.1], samples=2, limit=2, candidates=4)
     found = asyncio.run(measured(server.url, asked, "native", tmp_path))
     assert sorted(found) == ["qsharp, eta 0.1", "reference"]
     assert all(len(one.kl) == 2 for one in found.values())
