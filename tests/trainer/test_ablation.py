@@ -51,7 +51,7 @@ def test_a_choice_is_of_training_rollouts_alone(logged: Path, tmp_path: Path, wh
     wanted = {f"r0-{n}-{k}" for n in range(30) for k in kinds} & train
     if which != "all":
         assert split_of(chosen([logged], RolloutChoice(which=which), SETTINGS, tmp_path)) == (wanted, held_out)
-    number = random.randint(1, len(wanted) - 1)
+    number = random.randint(1, len(wanted) // 4)
     choice = RolloutChoice(which=which, number=number)
     some, measured = split_of(chosen([logged], choice, SETTINGS, tmp_path))
     assert (len(some), measured) == (number, held_out)
@@ -62,6 +62,9 @@ def test_a_choice_is_of_training_rollouts_alone(logged: Path, tmp_path: Path, wh
     half = RolloutChoice(which=which, number=len(wanted) // 2)
     drawn = [split_of(chosen([logged], half, one, tmp_path))[0] for one in (SETTINGS, other)]
     assert drawn[0] != drawn[1]
+    more = SETTINGS.model_copy(update={"held_out": 0.6})  # is a choice of its own
+    (file,) = chosen([logged], choice, more, tmp_path)
+    assert {r.id for r in data.split(data.read([file]).rollouts, 0.6)[1]} > held_out
     with pytest.raises(
         TrainingError, match=f"{len(wanted) + 1} are wanted, and the training prompts have {len(wanted)}"
     ):

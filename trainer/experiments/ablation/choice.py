@@ -17,6 +17,7 @@ from qsharp_core.disk import whole_file
 from qsharp_core.wire.columns import LABELLED
 from qsharp_core.wire.metadata import FORCED
 from trainer.experiments.fields import RecipeFields
+from trainer.rollouts.collection import digest
 from trainer.training.data import METADATA, group_of, is_held_out
 from trainer.training.settings import TrainingError, TrainSettings
 
@@ -51,7 +52,8 @@ def chosen(data: Sequence[Path], choice: RolloutChoice, settings: TrainSettings,
     if choice == RolloutChoice():
         return list(data)
     some = "" if choice.number is None else f"-{choice.number}-of-seed-{settings.seed}"
-    path = folder / f"{choice.which}{some}.parquet"
+    split = digest([settings.held_out, settings.group_by])[:8]  # variants may hold out others
+    path = folder / f"{choice.which}{some}-{split}.parquet"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         files = [file for one in data for file in (sorted(one.glob("*.parquet")) if one.is_dir() else [one])]
