@@ -100,11 +100,16 @@ def _part(result: Result, part: str, title: str, unit: str, memory: bool = True)
             result["case"]["rollouts"],
             "both others" if part == "pass" and side == "plain" else name,
             f"{_spread(speeds(result, side, part))} {unit}",
-            f"**{interval(found)}**" if found else "",
+            _ratio(found),
             len(found) or "",
             f"{most['most']:,.0f}" if memory else "",
             f"{most['before']:,.0f}" if memory else "",
         )
+
+
+def _ratio(found: list[float]) -> str:
+    """The median with its interval; a single ratio has none."""
+    return f"**{interval(found)}**" if len(found) > 1 else "".join(f"**{one:.2f}**" for one in found)
 
 
 def _seconds(turn: dict[str, Any], side: str, part: str) -> float:

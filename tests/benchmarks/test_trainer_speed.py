@@ -143,6 +143,8 @@ def test_a_turn_of_a_native_critic_is_reported(base: Path, tmp_path: Path, monke
     found = {"case": {"kind": "native", "rollouts": "trees"}, "turns": turns, "memory_mib": memory}
     rows = rows_of(found)
     assert [len(row) for row in rows] == [8] * 8
+    assert "to" in rows[-1][4]
+    assert "to" not in rows_of(found | {"turns": turns[:1]})[-1][4]  # of a single turn
     assert set(peak(case, "qsharp")) == {"before", "most"}
 
 
