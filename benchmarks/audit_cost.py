@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from benchmarks.by_turns import interval
 from benchmarks.guidance import ours, pairs
 from benchmarks.guidance.ours import Ask
+from benchmarks.intervals import interval
 from qsharp_core.vllm_plugin import processors, upstream
 from qsharp_core.vllm_plugin.settings import DEFAULT_AUDIT_RATE
 

@@ -25,15 +25,14 @@ from typing import Any, Literal
 # The worker is handed `switch`.
 os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 from tqdm import tqdm
 
 from benchmarks.guidance import ours, pairs
 from benchmarks.guidance.ours import Ask
 from benchmarks.guidance.pairs import Pair, Prompts
+from benchmarks.intervals import interval
 from qsharp_core.vllm_plugin import processors, upstream
 
 TOKENS = 80
@@ -172,12 +171,6 @@ def summary(found: list[Times]) -> tuple[str, str, str, str]:
         interval([a - b for a, b in found]),
         interval([b / a for a, b in found]),
     )
-
-
-def interval(values: list[float]) -> str:
-    """Their median, and where 95 % of the medians of 1,000 bootstrap samples lie."""
-    low, high = stats.bootstrap((values,), np.median, n_resamples=1000, method="percentile", rng=0).confidence_interval
-    return f"{statistics.median(values):.2f} ({low:.2f} to {high:.2f})"
 
 
 if __name__ == "__main__":

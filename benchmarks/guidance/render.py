@@ -120,6 +120,9 @@ rows and 8 candidates. *Ragged* means that rows ask for different numbers of can
 Its cache, V head:
 
 {tables.pool(result)}
+
+What training costs beside other trainers is measured by `python -m benchmarks.trainer_speed`
+([training](training.md#how-fast-it-trains)).
 """
 
 

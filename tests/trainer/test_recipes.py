@@ -78,6 +78,12 @@ def shrunken(name: str, server: Server) -> list[str]:
             "rollouts.branches": 2, "evaluate.methods": ["qsharp", "cd"],
         }  # fmt: skip
     learned["critic.name"] = name  # they share a server
+    if recipe.kind_name == "ablation":
+        variants = recipe.settings.model_dump(mode="json", include={"variants"}, exclude_unset=True)["variants"]
+        for choice in (variant.get("rollouts", {}) for variant in variants):
+            choice.update({"number": 4} if "number" in choice else {})
+        learned.pop("evaluate.methods", None)
+        learned |= {"variants": variants, "seeds": recipe.settings.model_dump()["seeds"][:2]}
     by_kind: dict[str, dict[str, Any]] = {
         "experiment": common | learned | {"rollouts.samples": [4, 2]},
         "ablation": common | learned | {"rollouts.samples": [4]},
@@ -87,8 +93,12 @@ def shrunken(name: str, server: Server) -> list[str]:
     return [flag for key, value in changes.items() for flag in ("--set", f"{key}={_toml(value)}")]
 
 
-def _toml(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def _toml(value: Any, inner: bool = False) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(one, inner=True)}" for key, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml(one, inner=True) for one in value) + "]"
+    return value if isinstance(value, str) and not inner else json.dumps(value)
 
 
 def report_of(folder: Path) -> dict[str, Any]:
@@ -125,7 +135,12 @@ def test_every_recipe_runs(server: Server, tmp_path: Path, name: str, capsys: py
         if recipe.settings.model_dump()["published"]:
             assert "published" in capsys.readouterr().out
     else:
-        assert [one["critic"] for one in parts] == [f"{v['name']}@1" for v in report["settings"]["variants"]]
+        seeds = report["settings"]["seeds"] or [0]
+        names = [v["name"] for v in report["settings"]["variants"]]
+        assert [(one["critic"], one["seed"]) for one in parts] == [
+            (f"{name}.{seed}@1" if seed else f"{name}@1", seed) for name in names for seed in seeds
+        ]
+        assert [(one["variant"], one["seeds"]) for one in report["over_seeds"]] == [(name, seeds) for name in names]
         assert all(settings_of(one["results"]) == [("reference", None), ("qsharp", 0.1)] for one in parts)
         assert len({one["held_out"]["log_loss"] for one in parts}) == len(parts)  # they are different critics
 
@@ -151,6 +166,43 @@ def test_a_run_goes_on_and_refuses_other_settings(
     assert [r for r in again if r["eta"] != 0.5] == first["results"]
     assert cli.main([*arguments, "--set", "sampling.temperature=0.7"]) == 1
     assert "begun with other settings: sampling was" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("data")
+def test_seeds_are_added_to_an_ablation_and_variants_are_not_changed(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of one seed, as older versions left it, is gone on with."""
+    out = tmp_path / "run"
+    given = ["run", "ablation-sums", "--out", str(out), *shrunken("ablation-sums", server)]
+
+    def variants(loss: str) -> list[str]:
+        return ["--set", f'variants=[{{name="only"}}, {{name="other", loss="{loss}"}}]']
+
+    assert cli.main([*given, *variants("squared")]) == 0
+    first = report_of(out)
+    weights = out / "critics" / "only" / "1" / "head.safetensors"
+    before = weights.stat().st_mtime_ns
+    assert cli.main([*given, *variants("squared"), "--set", "seeds=[0, 7]"]) == 0
+    again = report_of(out)
+    assert weights.stat().st_mtime_ns == before
+    assert [one["critic"] for one in again["results"]] == ["only@1", "only.7@1", "other@1", "other.7@1"]
+    assert [one for one in again["results"] if one["seed"] == 0] == first["results"]
+    only = again["over_seeds"][0]
+    losses = [one["held_out"]["log_loss"] for one in again["results"][:2]]
+    assert only["log_loss"]["mean"] == pytest.approx(sum(losses) / 2)
+    guided = [one["results"][1] for one in again["results"][:2]]
+    assert only["results"][1]["accuracy"]["mean"] == pytest.approx(sum(one["accuracy"] for one in guided) / 2)
+    assert only["results"][1]["kl"]["mean"] == pytest.approx(sum(one["kl"] for one in guided) / 2)
+    assert only["results"][1]["n"] == 8
+    alone = first["over_seeds"][0]["results"][1]
+    assert (alone["accuracy"]["se"], alone["accuracy"]["sd"]) == (
+        first["results"][0]["results"][1]["accuracy_se"],
+        None,
+    )
+    capsys.readouterr()
+    assert cli.main([*given, *variants("likelihood")]) == 1
+    assert "other was trained with loss = 'squared', not 'likelihood'" in capsys.readouterr().err
 
 
 def test_cross_model(server: Server, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ logged       rollouts of the reference, for kinds without rounds
 trained      critics that are trained once
 
 experiment   the loop and its evaluation: a critic learns a task
-ablation     critics of different heads and losses, trained on the same rollouts
+ablation/    critics that are trained differently, of the same rollouts, with seeds
 cross_model  one critic, several references
 quantise     a reference of fewer bits
 tree_mdp/    the paper's Figure 4

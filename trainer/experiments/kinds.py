@@ -13,7 +13,7 @@ from trainer.experiments.report import Outcome
 
 # Kind -> (model of its fields, what runs it), each as `module:object`.
 KINDS = {
-    "ablation": ("trainer.experiments.ablation:Ablation", "trainer.experiments.ablation:run"),
+    "ablation": ("trainer.experiments.ablation.settings:Ablation", "trainer.experiments.ablation.recipe:run"),
     "cross_model": ("trainer.experiments.cross_model:CrossModel", "trainer.experiments.cross_model:run"),
     "experiment": ("trainer.experiments.experiment:Experiment", "trainer.experiments.experiment:run"),
     "star_graph": (

@@ -24,6 +24,7 @@ constant      whether a critic has learned anything
 measures      log-loss, Brier, AUC, ECE: pure functions
 parents       the comparison with the version before
 report        metrics.json and metrics.jsonl as models
+reliability   what was earned where a critic expected so much
 plots         the calibration plot
 learning_plot the learning curve
 show          what is printed

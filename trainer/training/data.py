@@ -175,6 +175,19 @@ def _lists(column: pa.Array) -> Iterator[TokenIds]:
     return iter(np.split(values, ends[:-1])) if len(ends) else iter(())
 
 
+def group_of(prompt: Sequence[int], metadata: Any, group_by: str | None) -> str:
+    """The group that a row is in, as the split goes by it; `WITHOUT` if the metadata lacks the entry.
+
+    Args:
+        prompt: token ids.
+        metadata: of the row, a JSON string or a map.
+        group_by: an entry of the metadata; None is the prompt's token ids.
+    """
+    if group_by is not None:
+        return _group(metadata, group_by)
+    return hashlib.sha256(np.asarray(prompt, dtype="<i4").tobytes()).hexdigest()
+
+
 def _group(metadata: Any, key: str) -> str:
     """The hash of an entry of a row's metadata; `WITHOUT` if it is not there."""
     entries = _metadata(metadata)

@@ -6,12 +6,11 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from trainer.training import measures
 from trainer.training.heldout import Predictions
+from trainer.training.reliability import reliability
 from trainer.training.report import HeldOutReport, Measures
 
 BLUE, GREY, ORANGE = "#2b6cb0", "#8a94a0", "#c05621"
-BINS = 10
 
 
 def calibration(
@@ -39,27 +38,10 @@ def _reliability(
 ) -> None:
     axes = figure.add_subplot(grid[0, 0])
     axes.plot(bounds, bounds, color=GREY, linewidth=1, linestyle="--", label="perfectly calibrated")
-    # Bins of equal weight: each point is as trustworthy as the next.
-    order = np.argsort(predictions.predicted, kind="stable")
-    share = np.cumsum(predictions.weights[order]) / predictions.weights.sum()
-    bins = np.minimum((share * BINS).astype(int), BINS - 1)
-    x, y, error = [], [], []
-    for b in np.unique(bins):
-        chosen = order[bins == b]
-        weights = predictions.weights[chosen]
-        x.append(np.average(predictions.predicted[chosen], weights=weights))
-        y.append(np.average(predictions.rewards[chosen], weights=weights))
-        # Positions of one rollout share its reward: a rollout is a draw, not a position.
-        total = np.bincount(predictions.rollout[chosen], weights)
-        earned = np.bincount(predictions.rollout[chosen], weights * predictions.rewards[chosen])
-        seen = total > 0
-        _, se = measures.clustered_mean(
-            (earned[seen] - y[-1] * total[seen]) / total[seen].mean(), np.arange(int(seen.sum()))
-        )
-        error.append(1.96 * (se or 0.0))
+    bins = reliability(predictions)
     axes.errorbar(
-        x, y, yerr=error, color=BLUE, marker="o", markersize=5, linewidth=1.5, capsize=2.5,
-        label="critic, tenths of the predictions (95 %)",
+        [b.predicted for b in bins], [b.earned for b in bins], yerr=[1.96 * b.error for b in bins], color=BLUE,
+        marker="o", markersize=5, linewidth=1.5, capsize=2.5, label="critic, tenths of the predictions (95 %)",
     )  # fmt: skip
     axes.set(ylabel="mean reward earned", xlim=bounds, title="Does it come true?")
     auc = "–" if overall.auc is None else f"{overall.auc:.3f}"

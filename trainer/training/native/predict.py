@@ -32,13 +32,7 @@ def predict_labels(
         embeddings: the reference's, `[V, E]`.
         rollouts: what is predicted.
     """
-    device = head.bias.device
-    parts = []
-    for index in torch.arange(len(inputs)).split(AT_ONCE):
-        tokens, log_ref = embeddings[inputs.tokens_M[index]], inputs.log_ref_M[index]
-        parts.append(head(inputs.hidden(index).to(device), tokens.to(device), log_ref.to(device)).cpu())
-    outputs = torch.cat(parts)
-    of_labels = outputs[torch.from_numpy(labels.nodes)]
+    of_labels = label_outputs(head, inputs, labels, embeddings)
     losses = returns.loss(of_labels, torch.from_numpy(labels.rewards))
     return predictions(
         labels.rollout,
@@ -47,3 +41,14 @@ def predict_labels(
         losses.double().numpy(),
         rollouts,
     )
+
+
+@torch.inference_mode()
+def label_outputs(head: NativeHead, inputs: Features, labels: Labels, embeddings: Tensor) -> Tensor:
+    """The head's outputs for every label, `[L, n_out]`; arguments as for `predict_labels`."""
+    device = head.bias.device
+    parts = []
+    for index in torch.arange(len(inputs)).split(AT_ONCE):
+        tokens, log_ref = embeddings[inputs.tokens_M[index]], inputs.log_ref_M[index]
+        parts.append(head(inputs.hidden(index).to(device), tokens.to(device), log_ref.to(device)).cpu())
+    return torch.cat(parts)[torch.from_numpy(labels.nodes)]

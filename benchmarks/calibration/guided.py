@@ -1,0 +1,88 @@
+"""Accuracy and KL of guidance by two critics, on the same problems at the same eta, through one server."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.of_problems import OfProblems, of_problems
+from trainer.evaluation.settings import REFERENCE, Evaluation, Setting, every_setting
+from trainer.experiments.ablation.seeds import differences
+from trainer.rewards.verifiers import OWN, Judge, TaskRef, Weighted
+from trainer.rollouts.client import ServerClient
+from trainer.rollouts.parameters import sampling_of
+from trainer.tasks.registry import find_task
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is measured.
+
+    Attributes:
+        task: whose held-out problems are sampled.
+        etas: of the guidance.
+        samples: of each problem.
+        limit: only the first so many problems; None is all.
+        candidates: of each step.
+        concurrency: requests at once.
+    """
+
+    task: str
+    etas: Sequence[float]
+    samples: int
+    limit: int | None
+    candidates: int
+    concurrency: int = 32
+
+
+async def measured(url: str, asked: Asked, critic: str, out: Path) -> dict[str, OfProblems]:
+    """What each setting earns and spends on every problem, by label.
+
+    Args:
+        url: of the server.
+        asked: what is measured.
+        critic: a name or an exact version.
+        out: folder of the samples; what is there is not sampled again.
+    """
+    task = TaskRef(find_task(asked.task), asked.task)
+    async with Judge([Weighted(OWN)]) as judge, ServerClient(url, connections=asked.concurrency) as client:
+        loaded = await client.critic(critic)
+        assert loaded is not None
+        evaluation = Evaluation(
+            split="held_out", model=await client.model(), samples=asked.samples,
+            sampling=sampling_of(task.task.sampling), settings=every_setting(["qsharp"], asked.etas),
+            critic=loaded["id"], guidance=(("candidates", asked.candidates), ("min_prob", 0)), scored=False,
+            limit=asked.limit,
+        )  # fmt: skip
+        await evaluate(client, judge, task, evaluation, out, concurrency=asked.concurrency)
+    return of_problems(out, {problem.id for problem in task.task.of_split("held_out")[: asked.limit]})
+
+
+def compared(raw: dict[str, OfProblems], scaled: dict[str, OfProblems], etas: Sequence[float]) -> list[dict[str, Any]]:
+    """Accuracy and KL of both at each eta, and what scaling changes, paired by problem; with standard errors."""
+    rows = []
+    reference = raw[REFERENCE]
+    rows.append({"eta": None, "raw": {"accuracy": estimate(reference.rewards), "kl": estimate(reference.kl)}})
+    for eta in etas:
+        label = Setting("qsharp", eta).label
+        both = {"raw": raw[label], "scaled": scaled[label]}
+        rows.append(
+            {"eta": eta, "problems": len(raw[label].rewards)}
+            | {name: {"accuracy": estimate(one.rewards), "kl": estimate(one.kl)} for name, one in both.items()}
+            | {
+                "change": {
+                    "accuracy": estimate(differences(scaled[label].rewards, raw[label].rewards)),
+                    "kl": estimate(differences(scaled[label].kl, raw[label].kl)),
+                }
+            }
+        )
+    return rows
+
+
+def estimate(values: Mapping[str, float]) -> dict[str, float | None]:
+    """The mean over problems, and its standard error."""
+    each = [*values.values()]
+    error = statistics.stdev(each) / len(each) ** 0.5 if len(each) > 1 else None
+    return {"mean": statistics.fmean(each), "se": error}

@@ -1,0 +1,95 @@
+"""The ablation, from rollouts to the report."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rich.console import Console
+
+from trainer.evaluation.evaluate import evaluate
+from trainer.evaluation.of_problems import of_problems
+from trainer.experiments.ablation.choice import chosen
+from trainer.experiments.ablation.plot import plot
+from trainer.experiments.ablation.report import AblationOutcome, VariantOutcome, over_all_seeds, table
+from trainer.experiments.ablation.settings import Ablation, Variant
+from trainer.experiments.ablation.unchanged import refuse_changed
+from trainer.experiments.fields import loop_settings, with_base
+from trainer.experiments.logged import logged
+from trainer.experiments.served import Served, opened
+from trainer.experiments.trained import trained
+from trainer.loop.activation import ServedCritic
+from trainer.loop.settings import LoopSettings
+from trainer.loop.versions import Version
+from trainer.rewards.verifiers import Judge
+
+EVALUATION = "evaluation"
+CHOSEN = "chosen.rollouts"
+"""No variant has this name: they have no dot in it, and seeds are numbers."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all variants are trained and measured with."""
+
+    recipe: Ablation
+    served: Served
+    judge: Judge
+    settings: LoopSettings
+    data: list[Path]
+    folder: Path
+
+
+async def run(recipe: Ablation, folder: Path, console: Console) -> AblationOutcome:
+    """Runs the ablation, or goes on with it where it was stopped."""
+    task = recipe.problems()
+    problems = {one.id for one in task.task.of_split(recipe.evaluate.split)[: recipe.evaluate.limit]}
+    outcomes: list[VariantOutcome] = []
+    variants = []
+    async with opened(recipe.model, recipe.server, folder, console) as served, recipe.judge() as judge:
+        common = with_base(recipe.critic, served.root)
+        settings = loop_settings(recipe, recipe.rollouts, task, served.model, common, folder / "critics")
+        data = list(recipe.data) or [await logged(served.client, judge, settings, folder)]
+        work = _Work(recipe, served, judge, settings, data, folder)
+        for variant in recipe.variants:
+            found = []
+            for seed in recipe.every_seed:
+                console.print(f"[bold]{recipe.critic_name(variant, seed)}[/bold]", highlight=False)
+                found.append(await _measured(work, variant, seed))
+            places = [folder / recipe.critic_name(variant, seed) for seed in recipe.every_seed]
+            variants.append(over_all_seeds(found, [of_problems(one / EVALUATION, problems) for one in places]))
+            outcomes += found
+    console.print(table(variants, outcomes, recipe.evaluate.samples))
+    plot(folder / "report.png", recipe, variants, outcomes)
+    return AblationOutcome(data=[str(path) for path in data], results=outcomes, over_seeds=variants)
+
+
+async def _measured(work: _Work, variant: Variant, seed: int) -> VariantOutcome:
+    """Trains a variant with a seed, and measures what guidance by it gains."""
+    recipe, served, settings = work.recipe, work.served, work.settings
+    name = recipe.critic_name(variant, seed)
+    place = work.folder / name
+    critic = with_base(recipe.settings(variant, seed), served.root)
+    data = chosen(work.data, variant.rollouts, critic, work.folder / CHOSEN)
+    refuse_changed(place, critic, data)
+    critic_recipe = replace(settings.recipe, settings=critic, continues=False)
+    version, report = await trained(critic_recipe, place, data)
+    versions = ServedCritic(served.client, name, critic_recipe.out)
+    await versions.activate(version)
+    evaluation = recipe.evaluate.of(recipe, served.model, version.key, settings.task.task)
+    evaluated = await evaluate(
+        served.client, work.judge, settings.task, evaluation, place / EVALUATION, concurrency=settings.concurrency
+    )
+    await _unload(served, version)
+    return VariantOutcome(
+        variant=variant.model_dump(mode="json", exclude_unset=True),
+        seed=seed,
+        critic=version.key,
+        steps=report.steps,
+        held_out=report.held_out.overall if report.held_out else None,
+        results=evaluated.results,
+    )
+
+
+async def _unload(served: Served, version: Version) -> None:
+    """Frees the memory of a version whose turn is over."""
+    name, _, number = version.key.rpartition("@")
+    await served.client.delete(f"/v1/critics/{name}/{number}")

@@ -1,0 +1,169 @@
+"""What an ablation came to: report.json as a model, and the table."""
+
+from collections.abc import Mapping, Sequence
+
+from pydantic import JsonValue
+from rich.table import Table
+
+from trainer.evaluation.of_problems import OfProblems
+from trainer.evaluation.report import SettingReport
+from trainer.evaluation.settings import REFERENCE, Setting
+from trainer.evaluation.table import NAMES
+from trainer.experiments.ablation.seeds import OverSeeds, differences, over_seeds, spread
+from trainer.experiments.report import Outcome
+from trainer.reports import ReportPart
+from trainer.training.report import Measures
+
+
+class VariantOutcome(ReportPart):
+    """What one training of a variant came to.
+
+    Attributes:
+        variant: the variant's fields.
+        seed: of the training.
+        critic: the version that was trained, `name@version`.
+        steps: of the optimizer.
+        held_out: measures of the version; None if nothing was held out.
+        results: the evaluation's; the reference first.
+    """
+
+    variant: dict[str, JsonValue]
+    seed: int = 0
+    critic: str
+    steps: int
+    held_out: Measures | None
+    results: list[SettingReport]
+
+
+class SettingOverSeeds(ReportPart):
+    """A setting of the evaluation, over the seeds of a variant.
+
+    Attributes:
+        setting: as people read it.
+        method, eta: of the setting.
+        n: judged samples, of all seeds together.
+        accuracy: mean reward (pass@1).
+        gain: accuracy less the reference's, paired by problem and seed.
+        kl: KL divergence to the reference in nats, per completion.
+    """
+
+    setting: str
+    method: str
+    eta: float | None
+    n: int
+    accuracy: OverSeeds | None
+    gain: OverSeeds | None
+    kl: OverSeeds | None
+
+
+class VariantOverSeeds(ReportPart):
+    """A variant over its seeds; `log_loss` (in nats) and `auc` are of the held-out rollouts."""
+
+    variant: str
+    seeds: list[int]
+    log_loss: OverSeeds | None
+    auc: OverSeeds | None
+    results: list[SettingOverSeeds]
+
+
+class AblationOutcome(Outcome):
+    """What the variants came to, the Parquet files that they learned from, and means over seeds."""
+
+    data: list[str]
+    results: list[VariantOutcome]
+    over_seeds: list[VariantOverSeeds]
+
+
+def over_all_seeds(outcomes: Sequence[VariantOutcome], kept: Sequence[Mapping[str, OfProblems]]) -> VariantOverSeeds:
+    """A variant's figures over its seeds.
+
+    Args:
+        outcomes: of each seed.
+        kept: what each seed's evaluation has kept of its problems, by setting.
+    """
+    measured = [one.held_out for one in outcomes if one.held_out is not None]
+    aucs = [one.auc for one in measured if one.auc is not None]
+    return VariantOverSeeds(
+        variant=str(outcomes[0].variant["name"]),
+        seeds=[one.seed for one in outcomes],
+        log_loss=spread([one.log_loss for one in measured]) if measured else None,
+        auc=spread(aucs) if aucs else None,
+        results=[_setting(results, kept) for results in zip(*(one.results for one in outcomes), strict=True)],
+    )
+
+
+def _setting(results: Sequence[SettingReport], kept: Sequence[Mapping[str, OfProblems]]) -> SettingOverSeeds:
+    label = label_of(results[0])
+    ours = [one[label] for one in kept]
+    gains = [differences(one[label].rewards, one[REFERENCE].rewards) for one in kept]
+    return SettingOverSeeds(
+        setting=label,
+        method=results[0].method,
+        eta=results[0].eta,
+        n=sum(one.n for one in results),
+        accuracy=over_seeds([one.rewards for one in ours]),
+        gain=over_seeds(gains) if results[0].guided else None,
+        kl=over_seeds([one.kl for one in ours]),
+    )
+
+
+def label_of(result: SettingReport) -> str:
+    """The label of a result's setting, as journals have it."""
+    names = ("method", "eta", "samples", "kl_total", "kl_token", "search")
+    return Setting(**{name: getattr(result, name) for name in names}).label
+
+
+def table(variants: Sequence[VariantOverSeeds], outcomes: Sequence[VariantOutcome], samples: int) -> Table:
+    """A row for each variant and setting: means over seeds ± one standard error over problems, and s.d. over seeds.
+
+    Args:
+        variants: over their seeds.
+        outcomes: of every variant and seed.
+        samples: of each problem, which majorities and best-of-k take; of these there is the mean alone.
+    """
+    made = Table(
+        "critic", "seeds", "log-loss, s.d.", "AUC, s.d.", "setting", "pass@1", "s.d.", "gain, points", "s.d.",
+        "KL, nats", "s.d.", f"wmaj@{samples}", f"best of {samples}", "n",
+    )  # fmt: skip
+    for column in (*made.columns[1:4], *made.columns[5:]):
+        column.justify = "right"
+    for variant in variants:
+        own = [one for one in outcomes if one.variant["name"] == variant.variant]
+        for i, result in enumerate(variant.results):
+            about = (
+                variant.variant,
+                str(len(variant.seeds)),
+                _both(variant.log_loss, ".4f"),
+                _both(variant.auc, ".3f"),
+            )
+            others = [[one.results[i].figure(name)[0] for one in own] for name in ("weighted_majority", "best_of")]
+            made.add_row(
+                *(about if i == 0 else ("", "", "", "")),
+                result.setting.replace(result.method, NAMES.get(result.method, result.method), 1),
+                *_columns(result.accuracy, 100, ".1f"),
+                *_columns(result.gain, 100, "+.1f"),
+                *_columns(result.kl, 1, ".2f"),
+                *map(_mean, others),
+                str(result.n),
+            )
+    return made
+
+
+def _both(figure: OverSeeds | None, form: str) -> str:
+    if figure is None:
+        return ""
+    return format(figure.mean, form) + ("" if figure.sd is None else f", {format(figure.sd, form)}")
+
+
+def _columns(figure: OverSeeds | None, scale: float, form: str) -> tuple[str, str]:
+    """The mean ± its error, and the standard deviation over seeds."""
+    if figure is None:
+        return "", ""
+    plain = form.lstrip("+")
+    error = "" if figure.se is None else f" ± {format(scale * figure.se, plain)}"
+    return format(scale * figure.mean, form) + error, "" if figure.sd is None else format(scale * figure.sd, plain)
+
+
+def _mean(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return format(100 * sum(known) / len(known), ".1f") if known and len(known) == len(values) else ""
