@@ -50,7 +50,7 @@ class Budget(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         spent = self.spent
-        self._bar.update(min(round(spent), self._bar.total) - self._bar.n)
+        self._bar.update(min(round(spent), round(self.seconds)) - self._bar.n)
         self._bar.set_postfix(step=state.global_step)
         if spent >= self.seconds:
             self.stop()

@@ -52,7 +52,9 @@ def rows_of(policies: Sequence[Policy], size: int) -> list[Row]:
     """Rows of all policies, with one sample and with `size`; the reference is first, the guided policy second."""
     reference, guided, *_ = policies
     single = plain(reference.name, reference.pools, 1, reference.rules[0])
-    rivals = {rule.by: [plain(guided.name, guided.pools, n, rule) for n in range(1, size + 1)] for rule in guided.rules}
+    rivals: dict[str, list[Point]] = {
+        rule.by: [plain(guided.name, guided.pools, n, rule) for n in range(1, size + 1)] for rule in guided.rules
+    }
     return [
         Row(
             policy=policy,
@@ -68,11 +70,11 @@ def rows_of(policies: Sequence[Policy], size: int) -> list[Row]:
 
 def markdown(rows: Sequence[Row], trainings: Sequence[Training]) -> str:
     """The rows, and the trainings."""
-    head = (
+    head: tuple[str, ...] = (
         "policy", "n", "chosen by", "tokens", "accuracy", "above the reference", "above guided at as many tokens",
         "KL, nats", "training, s", "answers",
     )  # fmt: skip
-    cells = []
+    cells: list[tuple[object, ...]] = []
     for row in rows:
         point, (mean, se) = row.point, row.point.accuracy
         alone, kl = point.samples == 1, row.policy.divergence

@@ -80,7 +80,7 @@ class Tuned:
 LOGGED = 5
 
 
-class _TokenisedDPO(DPOTrainer):  # type: ignore[misc]
+class _TokenisedDPO(DPOTrainer):
     """Takes pairs as the tokens that were drawn: text that is tokenised again may come to others."""
 
     def _prepare_dataset(self, dataset: Dataset, *_: Any) -> Dataset:

@@ -62,7 +62,7 @@ async def measured(url: str, asked: Asked, critic: str, out: Path) -> dict[str, 
 
 def compared(raw: dict[str, OfProblems], scaled: dict[str, OfProblems], etas: Sequence[float]) -> list[dict[str, Any]]:
     """Accuracy and KL of both at each eta, and what scaling changes, paired by problem; with standard errors."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     reference = raw[REFERENCE]
     rows.append({"eta": None, "raw": {"accuracy": estimate(reference.rewards), "kl": estimate(reference.kl)}})
     for eta in etas:

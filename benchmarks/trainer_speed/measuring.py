@@ -1,7 +1,7 @@
 """Both kinds of critics, measured on some rollouts: turns of all sides, and each side's memory."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -110,9 +110,10 @@ def native_turn(case: Case) -> dict[str, Any]:
     with folder() as place:
         training = NativeTraining(case.settings, rollouts, place)
         training.reference.model(torch.tensor([[0]]))  # warm
-        reads = {"qsharp": training.read, "others": training.read_rows}
-        passes, found = {}, {}
-        for name in reads if case.settings.seed % 2 else reversed(reads):
+        reads: dict[str, Callable[[], Any]] = {"qsharp": training.read, "others": training.read_rows}
+        passes: dict[str, float] = {}
+        found: dict[str, Any] = {}
+        for name in [*reads] if case.settings.seed % 2 else [*reads][::-1]:
             began = perf_counter()
             found[name] = reads[name]()
             passes[name] = perf_counter() - began

@@ -55,7 +55,7 @@ def by_turns(turns: Mapping[str, Turn], steps: int) -> dict[str, list[float]]:
     """The seconds of each step of each training. Every other time they come in the opposite order."""
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     for step in range(steps):
-        for name in turns if step % 2 else reversed(turns):
+        for name in [*turns] if step % 2 else [*turns][::-1]:
             seconds[name].append(turns[name].step())
     for turn in turns.values():
         turn.end()
