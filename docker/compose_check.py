@@ -1,4 +1,4 @@
-"""Brings the whole deployment up and uses it as its users would: `make compose-check`, some twenty-five minutes.
+"""Brings the whole deployment up and uses it as its users would: `make compose-check`, half an hour.
 
     python3 docker/compose_check.py [--keep]        needs a Docker engine with Compose 2, and nothing but Python
 

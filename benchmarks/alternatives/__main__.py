@@ -140,7 +140,11 @@ def _tunings(given: argparse.Namespace, seconds: float) -> list[Tuning]:
 def _wanted(given: argparse.Namespace) -> Wanted:
     of_task = find_task(given.task).vote
     known: list[VoteName] = [name for name in get_args(VoteName) if VOTES[name] is of_task]
-    vote = given.vote or (known[0] if known else "number")
+    if given.task == "sums":  # a sum's answer ends with its last number
+        known = ["number"]
+    if given.vote is None and not known:
+        raise SystemExit(f"the task {given.task} votes in a way of its own: say --vote, one of {', '.join(VOTES)}")
+    vote = given.vote or known[0]
     return Wanted(
         task=given.task, limit=given.limit, size=given.n, pools=given.pools, vote=vote, rows=given.rows, seed=given.seed
     )

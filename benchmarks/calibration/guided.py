@@ -1,6 +1,5 @@
 """Accuracy and KL of guidance by two critics, on the same problems at the same eta, through one server."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.of_problems import OfProblems, of_problems
 from trainer.evaluation.settings import REFERENCE, Evaluation, Setting, every_setting
+from trainer.evaluation.statistics import estimate
 from trainer.experiments.ablation.seeds import differences
 from trainer.rewards.verifiers import OWN, Judge, TaskRef, Weighted
 from trainer.rollouts.client import ServerClient
@@ -64,25 +64,25 @@ def compared(raw: dict[str, OfProblems], scaled: dict[str, OfProblems], etas: Se
     """Accuracy and KL of both at each eta, and what scaling changes, paired by problem; with standard errors."""
     rows: list[dict[str, Any]] = []
     reference = raw[REFERENCE]
-    rows.append({"eta": None, "raw": {"accuracy": estimate(reference.rewards), "kl": estimate(reference.kl)}})
+    rows.append({"eta": None, "raw": {"accuracy": _estimate(reference.rewards), "kl": _estimate(reference.kl)}})
     for eta in etas:
         label = Setting("qsharp", eta).label
         both = {"raw": raw[label], "scaled": scaled[label]}
         rows.append(
             {"eta": eta, "problems": len(raw[label].rewards)}
-            | {name: {"accuracy": estimate(one.rewards), "kl": estimate(one.kl)} for name, one in both.items()}
+            | {name: {"accuracy": _estimate(one.rewards), "kl": _estimate(one.kl)} for name, one in both.items()}
             | {
                 "change": {
-                    "accuracy": estimate(differences(scaled[label].rewards, raw[label].rewards)),
-                    "kl": estimate(differences(scaled[label].kl, raw[label].kl)),
+                    "accuracy": _estimate(differences(scaled[label].rewards, raw[label].rewards)),
+                    "kl": _estimate(differences(scaled[label].kl, raw[label].kl)),
                 }
             }
         )
     return rows
 
 
-def estimate(values: Mapping[str, float]) -> dict[str, float | None]:
+def _estimate(values: Mapping[str, float]) -> dict[str, float | None]:
     """The mean over problems, and its standard error."""
-    each = [*values.values()]
-    error = statistics.stdev(each) / len(each) ** 0.5 if len(each) > 1 else None
-    return {"mean": statistics.fmean(each), "se": error}
+    found = estimate([*values.values()])
+    assert found is not None
+    return {"mean": found.mean, "se": found.se}

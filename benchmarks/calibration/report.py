@@ -1,6 +1,6 @@
 """Tables of a calibration, by position, and the reliability diagrams."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from benchmarks.guidance.tables import table
 from trainer.training import measures
 from trainer.training.heldout import PARTS, Predictions
 from trainer.training.plots import BLUE, GREY, ORANGE, tidy
@@ -97,7 +98,7 @@ Scaled figures are of the temperature that the other half of the prompts has. It
 
 def _by_position(found: Sequence[dict[str, Any]]) -> str:
     head = ("positions", "n", "rollouts", "earned", "expected", "scaled", "ECE", "scaled", "log-loss", "scaled")
-    return markdown(
+    return table(
         head,
         (
             (
@@ -125,7 +126,7 @@ def _guided(found: Sequence[dict[str, Any]], asked: dict[str, Any]) -> str:
         f"Guidance on held-out problems of `{asked['task']}`, {asked['samples']} samples each, T = 1, "
         f"{asked['candidates']} candidates, `min_prob` 0; ± is one standard error over problems, changes are paired."
         "\n\n"
-        f"{markdown(head, lines)}\n"
+        f"{table(head, lines)}\n"
     )
 
 
@@ -136,9 +137,3 @@ def _cell(value: dict[str, Any], scale: float, digits: int, signed: bool) -> str
 
 def _error(value: float | None, scale: float, digits: int) -> str:
     return "–" if value is None else f"{scale * value:.{digits}f}"
-
-
-def markdown(head: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """A table."""
-    every = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in every)

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
+from benchmarks.guidance import tables
 from benchmarks.intervals import interval
 
 Result = dict[str, Any]
@@ -31,9 +32,7 @@ bootstrapped medians lie), n of them: steps, or for *reference's pass* and *all*
 
 def table(results: Sequence[Result]) -> str:
     """Markdown: rows of each case, a side each."""
-    rows = chain.from_iterable(_rows(result) for result in results)
-    lines = [HEAD, ["---"] * len(HEAD), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    return tables.table(HEAD, chain.from_iterable(_rows(result) for result in results))
 
 
 def shape(result: Result) -> str:

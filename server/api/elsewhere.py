@@ -156,8 +156,10 @@ async def _admit(body: bytes, path: str, scope: Scope) -> tuple[GuidedCall | Non
                 refuse_private(holder.get(name), name)
     state = scope["app"].state.qsharp
     samples = _samples(fields, state.settings.max_search)
-    held(scope).enter_context(state.slots.take(samples))
     model = state.models.find(fields.get("model"))
+    # A load of a critic may be waited for, and holds nobody's place.
+    await state.meet(_inner(fields, "guidance").get("critic") or (model.critic if model else None))
+    held(scope).enter_context(state.slots.take(samples))
     ours = {name: fields[name] for name in ("eta", "guidance") if name in fields}
     if fields.get("store") is True and path != STORES_ITSELF:
         raise _misplaced("store")
@@ -174,7 +176,6 @@ async def _admit(body: bytes, path: str, scope: Scope) -> tuple[GuidedCall | Non
         raise explained or GuidanceError(str(error), "guidance") from error
     if not ours and model is None and state.settings.default_eta is None:
         return None, None
-    await state.meet((request.guidance and request.guidance.critic) or (model.critic if model else None))
     user = fields.get("user")
     who = user if isinstance(user, str) and user else random_uuid()
     call = admit(request, state.settings, state.critics.catalog, model, who)

@@ -43,7 +43,7 @@ def _run(args: argparse.Namespace, client: AdminClient, console: Console) -> Non
             loaded = client.call(CriticVersion, "POST", PATH, body=load)
             _print(console, "loaded", loaded)
             if not loaded.default:
-                console.print("requests that name no critic get another one; `activate --default` changes that")
+                console.print("requests that name no critic do not get it; `activate --default` changes that")
         case "activate":
             activate = ActivateRequest(version=args.version, default=args.default, share=args.share, why=args.why)
             _print(

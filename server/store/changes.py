@@ -28,7 +28,7 @@ async def changes(engine: Engine, seconds: float) -> AsyncGenerator[None]:
 
     Args:
         engine: of the database.
-        seconds: the longest pause, also while the database cannot be reached.
+        seconds: the longest pause, and while the database cannot be reached, the pause between two attempts.
     """
     if engine.dialect.name != "postgresql":
         while True:
@@ -44,7 +44,7 @@ async def changes(engine: Engine, seconds: float) -> AsyncGenerator[None]:
                     async for _ in connection.notifies(timeout=seconds, stop_after=1):
                         pass
                     lost = False
-        except psycopg.Error as error:
+        except Exception as error:  # whatever it is, it must not end this
             if lost:
                 await asyncio.sleep(seconds)
             else:

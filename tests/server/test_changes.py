@@ -11,7 +11,7 @@ import pytest
 from server.store.critics import Activation, CriticRecords
 from server.store.rollouts import RolloutStore
 from tests.server.conftest import outside
-from tests.support.critic_servers import version
+from tests.support.critic_servers import Server, version
 from tests.support.postgres import running_postgres
 
 LONG = 30.0  # nobody who is told waits so long
@@ -113,3 +113,32 @@ def test_no_database_is_no_end() -> None:
 
         asyncio.run(main())
         store.close()
+
+
+def test_servers_that_follow_are_woken(
+    store_on_postgresql: RolloutStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.critics.following.SECONDS", LONG)
+    records = store_on_postgresql.critics
+    decide = decisions(records, tmp_path)
+
+    async def until(seen: Callable[[Server], bool]) -> None:
+        async with asyncio.timeout(LONG / 2):
+            while not all(map(seen, servers)):
+                await asyncio.sleep(0.05)
+
+    servers = [Server(tmp_path, records) for _ in range(2)]
+
+    async def main() -> None:
+        following = [asyncio.create_task(one.follower.follow()) for one in servers]
+        await asyncio.sleep(1)
+        await decide["publish"]()
+        await until(lambda one: "sums@1" in one.workers.loaded)
+        await asyncio.sleep(0.5)  # what was loaded is compared with what was published
+        await decide["activate"]()
+        await until(lambda one: one.critics.catalog.active == {"sums": "sums@1"})
+        for one in following:
+            one.cancel()
+        await asyncio.gather(*following, return_exceptions=True)
+
+    asyncio.run(main())

@@ -54,7 +54,7 @@ class Member:
         os.killpg(process_of(self.url), signal.SIGKILL)
 
     def get(self, route: str) -> Any:
-        return httpx.get(f"{self.url}/v1/critics{route}").json()
+        return httpx.get(f"{self.url}/v1/critics{route}", timeout=60).json()
 
     def has(self, version: str) -> bool:
         return bool(self.get("/shared").get("active") == version)
@@ -67,7 +67,7 @@ class Member:
         return dict(self.get("")["wanted"]["problems"])
 
     def metric(self, name: str) -> float:
-        shown = httpx.get(f"{self.url}/metrics", follow_redirects=True).text
+        shown = httpx.get(f"{self.url}/metrics", follow_redirects=True, timeout=60).text
         return sum(float(line.split()[-1]) for line in shown.splitlines() if line.startswith((f"{name} ", f"{name}{{")))
 
 
@@ -99,10 +99,11 @@ class Fleet:
 
     def forget(self, name: str) -> None:
         """Unloads all versions of a critic everywhere, the active one last."""
-        url = f"{self.balancer.url}/v1/critics"
-        versions = httpx.get(f"{url}/{name}").json()["versions"]
-        for one in sorted(versions, key=lambda one: bool(one["active"])):
-            httpx.delete(f"{url}/{name}/{one['version']}", headers=ADMIN, timeout=60).raise_for_status()
+        wanted = self.here.get("")["wanted"]  # a server need not have all that is wanted
+        keys = [key for key in wanted["versions"] if key.partition("@")[0] == name]
+        for key in sorted(keys, key=lambda key: key == f"{name}@{wanted['active'].get(name)}"):
+            url = f"{self.balancer.url}/v1/critics/{key.replace('@', '/')}"
+            httpx.delete(url, headers=ADMIN, timeout=60).raise_for_status()
         for member in self.members:
             within(WITHIN, lambda one=member: "error" in one.get(f"/{name}"))  # type: ignore[misc]
 

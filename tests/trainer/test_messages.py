@@ -94,13 +94,16 @@ def test_a_busy_server_is_waited_for_in_silence_at_first() -> None:
         (429, {"Retry-After": "1"}, QUIET - 1, False),
         (503, {"Retry-After": "1"}, QUIET + 1, True),
         (503, {}, 0.0, True),  # it goes down
+        (503, {"Retry-After": "1", "X-Type": "NoServerError"}, 0.0, True),
         (502, {"Retry-After": "1"}, 0.0, True),
     ):
         told.clear()
         patience = Patience(None, told.append)
         state = RetryCallState(None, None, (), {})  # type: ignore[arg-type]
+        error = {"message": "full", "type": headers.get("X-Type", "ServiceUnavailableError")}
+        answer = httpx.Response(status, headers=headers, json={"error": error}, request=request)
         with pytest.raises(TransientError) as raised:
-            check("http://here", httpx.Response(status, headers=headers, text="full", request=request))
+            check("http://here", answer)
         state.set_exception((TransientError, raised.value, None))
         state.start_time, state.outcome_timestamp = 0.0, spent
         patience.policy()["before_sleep"](state)

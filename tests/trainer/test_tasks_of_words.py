@@ -144,7 +144,7 @@ def test_facts_that_are_right_and_nearly_so(problem: Problem, seed: int) -> None
     key = dice.choice(list(right))
     assert reward({name: value for name, value in right.items() if name != key}) == 0.0
     assert reward({**right, "note": ""}) == 0.0
-    assert reward({**right, "age": str(facts.age)}) == 0.0
+    assert reward({**right, "age": str(facts.age)}) == reward({**right, "age": float(facts.age)}) == 0.0
     assert reward({**right, "age": facts.age + dice.choice([-1, 1])}) == 0.0
     assert reward({**right, "city": facts.city + "s"}) == 0.0
     assert reward([right]) == reward(json.dumps(right) + "}") == reward("So: " + json.dumps(right)) == 0.0

@@ -9,7 +9,6 @@ group `qsharp.verifiers`, or `module:function`; with `=WEIGHT` several make a we
 
 import argparse
 from pathlib import Path
-from textwrap import shorten
 
 from rich.console import Console
 from rich.table import Table
@@ -19,13 +18,13 @@ from trainer.api.calling import by_flags
 from trainer.api.reward import reward
 from trainer.commands import options
 from trainer.rewards.base import VerifierError
-from trainer.rewards.run import Rewarded
+from trainer.rewards.run import Rewarded, extremes
 from trainer.rewards.verifiers import TaskRef
 from trainer.tasks.registry import find_task
 from trainer.tasks.sources import prompts_task
 
 SHOWN = 5  # failures
-VALUES = 6  # rewards, with an example of each
+LONGEST = 160  # characters of an example
 
 
 def main(argv: list[str]) -> None:
@@ -64,10 +63,10 @@ def _parser() -> argparse.ArgumentParser:
 def _examples(result: Rewarded) -> Table:
     """What earned how much; of many rewards the least and the greatest."""
     table = Table("reward", "answers", "for example")
-    values = sorted(result.values)
-    for value in values if len(values) <= VALUES else [*values[: VALUES // 2], *values[-VALUES // 2 :]]:
+    for value in extremes(result.values):
         text = " ".join(result.examples[value].split())
-        table.add_row(f"{value:g}", str(result.values[value]), Text(shorten(text, 160, placeholder=" …")))
+        shown = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+        table.add_row(f"{value:g}", str(result.values[value]), Text(shown))
     return table
 
 

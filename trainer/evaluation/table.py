@@ -40,12 +40,12 @@ def tables(
     chosen = {
         title: name for title, name in names.items() if k > 1 and any(r.figure(name)[0] is not None for r in results)
     }
-    counted = ["reward 1"] if graded and any(r.full for r in results) else []
+    counted = ["reward 1"] if graded and any(r.full is not None for r in results) else []
     made = [table(results, published, graded)]
     if chosen or counted:
         several = _empty("method", "eta", *counted, *chosen)
         for r in results:
-            shares = ["" if r.full is None else f"{100 * r.full:.1f} %" for _ in counted]
+            shares = ["" if r.full is None else estimate(r.full, r.full_se, ".1f", 100) + " %" for _ in counted]
             several.add_row(*_setting(r), *shares, *(_reward(r, name, graded) for name in chosen.values()))
         made.append(several)
     return made

@@ -7,7 +7,7 @@ nothing. A rollout that could not be judged stays without one.
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,9 @@ from trainer.rollouts.concurrency import each
 from trainer.rollouts.errors import RefusedError
 from trainer.tasks.base import Problem
 
+EXTREMES = 3
+"""Of so many of the least rewards, and of so many of the greatest ones, an example is kept."""
+
 
 @dataclass
 class Rewarded:
@@ -32,7 +35,7 @@ class Rewarded:
         tally: what became of the completions.
         own: of those of them that the reference sampled alone, from their beginning.
         values: how many completions earned each reward.
-        examples: the first completion that earned it.
+        examples: the first completion that earned it, of the `extremes`.
         given: rewards that the server took.
         changed: those of them that differ from what the rollout had before.
         seen: rollouts that were judged, or tried.
@@ -107,6 +110,7 @@ async def reward(
                 if verdict.reward is not None:
                     result.values[verdict.reward] += 1
                     result.examples.setdefault(verdict.reward, rollout["completion_text"])
+            result.examples = {value: result.examples[value] for value in extremes(result.values)}
             judged = list(zip([rollout["id"] for rollout in page], verdicts, strict=True))
             _count(result, judged, judge, failures)
             await _give(client, result, judged, source)
@@ -114,6 +118,12 @@ async def reward(
             bar.set_postfix(mean="–" if mean is None else f"{mean:.3f}", failed=result.tally.failed, refresh=False)
     result.seconds = time.monotonic() - started
     return result
+
+
+def extremes(values: Iterable[float]) -> list[float]:
+    """The least and the greatest of different rewards, ascending; all of them if they are few."""
+    ordered = sorted(values)
+    return ordered if len(ordered) <= 2 * EXTREMES else [*ordered[:EXTREMES], *ordered[-EXTREMES:]]
 
 
 def case_of(rollout: Mapping[str, Any], problem: Problem | None) -> Case:

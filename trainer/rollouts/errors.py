@@ -15,6 +15,8 @@ from qsharp_core.errors import QSharpError
 
 LONGEST_WAIT = 20.0
 """Seconds: the most that is waited between two attempts."""
+NO_SERVER = "NoServerError"
+"""The error's type if no server is behind the balancer of docker/haproxy."""
 TRANSIENT = (
     HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT,
 )  # fmt: skip
@@ -67,8 +69,7 @@ def check(url: str, response: httpx.Response) -> None:
             # A proxy sends these two, and the server behind it may have served the request.
             unsure=response.status_code in (HTTPStatus.BAD_GATEWAY, HTTPStatus.GATEWAY_TIMEOUT),
             wait=_retry_after(response),
-            busy=response.status_code in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-            and "Retry-After" in response.headers,
+            busy=_is_busy(response),
         )
     if response.status_code == HTTPStatus.INTERNAL_SERVER_ERROR:
         raise TransientError(f"500: {_error_of(response)['message']}", unsure=True, internal=True)
@@ -80,6 +81,12 @@ def check(url: str, response: httpx.Response) -> None:
 def describe(error: Exception) -> str:
     """An exception's class and message, in one line."""
     return f"{type(error).__name__} {error}".strip()
+
+
+def _is_busy(response: httpx.Response) -> bool:
+    """Whether a server takes no more for now; not so one that goes down, or a balancer that has none."""
+    refused = response.status_code in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
+    return refused and "Retry-After" in response.headers and _error_of(response).get("type") != NO_SERVER
 
 
 def _retry_after(response: httpx.Response) -> float:

@@ -87,11 +87,12 @@ def extracted(text: str) -> dict[str, Any] | None:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    return value if _VALIDATOR.is_valid(value) else None
+    # To JSON Schema 34.0 is an integer, too.
+    return value if _VALIDATOR.is_valid(value) and isinstance(value["age"], int) else None
 
 
 def reward(facts: Facts, text: str) -> float:
-    """1 if a completion gives the facts, letter by letter, else 0."""
+    """1 if a completion gives the facts, else 0."""
     return float(extracted(text) == asdict(facts))
 
 

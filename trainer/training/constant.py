@@ -39,9 +39,10 @@ def learned_nothing(held_out: HeldOutReport, steps: int) -> str:
     area = held_out.overall.auc
     if area is not None and area >= RANKS:
         return (
-            f"the critic is too sure of what it knows: {losses}, though it ranks answers (AUC {area:.2f}), and ranks "
-            "are what guides. Not published; --publish-anyway does that, and `qsharp evaluate` then shows whether it "
-            "guides. What may help: more prompts, more rollouts, a reward in steps where good answers are rare"
+            f"the critic's probabilities are no better than a constant: {losses}. But it may rank answers (AUC "
+            f"{area:.2f} on {held_out.prompts} prompts), and ranks are what guides. Not published; --publish-anyway "
+            "does that, and `qsharp evaluate` then shows whether it guides. What may help: more prompts, more "
+            "rollouts, a reward in steps where good answers are rare"
         )
     return (
         f"the critic has learned nothing: {losses}. Not published; --publish-anyway does that. What may help: more "

@@ -256,10 +256,10 @@ def check(data: DataSet, returns: ReturnDistribution, vocab: int, mixed_policies
 
 def _categorical(rewards: NDArray[np.float64]) -> str:
     """The flags for rewards other than 0 and 1."""
-    values = np.unique(rewards)
+    values = np.union1d(rewards, (0.0, 1.0))  # that there are none of these yet does not mean that there will be none
     if len(values) > MOST_ATOMS_SHOWN:
         values = np.linspace(values[0], values[-1], 11)
-    return f"--distribution categorical --atoms {' '.join(f'{value:.6g}' for value in values)}"
+    return f"--distribution categorical --atoms {' '.join(f'{value:.15g}' for value in values)}"
 
 
 def is_held_out(group: str, fraction: float) -> bool:
