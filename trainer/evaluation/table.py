@@ -45,7 +45,7 @@ def tables(
     if chosen or counted:
         several = _empty("method", "eta", *counted, *chosen)
         for r in results:
-            shares = ["" if r.full is None else estimate(r.full, r.full_se, ".1f", 100) + " %" for _ in counted]
+            shares = ["" if r.full is None else f"{100 * r.full:.1f} %" for _ in counted]
             several.add_row(*_setting(r), *shares, *(_reward(r, name, graded) for name in chosen.values()))
         made.append(several)
     return made
