@@ -61,7 +61,10 @@ def main() -> None:
     guide = _guide(given, model)
     rollouts = read_drawn(guide.rollouts, AutoConfig.from_pretrained(model).vocab_size)
     tunings = _tunings(given, guide.seconds)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(given.threads)
     models = {tuning: tune(tuning, model, rollouts, given.out / "models") for tuning in tunings}
+    torch.set_num_threads(threads)
     wanted = _wanted(given)
     policies = _of_reference(given, wanted, model, guide)
     trainings = [_of_tuned(given, wanted, model, tuning, *models[tuning]) for tuning in tunings]
@@ -105,6 +108,9 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--dpo-lr", type=float, nargs="*", default=[5e-6], help="learning rates of DPO (default: 5e-6)")
     parser.add_argument("--beta", type=float, default=0.1, help="of DPO (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=8, help="examples, or pairs, of a step (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of fine-tuning (default: 1, which a critic that is trained here has)"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each kind (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=64, help="samples at once (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
