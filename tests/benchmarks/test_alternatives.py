@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from benchmarks.alternatives import budget, divergence, examples, tuning
@@ -27,6 +28,20 @@ from qsharp_core.wire.search import BEST
 from tests.support import models, trainer_data
 from tests.support.trainer_data import A, B
 from trainer.training.settings import TrainingError
+
+
+@pytest.fixture(autouse=True)
+def accelerator() -> Iterator[None]:
+    """TRL's Accelerator has a precision of its own, and a process has one for all."""
+    _forget()
+    yield
+    _forget()
+
+
+def _forget() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
 
 ROOT = Path(__file__).parents[2]
 
