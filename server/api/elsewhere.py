@@ -158,7 +158,8 @@ async def _admit(body: bytes, path: str, scope: Scope) -> tuple[GuidedCall | Non
     samples = _samples(fields, state.settings.max_search)
     model = state.models.find(fields.get("model"))
     # A load of a critic may be waited for, and holds nobody's place.
-    await state.meet(_inner(fields, "guidance").get("critic") or (model.critic if model else None))
+    named = _inner(fields, "guidance").get("critic") or (model.critic if model else None)
+    await state.meet(named if isinstance(named, str) else None)
     held(scope).enter_context(state.slots.take(samples))
     ours = {name: fields[name] for name in ("eta", "guidance") if name in fields}
     if fields.get("store") is True and path != STORES_ITSELF:
