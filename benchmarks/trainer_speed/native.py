@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.trainer_speed.ours import fresh_run
-from benchmarks.trainer_speed.peers import Rates, Steps, hugging_face, plain
+from benchmarks.trainer_speed.ours import fresh_run, pausing
+from benchmarks.trainer_speed.peers import Rates, Steps, peer
 from benchmarks.trainer_speed.states import HeadLoss, States, label_batch, padded_states
 from benchmarks.trainer_speed.turns import Pause, Turn
 from qsharp_core.critic.checkpoint import input_embeddings
@@ -28,7 +28,6 @@ from trainer.training.native.fit import fit_head, standardise
 from trainer.training.native.nodes import Targets, read_targets
 from trainer.training.native.reference import store_of
 from trainer.training.plan import Plan, plan_of
-from trainer.training.report import MetricsLine, StepLine
 from trainer.training.rollouts import Rollouts
 from trainer.training.settings import TrainSettings
 
@@ -90,9 +89,8 @@ class NativeTraining:
 
     def peer(self, side: str, states: States) -> Turn:
         """The training of the head by another side."""
-        train = plain if side == "plain" else partial(hugging_face, folder=self.folder / side)
         steps = Steps(self._draws(len(states)), partial(label_batch, states, self.embeddings))
-        return Turn(partial(train, HeadLoss(self._begun(states)), steps, Rates.of(self.settings, self.plan)))
+        return peer(side, self.folder, HeadLoss(self._begun(states)), steps, Rates.of(self.settings, self.plan))
 
     def _begun(self, inputs: Features | States) -> NativeHead:
         if self.head is not None:
@@ -107,14 +105,10 @@ class NativeTraining:
         return head
 
     def _fit(self, head: NativeHead, features: Features, targets: Targets, pause: Pause) -> None:
-        def watch(line: MetricsLine) -> None:
-            assert isinstance(line, StepLine)
-            pause(line.loss)
-
         run, _ = fresh_run(self.folder / "head", self.settings)
         fit_head(
             head, self.settings.returns, features, targets, self.embeddings, self.settings, run,
-            lambda step, part: None, watch,
+            lambda step, part: None, pausing(pause),
         )  # fmt: skip
 
     def _draws(self, labels: int) -> list[Tensor]:

@@ -1,13 +1,16 @@
-"""What `qsharp train` does before it trains: one process, on CPUs, with a run's folder."""
+"""What `qsharp train` needs around a training: one process, on CPUs, a run's folder, and who watches its steps."""
 
 import shutil
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from benchmarks.trainer_speed.turns import Pause
 from trainer.training.outputs import Outputs
+from trainer.training.report import MetricsLine, StepLine
 from trainer.training.run import Run
 from trainer.training.settings import TrainSettings
+from trainer.training.trainable import Watch
 
 
 def accelerator() -> Accelerator:
@@ -21,3 +24,13 @@ def fresh_run(folder: Path, settings: TrainSettings) -> tuple[Run, Outputs]:
     outputs = Outputs(out=folder, run=folder / "run")
     Run.prepare(outputs.run, settings, "", None, outputs)
     return Run(outputs.run), outputs
+
+
+def pausing(pause: Pause) -> Watch:
+    """Has a training pause after each step."""
+
+    def watch(line: MetricsLine) -> None:
+        assert isinstance(line, StepLine)
+        pause(line.loss)
+
+    return watch

@@ -5,6 +5,7 @@ Both train a module that returns its loss, on batches that are made when their s
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.trainer_speed.turns import Pause
+from benchmarks.trainer_speed.turns import Pause, Turn
 from trainer.training.optimisation import adamw, warmup_cosine
 from trainer.training.plan import Plan
 from trainer.training.settings import TrainSettings
@@ -70,6 +71,12 @@ class Rates:
         """The optimiser, and what sets its learning rate."""
         made = adamw(model, self.learning_rate, self.weight_decay)
         return made, LambdaLR(made, lambda done: warmup_cosine(done + 1, steps, 1.0, self.warmup))
+
+
+def peer(side: str, folder: Path, model: Lossy, steps: Steps, rates: Rates) -> Turn:
+    """The training of a side that is not `qsharp train`; what it writes goes below the folder."""
+    train = plain if side == "plain" else partial(hugging_face, folder=folder / side)
+    return Turn(partial(train, model, steps, rates))
 
 
 def plain(model: Lossy, steps: Steps, rates: Rates, pause: Pause) -> None:

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
-from benchmarks.trainer_speed.ours import accelerator, fresh_run
-from benchmarks.trainer_speed.peers import Rates, Steps, hugging_face, plain
+from benchmarks.trainer_speed.ours import accelerator, fresh_run, pausing
+from benchmarks.trainer_speed.peers import Rates, Steps, peer
 from benchmarks.trainer_speed.rows import RowLoss, Rows
 from benchmarks.trainer_speed.turns import Pause, Turn
 from qsharp_core.critic.model import Critic
 from trainer.training.plan import Plan, plan_of
-from trainer.training.report import MetricsLine, StepLine
 from trainer.training.rollouts import Rollouts
 from trainer.training.separate.batching import plan_epoch, tokens_of
 from trainer.training.separate.fit import Fit, fit
@@ -51,9 +50,8 @@ class SeparateTraining:
         """The training of a side, with a copy of the critic of its own."""
         if name == "qsharp":
             return Turn(partial(self._fit, self._begun()), deterministic=True)
-        train = plain if name == "plain" else partial(hugging_face, folder=self.folder / name)
         steps = Steps(self.steps, Rows(self.rollouts).batch)
-        return Turn(partial(train, RowLoss(self._begun()), steps, Rates.of(self.settings, self._plan)))
+        return peer(name, self.folder, RowLoss(self._begun()), steps, Rates.of(self.settings, self._plan))
 
     @property
     def _plan(self) -> Plan:
@@ -63,14 +61,10 @@ class SeparateTraining:
         return start(self.settings).critic if self.critic is None else deepcopy(self.critic)
 
     def _fit(self, critic: Critic, pause: Pause) -> None:
-        def watch(line: MetricsLine) -> None:
-            assert isinstance(line, StepLine)
-            pause(line.loss)
-
         job = Fit(
             scorer=LabelScorer(critic).eval(), sharded=False, returns=critic.distribution, rollouts=self.rollouts,
             settings=self.settings, passes=self.passes, accelerator=accelerator(), autocast=None,
-            evaluate=lambda step, epoch: None, watch=watch, checkpoint_every=2**30,
+            evaluate=lambda step, epoch: None, watch=pausing(pause), checkpoint_every=2**30,
         )  # fmt: skip
         run, _ = fresh_run(self.folder / "qsharp", self.settings)
         fit(job, run)
