@@ -12,18 +12,17 @@ from server.access.gate import Gate, Policy
 from server.access.keys import KeyRing
 from server.access.quotas import Quotas
 from server.api.elsewhere import GuideElsewhere
-from server.critics.catalog import CriticCatalog
 from server.request.slots import Slots
-from server.request.virtual_models import VirtualModels
 from server.settings import Settings
+from server.state import QSharpState
 
 
 def app() -> Gate:
     made = FastAPI()
     made.add_middleware(GuideElsewhere)
-    critics = SimpleNamespace(workers=SimpleNamespace(stopping=False))
-    models = VirtualModels((), CriticCatalog())
-    made.state.qsharp = SimpleNamespace(settings=Settings(), slots=Slots(10), critics=critics, models=models)
+    unused: Any = None
+    critics: Any = SimpleNamespace(workers=SimpleNamespace(stopping=False))
+    made.state.qsharp = QSharpState(Settings(), critics, unused, unused, unused, 0, slots=Slots(10))
 
     @made.post("/{path:path}")
     async def echo(path: str, request: Request) -> Any:
