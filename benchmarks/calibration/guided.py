@@ -57,7 +57,7 @@ async def measured(url: str, asked: Asked, critic: str, out: Path) -> dict[str, 
             limit=asked.limit,
         )  # fmt: skip
         await evaluate(client, judge, task, evaluation, out, concurrency=asked.concurrency)
-    return of_problems(out, {problem.id for problem in task.task.of_split("held_out")[: asked.limit]})
+    return of_problems(out, {problem.id for problem in task.task.of_split("held_out")[: asked.limit]}, asked.samples)
 
 
 def compared(raw: dict[str, OfProblems], scaled: dict[str, OfProblems], etas: Sequence[float]) -> list[dict[str, Any]]:

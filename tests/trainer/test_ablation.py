@@ -5,6 +5,7 @@ import math
 import random
 import statistics
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import pytest
 
 from qsharp_core.wire.metadata import FORCED
 from tests.support import trainer_data as world
-from trainer.evaluation.of_problems import of_problems
+from trainer.evaluation.of_problems import OfProblems, of_problems
+from trainer.evaluation.report import SettingReport
+from trainer.evaluation.settings import Setting
 from trainer.experiments import files
 from trainer.experiments.ablation.choice import RolloutChoice, chosen
+from trainer.experiments.ablation.report import VariantOutcome, compared
 from trainer.experiments.ablation.seeds import differences, over_seeds, spread
 from trainer.experiments.ablation.settings import Ablation
 from trainer.experiments.ablation.unchanged import refuse_changed
@@ -29,12 +33,14 @@ SETTINGS = TrainSettings(base="anywhere", held_out=0.3, seed=5)
 
 @pytest.fixture
 def logged(tmp_path: Path) -> Path:
-    """Whole rollouts, branches of them, roll-outs after guided roll-ins, and rollouts without a reward."""
+    """Whole rollouts, branches of them, guided ones and what goes on from them, and rollouts without a reward."""
     rows = world.rollouts(prompts=30, each=6)
     for i, row in enumerate(rows):
         row["metadata"] = json.dumps({"qsharp_run": "r"} | ({FORCED: "68"} if i % 6 in (2, 3, 4) else {}))
         row["parent_id"] = "other" if i % 6 > 1 else None
         row["reward"] = None if i % 12 == 0 else row["reward"]
+    rows += [{**row, "id": f"{row['id']}-guided", "eta": 0.1, "parent_id": None} for row in rows[5::6]]
+    rows += rows[7::9]  # as of several files
     return world.write(tmp_path / "logged.parquet", rows)
 
 
@@ -48,7 +54,7 @@ def split_of(paths: list[Path]) -> tuple[set[str], set[str]]:
 @pytest.mark.parametrize(("which", "kinds"), [("all", range(6)), ("whole", (0, 1)), ("branches", (2, 3, 4))])
 def test_a_choice_is_of_training_rollouts_alone(logged: Path, tmp_path: Path, which: Any, kinds: Any) -> None:
     train, held_out = split_of([logged])
-    wanted = {f"r0-{n}-{k}" for n in range(30) for k in kinds} & train
+    wanted = train if which == "all" else {f"r0-{n}-{k}" for n in range(30) for k in kinds} & train
     if which != "all":
         assert split_of(chosen([logged], RolloutChoice(which=which), SETTINGS, tmp_path)) == (wanted, held_out)
     number = random.randint(1, len(wanted) // 4)
@@ -116,10 +122,53 @@ def test_what_an_evaluation_has_kept_of_its_problems(tmp_path: Path) -> None:
         entry("c", "reference", (1.0, 0.0)),
     ]
     (tmp_path / "samples.jsonl").write_text("\n".join(lines) + "\n")
-    found = of_problems(tmp_path, {"a", "b"})
+    found = of_problems(tmp_path, {"a", "b"}, 2)
     assert found["reference"].rewards == {"a": 0.5}
     assert found["reference"].kl == {"a": 0.0, "b": 0.0}
     assert (found["qsharp, eta 0.1"].rewards, found["qsharp, eta 0.1"].kl) == ({"a": 1.0}, {"a": 1.0})
+    first = of_problems(tmp_path, {"a"}, 1)
+    assert (first["reference"].rewards, first["qsharp, eta 0.1"].kl) == ({"a": 1.0}, {"a": 0.5})
+
+
+def test_variants_are_compared_by_problem_and_the_reference_is_of_all_of_them() -> None:
+    dice = np.random.default_rng()
+    variants, seeds, problems = (int(dice.integers(2, high)) for high in (4, 4, 12))
+    label = Setting("qsharp", 0.1).label
+    reference, guided, kl = dice.normal(size=(3, variants, seeds, problems))
+
+    def named(values: Any) -> dict[str, float]:
+        return {str(i): value for i, value in enumerate(values.tolist())}
+
+    kept = [
+        [
+            {
+                "reference": OfProblems(named(reference[v, s]), {}),
+                label: OfProblems(named(guided[v, s]), named(kl[v, s])),
+            }
+            for s in range(seeds)
+        ]
+        for v in range(variants)
+    ]
+    about: dict[str, Any] = {"critic": "c@1", "steps": 1, "held_out": None}
+    results = [SettingReport.model_construct(**asdict(one), n=2) for one in (Setting(), Setting("qsharp", 0.1))]
+    outcomes = [
+        [
+            VariantOutcome.model_construct(variant={"name": f"v{v}"}, seed=s, results=results, **about)
+            for s in range(seeds)
+        ]
+        for v in range(variants)
+    ]
+    found = compared(outcomes, kept)
+    for v, variant in enumerate(found):
+        ours, theirs = variant.results[1], variant.results[0]
+        assert (theirs.gain, theirs.apart, ours.n) == (None, None, 2 * seeds)
+        for figure, values in ((ours.gain, guided[v] - reference.mean((0, 1))), (ours.apart, guided[v] - guided[0])):
+            if figure is None:
+                assert (v, figure) == (0, ours.apart)
+                continue
+            assert figure.mean == pytest.approx(values.mean())
+            assert figure.se == pytest.approx(values.mean(0).std(ddof=1) / math.sqrt(problems))
+            assert figure.sd == pytest.approx(values.mean(1).std(ddof=1))
 
 
 def recipe(text: str) -> Ablation:

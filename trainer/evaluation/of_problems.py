@@ -23,12 +23,13 @@ class OfProblems:
     kl: Mapping[str, float]
 
 
-def of_problems(out: Path, problems: Collection[str]) -> dict[str, OfProblems]:
+def of_problems(out: Path, problems: Collection[str], most: int) -> dict[str, OfProblems]:
     """By the label of a setting.
 
     Args:
         out: folder of the evaluation.
         problems: ids of those that count.
+        most: samples of each problem that count; an evaluation may once have asked for more.
     """
     samples: dict[str, dict[str, list[tuple[float | None, float]]]] = defaultdict(lambda: defaultdict(list))
     _, *entries = (out / SAMPLES).read_text().splitlines()
@@ -38,8 +39,10 @@ def of_problems(out: Path, problems: Collection[str]) -> dict[str, OfProblems]:
             samples[entry["setting"]][entry["problem"]] += found
     return {
         setting: OfProblems(
-            rewards={name: statistics.fmean(judged) for name, each in by_problem.items() if (judged := _judged(each))},
-            kl={name: statistics.fmean(kl for _, kl in each) for name, each in by_problem.items() if each},
+            rewards={
+                name: statistics.fmean(some) for name, each in by_problem.items() if (some := _judged(each[:most]))
+            },
+            kl={name: statistics.fmean(kl for _, kl in each[:most]) for name, each in by_problem.items() if each},
         )
         for setting, by_problem in samples.items()
     }

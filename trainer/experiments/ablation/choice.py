@@ -72,13 +72,15 @@ def chosen(data: Sequence[Path], choice: RolloutChoice, settings: TrainSettings,
 
 def _kept(files: Sequence[Path], choice: RolloutChoice, settings: TrainSettings) -> set[int]:
     """The numbers of the rows that are kept."""
-    measured, able = set(), []
+    measured: set[int] = set()
+    rewarded: dict[str, int] = {}  # of a rollout that is in several files, the last row counts
     for number, row in enumerate(row for batch in _batches(files, rows=True) for row in batch.to_pylist()):
         group = group_of(row["prompt_token_ids"], row.get(METADATA), settings.group_by)
         if is_held_out(group, settings.held_out):
             measured.add(number)
         elif row["reward"] is not None and choice.which in ("all", _kind(row)):
-            able.append(number)
+            rewarded[row["id"]] = number
+    able = [*rewarded.values()]
     wanted = len(able) if choice.number is None else choice.number
     if not able or wanted > len(able):
         what = "rollouts" if choice.which == "all" else f"rollouts ({choice.which})"
@@ -89,11 +91,11 @@ def _kept(files: Sequence[Path], choice: RolloutChoice, settings: TrainSettings)
 
 
 def _kind(row: dict[str, object]) -> str:
-    """`whole`, `branches`, or neither: a roll-out after a roll-in that was guided."""
+    """`whole`, `branches`, or neither: one that was guided, or goes on from one that was."""
     metadata = row.get(METADATA)
     if isinstance(metadata, str) and FORCED in json.loads(metadata):
         return "branches"
-    return "whole" if row.get("parent_id") is None else ""
+    return "whole" if row.get("parent_id") is None and row.get("eta") is None else ""
 
 
 def _batches(files: Sequence[Path], rows: bool = False) -> Iterator[pa.RecordBatch]:
@@ -101,5 +103,5 @@ def _batches(files: Sequence[Path], rows: bool = False) -> Iterator[pa.RecordBat
     for file in files:
         with pq.ParquetFile(file) as parquet:
             names = parquet.schema_arrow.names
-            wanted = [name for name in (*LABELLED, METADATA, "parent_id") if name in names] if rows else None
+            wanted = [name for name in (*LABELLED, METADATA, "parent_id", "eta") if name in names] if rows else None
             yield from parquet.iter_batches(AT_ONCE, columns=wanted)

@@ -9,7 +9,7 @@ from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.of_problems import of_problems
 from trainer.experiments.ablation.choice import chosen
 from trainer.experiments.ablation.plot import plot
-from trainer.experiments.ablation.report import AblationOutcome, VariantOutcome, over_all_seeds, table
+from trainer.experiments.ablation.report import AblationOutcome, VariantOutcome, compared, table
 from trainer.experiments.ablation.settings import Ablation, Variant
 from trainer.experiments.ablation.unchanged import refuse_changed
 from trainer.experiments.fields import loop_settings, with_base
@@ -42,24 +42,24 @@ async def run(recipe: Ablation, folder: Path, console: Console) -> AblationOutco
     """Runs the ablation, or goes on with it where it was stopped."""
     task = recipe.problems()
     problems = {one.id for one in task.task.of_split(recipe.evaluate.split)[: recipe.evaluate.limit]}
-    outcomes: list[VariantOutcome] = []
-    variants = []
+    outcomes: list[list[VariantOutcome]] = []
     async with opened(recipe.model, recipe.server, folder, console) as served, recipe.judge() as judge:
         common = with_base(recipe.critic, served.root)
         settings = loop_settings(recipe, recipe.rollouts, task, served.model, common, folder / "critics")
         data = list(recipe.data) or [await logged(served.client, judge, settings, folder)]
         work = _Work(recipe, served, judge, settings, data, folder)
         for variant in recipe.variants:
-            found = []
+            outcomes.append([])
             for seed in recipe.every_seed:
                 console.print(f"[bold]{recipe.critic_name(variant, seed)}[/bold]", highlight=False)
-                found.append(await _measured(work, variant, seed))
-            places = [folder / recipe.critic_name(variant, seed) for seed in recipe.every_seed]
-            variants.append(over_all_seeds(found, [of_problems(one / EVALUATION, problems) for one in places]))
-            outcomes += found
-    console.print(table(variants, outcomes, recipe.evaluate.samples))
-    plot(folder / "report.png", recipe, variants, outcomes)
-    return AblationOutcome(data=[str(path) for path in data], results=outcomes, over_seeds=variants)
+                outcomes[-1].append(await _measured(work, variant, seed))
+    names = [[recipe.critic_name(variant, seed) for seed in recipe.every_seed] for variant in recipe.variants]
+    samples = recipe.evaluate.samples
+    kept = [[of_problems(folder / name / EVALUATION, problems, samples) for name in some] for some in names]
+    variants, every = compared(outcomes, kept), [one for some in outcomes for one in some]
+    console.print(table(variants, every, samples))
+    plot(folder / "report.png", recipe, variants, every)
+    return AblationOutcome(data=[str(path) for path in data], results=every, over_seeds=variants)
 
 
 async def _measured(work: _Work, variant: Variant, seed: int) -> VariantOutcome:

@@ -9,7 +9,7 @@ from trainer.evaluation.of_problems import OfProblems
 from trainer.evaluation.report import SettingReport
 from trainer.evaluation.settings import REFERENCE, Setting
 from trainer.evaluation.table import NAMES
-from trainer.experiments.ablation.seeds import OverSeeds, differences, over_seeds, spread
+from trainer.experiments.ablation.seeds import OverSeeds, differences, means, over_seeds, spread
 from trainer.experiments.report import Outcome
 from trainer.reports import ReportPart
 from trainer.training.report import Measures
@@ -43,7 +43,9 @@ class SettingOverSeeds(ReportPart):
         method, eta: of the setting.
         n: judged samples, of all seeds together.
         accuracy: mean reward (pass@1).
-        gain: accuracy less the reference's, paired by problem and seed.
+        gain: accuracy less the reference's, paired by problem. Each training measures the reference anew, and its
+            samples of all variants and seeds are taken together.
+        apart: accuracy less the first variant's, paired by problem and seed; None of the first, and of the reference.
         kl: KL divergence to the reference in nats, per completion.
     """
 
@@ -53,6 +55,7 @@ class SettingOverSeeds(ReportPart):
     n: int
     accuracy: OverSeeds | None
     gain: OverSeeds | None
+    apart: OverSeeds | None = None
     kl: OverSeeds | None
 
 
@@ -74,13 +77,24 @@ class AblationOutcome(Outcome):
     over_seeds: list[VariantOverSeeds]
 
 
-def over_all_seeds(outcomes: Sequence[VariantOutcome], kept: Sequence[Mapping[str, OfProblems]]) -> VariantOverSeeds:
-    """A variant's figures over its seeds.
+Kept = Sequence[Mapping[str, OfProblems]]
+"""What the evaluation of each seed of a variant has kept of its problems, by setting."""
+
+
+def compared(outcomes: Sequence[Sequence[VariantOutcome]], kept: Sequence[Kept]) -> list[VariantOverSeeds]:
+    """Every variant's figures over its seeds.
 
     Args:
-        outcomes: of each seed.
-        kept: what each seed's evaluation has kept of its problems, by setting.
+        outcomes: by variant, of each seed.
+        kept: by variant.
     """
+    reference = means([one[REFERENCE].rewards for some in kept for one in some])
+    return [_variant(some, ours, reference, kept[0]) for some, ours in zip(outcomes, kept, strict=True)]
+
+
+def _variant(
+    outcomes: Sequence[VariantOutcome], kept: Kept, reference: Mapping[str, float], first: Kept
+) -> VariantOverSeeds:
     measured = [one.held_out for one in outcomes if one.held_out is not None]
     aucs = [one.auc for one in measured if one.auc is not None]
     return VariantOverSeeds(
@@ -88,21 +102,28 @@ def over_all_seeds(outcomes: Sequence[VariantOutcome], kept: Sequence[Mapping[st
         seeds=[one.seed for one in outcomes],
         log_loss=spread([one.log_loss for one in measured]) if measured else None,
         auc=spread(aucs) if aucs else None,
-        results=[_setting(results, kept) for results in zip(*(one.results for one in outcomes), strict=True)],
+        results=[
+            _setting(results, kept, reference, first)
+            for results in zip(*(one.results for one in outcomes), strict=True)
+        ],
     )
 
 
-def _setting(results: Sequence[SettingReport], kept: Sequence[Mapping[str, OfProblems]]) -> SettingOverSeeds:
-    label = label_of(results[0])
+def _setting(
+    results: Sequence[SettingReport], kept: Kept, reference: Mapping[str, float], first: Kept
+) -> SettingOverSeeds:
+    label, guided = label_of(results[0]), results[0].guided
     ours = [one[label] for one in kept]
-    gains = [differences(one[label].rewards, one[REFERENCE].rewards) for one in kept]
+    gains = [differences(one.rewards, reference) for one in ours]
+    apart = [differences(one.rewards, other[label].rewards) for one, other in zip(ours, first, strict=True)]
     return SettingOverSeeds(
         setting=label,
         method=results[0].method,
         eta=results[0].eta,
         n=sum(one.n for one in results),
         accuracy=over_seeds([one.rewards for one in ours]),
-        gain=over_seeds(gains) if results[0].guided else None,
+        gain=over_seeds(gains) if guided else None,
+        apart=over_seeds(apart) if guided and kept is not first else None,
         kl=over_seeds([one.kl for one in ours]),
     )
 
@@ -123,7 +144,7 @@ def table(variants: Sequence[VariantOverSeeds], outcomes: Sequence[VariantOutcom
     """
     made = Table(
         "critic", "seeds", "log-loss, s.d.", "AUC, s.d.", "setting", "pass@1", "s.d.", "gain, points", "s.d.",
-        "KL, nats", "s.d.", f"wmaj@{samples}", f"best of {samples}", "n",
+        "than the first", "KL, nats", "s.d.", f"wmaj@{samples}", f"best of {samples}", "n",
     )  # fmt: skip
     for column in (*made.columns[1:4], *made.columns[5:]):
         column.justify = "right"
@@ -142,6 +163,7 @@ def table(variants: Sequence[VariantOverSeeds], outcomes: Sequence[VariantOutcom
                 result.setting.replace(result.method, NAMES.get(result.method, result.method), 1),
                 *_columns(result.accuracy, 100, ".1f"),
                 *_columns(result.gain, 100, "+.1f"),
+                _columns(result.apart, 100, "+.1f")[0],
                 *_columns(result.kl, 1, ".2f"),
                 *map(_mean, others),
                 str(result.n),

@@ -2,7 +2,7 @@
 
 Two things make a figure uncertain: another seed would train another critic, and other problems would have been solved
 more or less often. The standard deviation over seeds is of single trainings; the standard error over problems is of the
-mean over these seeds.
+mean over these seeds. Both have in them that a problem was sampled a few times only.
 """
 
 import math
@@ -47,6 +47,15 @@ def over_seeds(values: Sequence[Mapping[str, float]]) -> OverSeeds | None:
 def spread(values: Sequence[float]) -> OverSeeds:
     """The mean and the standard deviation of a figure that each seed has once."""
     return OverSeeds(mean=statistics.fmean(values), sd=statistics.stdev(values) if len(values) > 1 else None)
+
+
+def means(values: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Each problem's mean over all that have it."""
+    of_problem: dict[str, list[float]] = {}
+    for one in values:
+        for name, value in one.items():
+            of_problem.setdefault(name, []).append(value)
+    return {name: statistics.fmean(some) for name, some in of_problem.items()}
 
 
 def differences(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
