@@ -10,15 +10,16 @@ to wrong ones. Every fine-tuned model, and the reference with and without guidan
 with one sample and with N. What follows `--` is for `qsharp serve`.
 
 Writes `report.md`, `report.json` and `report.png`; the same command goes on where it was stopped, and takes further
-learning rates, seeds, seconds and pools.
+learning rates, seeds, seconds and pools. Other rollouts, another critic or reference need a folder of their own.
 """
 
 import argparse
 import asyncio
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -28,18 +29,21 @@ import torch
 from transformers import AutoConfig
 
 from benchmarks.alternatives import report
-from benchmarks.alternatives.examples import read_drawn
+from benchmarks.alternatives.examples import Drawn, read_drawn
 from benchmarks.alternatives.measuring import Policy, Pools, Wanted, estimated, reported, sampled, together
 from benchmarks.alternatives.report import Training, rows_of
 from benchmarks.alternatives.tuning import Tuned, Tuning, tune
 from benchmarks.critics.common import NATIVE, trained
 from benchmarks.search_frontier.sampling import GUIDED, REFERENCE, REFERENCE_ETA, pool, unguided
 from qsharp_core.answers import VOTES, VoteName
+from qsharp_core.critic.digest import digest as critic_digest
 from qsharp_core.precision import fast_bfloat16
 from server.presets.known import DEFAULT, PRESETS
 from trainer.evaluation.statistics import estimate
 from trainer.loop.report import LoopReport
 from trainer.reports import write_json
+from trainer.rollouts.collection import digest
+from trainer.rollouts.journal import Journal
 from trainer.serving import serve
 from trainer.tasks.registry import find_task
 
@@ -60,6 +64,25 @@ def main() -> None:
     model = PRESETS[given.model].model() if given.model in PRESETS else Path(given.model)
     guide = _guide(given, model)
     rollouts = read_drawn(guide.rollouts, AutoConfig.from_pretrained(model).vocab_size)
+    with Journal(given.out / "inputs.jsonl", _inputs(model, guide, rollouts)):
+        _compare(given, model, guide, rollouts)
+
+
+def _inputs(model: Path, guide: Guide, rollouts: Sequence[Drawn]) -> dict[str, str]:
+    """Digests of what everything in the folder comes of."""
+    return {
+        "reference": digest({file.name: _sha256(file) for file in sorted(model.glob("*.safetensors"))}),
+        "critic": critic_digest(guide.critic),
+        "rollouts": digest([asdict(one) for one in rollouts]),
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _compare(given: argparse.Namespace, model: Path, guide: Guide, rollouts: Sequence[Drawn]) -> None:
     tunings = _tunings(given, guide.seconds)
     threads = torch.get_num_threads()
     torch.set_num_threads(given.threads)

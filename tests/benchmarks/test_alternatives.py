@@ -177,6 +177,30 @@ def world() -> list[Drawn]:
     ]
 
 
+def test_no_other_token_is_in_the_loss_of_imitation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What TRL reports as the loss is the mean over the model's own tokens, in batches of unequal rollouts, too."""
+    base = models.write_reference(tmp_path / "base")
+    dice = random.Random()
+    every = [
+        Drawn(
+            prompt=[70, 75][: dice.randrange(1, 3)],
+            completion=[dice.choice([A, B]) for _ in range(n)],
+            own=own,
+            right=True,
+        )
+        for n, own in ((5, 0), (7, 4), (2, 1), (9, 8))
+    ]
+    monkeypatch.setattr(tuning, "LOGGED", 1)
+    monkeypatch.setattr(budget.Budget, "rate", 0.0)  # the model stays as it is
+    how = Tuning(method="rft", lr=1e-3, budget=1e-6, seed=0, batch=4, beta=0.1)
+    _, tuned = tuning.tune(how, base, every, tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(base).eval()
+    own = [(one.prompt + one.completion[: one.own], one.completion[one.own :]) for one in every]
+    total = sum(log_prob(model, tuple(before), tuple(after)) for before, after in own)
+    assert tuned.steps == 1
+    assert tuned.loss == pytest.approx(-total / sum(len(after) for _, after in own), rel=0.02 if tuned.bf16 else 1e-4)
+
+
 @pytest.mark.parametrize("method", ["rft", "dpo"])
 def test_a_model_is_tuned_for_its_seconds_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Any
@@ -320,3 +344,6 @@ def test_the_whole_comparison_and_a_second_start_that_adds_to_it(tmp_path: Path)
     assert {key: again[key] for key in rows} == rows
     assert {*again} - {*rows} == {("DPO", 1, "majority"), ("DPO", 2, "majority")}
     assert {path: path.stat().st_mtime_ns for path in made} == made
+    trainer_data.write(rollouts, trainer_data.rollouts(20, 4, seed=1))
+    with pytest.raises(subprocess.CalledProcessError):
+        run()  # what is there was made of other rollouts
