@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from qsharp_core.critic import checkpoint
+from qsharp_core.critic import checkpoint, native_checkpoint
+from qsharp_core.errors import CriticError
 from tests.support import models
-from trainer.experiments.quantise import Quantise, rounded, with_own_embeddings, write_quantised
+from trainer.experiments.other_reference import made_for_another, with_own_embeddings
+from trainer.experiments.quantise import Quantise, rounded, write_quantised
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,20 @@ def test_a_quantised_folder_is_a_model(reference: Path, tmp_path: Path) -> None:
     assert write_quantised(reference, tmp_path / "all", Quantise()) > 0
     everything = load_file(tmp_path / "all" / "model.safetensors")
     assert not everything["model.embed_tokens.weight"].equal(before.get_input_embeddings().weight)
+
+
+def test_a_native_critic_is_made_for_another_reference(reference: Path, tmp_path: Path) -> None:
+    write_quantised(reference, tmp_path / "q", Quantise(bits=3))
+    folder = models.write_native_critic(tmp_path / "critic", reference)
+    with pytest.raises(CriticError, match="made for another reference"):
+        native_checkpoint.load_head(folder, tmp_path / "q")
+    moved = made_for_another(folder, reference, tmp_path / "q", tmp_path / "moved")
+    card, head = native_checkpoint.load_head(moved, tmp_path / "q")
+    before, same = native_checkpoint.load_head(folder, reference)
+    assert card.made_for != before.made_for
+    assert card.model_copy(update={"made_for": before.made_for}) == before
+    for name, value in same.state_dict().items():
+        assert head.state_dict()[name].equal(value), name
 
 
 def test_a_critic_with_its_own_embeddings_reads_any_reference_alike(reference: Path, tmp_path: Path) -> None:

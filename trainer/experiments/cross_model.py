@@ -2,7 +2,8 @@
 
 The first reference is the one that the critic was trained with. A critic that borrows its token embeddings from the
 reference would read others with every other reference, so it gets a copy of those it was trained with; with
-`embeddings = "borrowed"` it does not, which measures what that costs.
+`embeddings = "borrowed"` it does not, which measures what that costs. A native critic reads each reference's own hidden
+states and embeddings.
 """
 
 from pathlib import Path
@@ -19,7 +20,8 @@ from trainer.evaluation.report import EvaluationReport, SettingReport
 from trainer.evaluation.table import tables
 from trainer.experiments.fields import MEASURED, EvaluationFields, RecipeFields, SampledFields
 from trainer.experiments.files import RecipeError
-from trainer.experiments.quantise import Quantise, with_own_embeddings, write_quantised
+from trainer.experiments.other_reference import made_for_another, with_own_embeddings
+from trainer.experiments.quantise import Quantise, write_quantised
 from trainer.experiments.report import Outcome
 from trainer.experiments.served import opened
 from trainer.reports import ReportPart
@@ -109,8 +111,13 @@ async def run(recipe: CrossModel, folder: Path, console: Console) -> CrossModelO
                 target.parent.mkdir(parents=True, exist_ok=True)
                 error = write_quantised(local_folder(model), target, reference.quantise)
                 model = str(target)
-            kept = reference.embeddings == "own" and bool(read_card(critic).borrow)
-            path = with_own_embeddings(critic, local_folder(root), folder / "critic") if kept else critic
+            card = read_card(critic)
+            kept, path = reference.embeddings == "own" and bool(card.borrow), critic
+            if kept:
+                path = with_own_embeddings(critic, local_folder(root), folder / "critic")
+            elif card.backbone == "reference":
+                place = folder / "critics" / reference.name
+                path = made_for_another(critic, local_folder(root), local_folder(model), place)
             _, _, report = await _measured(
                 recipe, reference, model, ["--critic", str(path)], task, judge, folder, console
             )

@@ -15,8 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from qsharp_core.critic.checkpoint import load, save
-from qsharp_core.critic.folder import BACKBONE
 from trainer.experiments.fields import RecipeFields
 
 MARKER = "quantised.json"
@@ -76,23 +74,3 @@ def write_quantised(source: Path, folder: Path, how: Quantise) -> float:
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     return error
-
-
-def with_own_embeddings(critic: Path, reference: Path, folder: Path) -> Path:
-    """Writes a copy of a critic that has the token embeddings it borrowed, so that it may guide other references.
-
-    Args:
-        critic: its folder.
-        reference: the folder of the reference that it was trained with.
-        folder: of the copy; nothing happens if it is there.
-
-    Returns:
-        The copy's folder.
-    """
-    if not folder.exists():
-        card, loaded = load(critic, reference=reference)
-        save(folder, card.model_copy(update={"borrow": []}), loaded)
-        tokenizer = [p for p in (critic / BACKBONE).iterdir() if p.name not in ("config.json", "model.safetensors")]
-        for path in tokenizer:
-            shutil.copy(path, folder / BACKBONE / path.name)
-    return folder
