@@ -22,6 +22,7 @@ from trainer.serving import free_port, serve
 
 ONE, TWO = "shared@1", "shared@2"
 ADMIN = {"Authorization": f"Bearer {ADMIN_KEY}"}
+PATIENCE = 300  # seconds for one answer, on a machine that has much else to do
 HOSTS = ("127.0.0.2", "127.0.0.3")
 WITHIN = 5.0  # seconds that a decision may take to reach all servers
 BODY = {
@@ -54,7 +55,7 @@ class Member:
         os.killpg(process_of(self.url), signal.SIGKILL)
 
     def get(self, route: str) -> Any:
-        return httpx.get(f"{self.url}/v1/critics{route}", timeout=60).json()
+        return httpx.get(f"{self.url}/v1/critics{route}", timeout=PATIENCE).json()
 
     def has(self, version: str) -> bool:
         return bool(self.get("/shared").get("active") == version)
@@ -67,7 +68,7 @@ class Member:
         return dict(self.get("")["wanted"]["problems"])
 
     def metric(self, name: str) -> float:
-        shown = httpx.get(f"{self.url}/metrics", follow_redirects=True, timeout=60).text
+        shown = httpx.get(f"{self.url}/metrics", follow_redirects=True, timeout=PATIENCE).text
         return sum(float(line.split()[-1]) for line in shown.splitlines() if line.startswith((f"{name} ", f"{name}{{")))
 
 
@@ -91,7 +92,7 @@ class Fleet:
 
     def post(self, route: str, **body: Any) -> None:
         """An admin's decision, made wherever the balancer sends it."""
-        answer = httpx.post(f"{self.balancer.url}/v1/critics{route}", json=body, headers=ADMIN, timeout=60)
+        answer = httpx.post(f"{self.balancer.url}/v1/critics{route}", json=body, headers=ADMIN, timeout=PATIENCE)
         assert answer.status_code == 200, answer.text
 
     def reached(self, version: str) -> None:
@@ -103,7 +104,7 @@ class Fleet:
         keys = [key for key in wanted["versions"] if key.partition("@")[0] == name]
         for key in sorted(keys, key=lambda key: key == f"{name}@{wanted['active'].get(name)}"):
             url = f"{self.balancer.url}/v1/critics/{key.replace('@', '/')}"
-            httpx.delete(url, headers=ADMIN, timeout=60).raise_for_status()
+            httpx.delete(url, headers=ADMIN, timeout=PATIENCE).raise_for_status()
         for member in self.members:
             within(WITHIN, lambda one=member: "error" in one.get(f"/{name}"))  # type: ignore[misc]
 
@@ -141,7 +142,7 @@ def running_fleet(root: Path) -> Iterator[Fleet]:
                 made.post("", path=str(folder))
                 version = f"shared@{number}"  # through the balancer at once, whichever server it is that loaded it
                 body = {**BODY, "n": 1, "store": False, "guidance": {"critic": version}}
-                answer = httpx.post(f"{balancer.url}/v1/completions", json=body, timeout=60)
+                answer = httpx.post(f"{balancer.url}/v1/completions", json=body, timeout=PATIENCE)
                 made.values[version] = answer.json()["choices"][0]["guidance"]["value"]
             assert abs(made.values[ONE] - made.values[TWO]) > 0.01
             yield made

@@ -43,6 +43,6 @@ async def traffic(url: str, requests: int | None, seed: int, **fields: Any) -> l
             rewards.extend(await ask(client, dice, **fields))
 
     headers = {"Authorization": f"Bearer {ADMIN_KEY}"}
-    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=url, headers=headers, timeout=300) as client:
         await asyncio.gather(*(user() for _ in range(USERS)))
     return rewards
