@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.tasks import svamp
+from trainer.tasks import benchmarks, gsm8k, svamp
 from trainer.tasks.base import Problem, TaskError
 from trainer.tasks.registry import find_task
 from trainer.tasks.worked import Worked, asked_after, examples, right
@@ -57,44 +57,56 @@ def test_svamp() -> None:
 
 @pytest.mark.usefixtures("data")
 def test_no_story_of_svamp_is_in_both_splits() -> None:
-    """Every pair of bodies across the splits shares less than half of its words, the examples' bodies, too."""
-    bodies = {row[0]: row[1] for row in svamp.SOURCE.rows()}
-    parts = svamp.parted(bodies)
-    said = {name: {*"".join(c if c in LETTERS else " " for c in body.lower()).split()} for name, body in bodies.items()}
-    nearest = max(
-        len(said[one] & said[other]) / len(said[one] | said[other])
-        for one, other in product(parts["train"], parts["held_out"])
-    )
-    assert 0.3 < nearest < 0.5  # there are nearer ones within a split
-    assert sorted(parts["train"] + parts["held_out"]) == sorted(bodies)
+    """Every pair of problems across the splits shares less than half of its words; the solved ones' are among these."""
+    texts = {row[0]: svamp.Text(row[1], row[2]) for row in svamp.SOURCE.rows()}
+    parts = svamp.parted(texts)
+    assert sorted(parts["train"] + parts["held_out"]) == sorted(texts)
+    assert len(set(svamp.stories(list(texts.values())))) == 87
+
+    def said(text: str) -> set[str]:
+        return {*"".join(c if c in LETTERS else " " for c in text.lower()).split()}
+
+    for part in ({name: said(text.body) for name, text in texts.items()},
+                 {name: said(" ".join(text)) for name, text in texts.items()}):  # fmt: skip
+        pairs = product(parts["train"], parts["held_out"])
+        nearest = max(len(part[one] & part[other]) / len(part[one] | part[other]) for one, other in pairs)
+        assert 0.3 < nearest < 0.5
 
 
 @given(st.integers(0, 2**32))
 def test_variations_stay_together_in_any_order(seed: int) -> None:
     dice = random.Random(seed)
-    bodies = {
-        f"{thing}-{number}": f"{dice.choice(['Ann', 'Bob'])} has {dice.randint(2, 99)} {thing}, {thing}box, {thing}top."
+    texts = {
+        f"{thing}-{number}": svamp.Text(
+            f"{dice.choice(['Ann', 'Bob'])} has {dice.randint(2, 99)} {thing}, {thing}box, {thing}top.", "How many?"
+        )
         for thing in dice.sample(THINGS, dice.randint(2, len(THINGS)))
         for number in range(dice.randint(1, 9))
     }
-    parts = svamp.parted(bodies)
-    names = list(bodies)
+    parts = svamp.parted(texts)
+    names = list(texts)
     dice.shuffle(names)
-    assert svamp.parted({name: bodies[name] for name in names}) == parts
+    assert svamp.parted({name: texts[name] for name in names}) == parts
     told = [{name.split("-")[0] for name in part} for part in parts.values()]
     assert not told[0] & told[1]
-    assert len(parts["held_out"]) <= round(svamp.HELD_OUT * len(bodies))
-    assert len(parts["train"]) + len(parts["held_out"]) == len(bodies)
+    assert len(parts["held_out"]) <= round(svamp.HELD_OUT * len(texts))
+    assert len(parts["train"]) + len(parts["held_out"]) == len(texts)
 
 
 def test_stories_are_joined_by_what_lies_between() -> None:
-    assert svamp.stories(["a b c d", "a b x y", "b x y z", "7 a 8 b c d", "q", ""]) == [0, 1, 1, 0, 4, 5]
-    assert svamp.stories(["a b c d", "q", "a b c y", "b c y z"]) == [0, 1, 0, 0]
+    def stories(*bodies: str) -> list[int]:
+        return svamp.stories([svamp.Text(body, "") for body in bodies])
+
+    assert stories("a b c d", "a b x y", "b x y z", "7 a 8 b c d", "q", "") == [0, 1, 1, 0, 4, 5]
+    assert stories("a b c d", "q", "a b c y", "b c y z") == [0, 1, 0, 0]
+    # Bodies that differ, with questions that make them one story; and the other way round.
+    assert svamp.stories([svamp.Text("a b x", "p q r"), svamp.Text("a b y z", "r q p")]) == [0, 0]
+    assert svamp.stories([svamp.Text("a b", "p q r s"), svamp.Text("b a", "t u v w")]) == [0, 0]
 
 
 def test_a_row_becomes_a_question_and_an_equation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
-        {"ID": f"chal-{i}", "Body": f"{thing.title()} cost {i}", "Question": " What do two cost? ",
+        {"ID": f"chal-{i}", "Body": f"A {thing}, {thing}box, {thing}bag or {thing}top cost {i}", "Question": " Two? ",
          "Equation": f"( {i}.0 * 2.0 )", "Answer": 2.0 * i}
         for i, thing in enumerate(THINGS, 1)
     ]  # fmt: skip
@@ -104,7 +116,7 @@ def test_a_row_becomes_a_question_and_an_equation(tmp_path: Path, monkeypatch: p
     assert (len(train), len(held_out)) == (5, 3)  # two of the ten are shown
     for problem in (*train, *held_out):
         i = int(problem.id.removeprefix("chal-"))
-        assert questions(problem)[-1] == f"{THINGS[i - 1].title()} cost {i}, What do two cost?"
+        assert questions(problem)[-1] == "A {0}, {0}box, {0}bag or {0}top cost {1}, Two?".format(THINGS[i - 1], i)
         assert problem.answer == str(2 * i)
         assert problem.messages is not None
         assert problem.messages[1]["content"].endswith(f". The answer is {problem.messages[1]['content'].split()[4]}")
@@ -116,6 +128,48 @@ def test_a_row_becomes_a_question_and_an_equation(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(svamp, "SOURCE", replace(svamp.SOURCE, file="svamp_half.jsonl"))
     with pytest.raises(TaskError, match=r'svamp_half\.jsonl, line 1: must be {"ID": …, "Body": …, .*"Answer": …}'):
         find_task("svamp").of_split("train")
+
+
+@pytest.mark.usefixtures("data")
+def test_short_problems_of_gsm8k() -> None:
+    task = find_task("gsm8k-short")
+    train, test = task.of_split("train"), task.of_split("test")
+    assert (len(train), len(test)) == (2579 - gsm8k.EXAMPLES, 422)
+    assert len({problem.id for problem in (*train, *test)}) == len(train) + len(test)
+    shown = questions(train[0])[:-1]
+    assert len(shown) == gsm8k.EXAMPLES
+    assert all(questions(problem)[:-1] == shown for problem in (*train, *test))
+    assert not {*shown} & {questions(problem)[-1] for problem in (*train, *test)}
+    # Whole problems of the benchmark, asked in other words.
+    whole = {problem.messages[0]["content"] for problem in find_task("gsm8k").of_split("test") if problem.messages}
+    assert {f"{questions(problem)[-1]}\n\n{benchmarks.INSTRUCTION}" for problem in test} < whole
+    assert all(right(problem, f"So it is {problem.answer}.0") == 1.0 for problem in (*train, *test))
+
+
+def test_a_worked_solution_is_shown_by_its_calculations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {
+        "train": [
+            ("Two days?", "It is 7*2 = <<7*2=14>>14.\n#### 14"),
+            ("How much?", "It is <<9-4= 5>>5, and <<2*5=10>>10 in all.\n#### 10"),
+            ("Many?", "<<1+1=2>> <<2+1=3>> <<3+1=4>>\n#### 4"),
+            ("None?", "It is 4.\n#### 4"),
+            ("Once more?", "It is <<8*2=16>>16.\n#### 1,016"),
+        ],
+        "test": [("Here?", "<<.5*2=1.0>>\n#### 1"), ("There?", "<<1+1=2>> <<2+1=3>> <<3+1=4>>\n#### 4")],
+    }
+    for split, lines in rows.items():
+        text = "".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in lines)
+        (tmp_path / f"gsm8k_{split}.jsonl").write_text(text)
+    monkeypatch.setenv("QSHARP_DATA", str(tmp_path))
+    train, test = (find_task("gsm8k-short").of_split(split) for split in ("train", "test"))
+    assert [(problem.id, problem.answer) for problem in (*train, *test)] == [("train-4", "1016"), ("test-0", "1")]
+    assert [turn["content"] for turn in test[0].messages or ()] == [
+        "Two days?", "7 * 2 = 14. The answer is 14.", "How much?", "9 - 4 = 5, 2 * 5 = 10. The answer is 10.", "Here?",
+    ]  # fmt: skip
+    (tmp_path / "gsm8k_test.jsonl").write_text(json.dumps({"question": "?", "answer": "<<1=1>>\n#### one"}) + "\n")
+    benchmarks._of_file.cache_clear()
+    with pytest.raises(TaskError, match="GSM8K's test-0 must be a number; got 'one'"):
+        find_task("gsm8k-short").of_split("test")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from qsharp_core.answers import vote_number
-from trainer.tasks.base import Problem
+from trainer.tasks.base import Problem, TaskError
 
 LONGEST_EXAMPLE = 160  # characters of a question: solved ones stand before every other
 _CALCULATION = re.compile(r"\d+ ([-+*/]) \d+ = (\d+)")
@@ -47,19 +47,35 @@ class Worked:
         return f"{', '.join(self.calculations)}. The answer is {self.answer}."
 
 
-def examples(every: Iterable[Worked], number: int, alike: int) -> list[Worked]:
+def as_number(answer: str, where: str) -> str:
+    """A number as `vote_number` spells it.
+
+    Args:
+        answer: a number's text.
+        where: whose answer it is, for the message.
+
+    Raises:
+        TaskError: it is no number.
+    """
+    spelled = vote_number(answer)
+    if spelled is None:
+        raise TaskError(f"the answer of {where} must be a number; got {answer!r}")
+    return spelled
+
+
+def examples(every: Iterable[Worked], most: int, alike: int) -> list[Worked]:
     """The first problems that can be shown as examples, of different operations.
 
     Args:
         every: problems in the order in which they are looked at.
-        number: of examples.
+        most: the number of examples, if there are so many.
         alike: how many of them may have the same operations.
     """
     shown: list[Worked] = []
     counts: Counter[str] = Counter()
     for worked in every:
         operations = worked.operations()
-        if len(shown) < number and operations is not None and counts[operations] < alike:
+        if len(shown) < most and operations is not None and counts[operations] < alike:
             counts[operations] += 1
             shown.append(worked)
     return shown
