@@ -66,6 +66,12 @@ def test_no_story_of_svamp_is_in_both_splits() -> None:
     def said(text: str) -> set[str]:
         return {*"".join(c if c in LETTERS else " " for c in text.lower()).split()}
 
+    # A split at random would not do: almost every body has a near one in the other part.
+    drawn = random.Random(0).sample(sorted(texts), len(texts))
+    bodies = [said(texts[name].body) for name in drawn]
+    copies = [any(2 * len(one & other) >= len(one | other) for other in bodies[300:]) for one in bodies[:300]]
+    assert sum(copies) / 300 == pytest.approx(0.98, abs=0.015)
+
     for part in ({name: said(text.body) for name, text in texts.items()},
                  {name: said(" ".join(text)) for name, text in texts.items()}):  # fmt: skip
         pairs = product(parts["train"], parts["held_out"])
@@ -128,6 +134,30 @@ def test_a_row_becomes_a_question_and_an_equation(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(svamp, "SOURCE", replace(svamp.SOURCE, file="svamp_half.jsonl"))
     with pytest.raises(TaskError, match=r'svamp_half\.jsonl, line 1: must be {"ID": …, "Body": …, .*"Answer": …}'):
         find_task("svamp").of_split("train")
+
+
+def test_a_data_set_of_two_splits_gives_the_problems_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the package `datasets`, from a folder in place of the hub; the order of rows does not matter."""
+    import datasets
+
+    rows = [
+        {"ID": f"chal-{i}", "Body": f"A {thing}, {thing}box, {thing}bag or {thing}top cost {i}", "Question": "Two?",
+         "Equation": f"( {i}.0 * 2.0 )", "Answer": f"{2 * i}.0", "question_concat": "?"}
+        for i, thing in enumerate(THINGS, 1)
+    ]  # fmt: skip
+    (tmp_path / "svamp_test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setenv("QSHARP_DATA", str(tmp_path))
+    of_file = [find_task("svamp").of_split(split) for split in ("train", "held_out")]
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    for split, some in (("train", rows[3:]), ("test", rows[:3])):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+    monkeypatch.delenv("QSHARP_DATA")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(svamp, "SOURCE", replace(svamp.SOURCE, repository=str(folder)))
+    assert [find_task("svamp").of_split(split) for split in ("train", "held_out")] == of_file
 
 
 @pytest.mark.usefixtures("data")
