@@ -30,7 +30,7 @@ def problems(_: str) -> list[Problem]:
 
 TASK = Task(name="short", splits=("train", "held_out"), problems=problems)
 """In place of those whose prompts are longer than the tiny model's context."""
-LONG = ("sums", "sentence", "extraction")
+LONG = ("sums", "sentence", "extraction", "svamp", "gsm8k-short")
 
 
 async def parity(case: Case) -> float:

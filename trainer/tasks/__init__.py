@@ -13,7 +13,8 @@ sentence          a sentence with given words in it
 tone              praise in a review's continuation
 extraction        facts out of a passage, as JSON
 benchmarks        questions of public benchmarks, from the hub or from files
-gsm8k, competition_math   two of these
+gsm8k, competition_math, svamp   three of these
+worked            problems that are asked after solved ones
 star_graph        paths in star graphs
 tree_mdp          a tree whose optimal policy is known
 """

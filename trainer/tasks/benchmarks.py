@@ -1,7 +1,7 @@
 """Questions and answers of public benchmarks: from the Hugging Face hub, or from local JSON lines.
 
-`QSHARP_DATA=FOLDER` has them read from `FOLDER/gsm8k_test.jsonl` and the like, lines of `{"question", "answer"}`.
-Without it they are downloaded once, by the `datasets` library.
+`QSHARP_DATA=FOLDER` has them read from `FOLDER/gsm8k_test.jsonl` and the like, lines of `{"question", "answer"}` or of
+the fields that a source names. Without it they are downloaded once, by the `datasets` library.
 """
 
 import json
@@ -29,26 +29,28 @@ class Source:
     """Where the rows of a split are.
 
     Attributes:
-        file: the file's name in the folder that `QSHARP_DATA` names; its fields are called `question` and `answer`.
-        repository, configs, split: the data set on the hub; the rows of its configurations follow one another.
-        question, answer: the names of the fields on the hub.
+        file: the file's name in the folder that `QSHARP_DATA` names.
+        repository, configs, split: the data set on the hub; the rows of its configurations follow one another. Splits
+            are joined as `train+test`.
+        fields: the names of the fields that are read.
+        hub_fields: their names on the hub, in the same order; empty if they are the same.
     """
 
     file: str
     repository: str
     split: str
     configs: tuple[str, ...]
-    question: str = "question"
-    answer: str = "answer"
+    fields: tuple[str, ...] = ("question", "answer")
+    hub_fields: tuple[str, ...] = ()
 
-    def rows(self) -> list[tuple[str, str]]:
-        """Questions and answers, in an order that is always the same.
+    def rows(self) -> list[tuple[str, ...]]:
+        """The fields of each row as text, in an order that is always the same.
 
         Raises:
             TaskError: they cannot be read; the message says what to do.
         """
         folder = DataSettings().data
-        return _of_hub(self) if folder is None else _of_file(folder / self.file)
+        return _of_hub(self) if folder is None else _of_file(folder / self.file, self.fields)
 
 
 def asked(number: int, question: str, answer: str) -> Problem:
@@ -66,7 +68,7 @@ def correct(problem: Problem, text: str) -> float | None:
 
 
 @cache
-def _of_file(path: Path) -> list[tuple[str, str]]:
+def _of_file(path: Path, fields: tuple[str, ...]) -> list[tuple[str, ...]]:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except OSError as error:
@@ -77,14 +79,15 @@ def _of_file(path: Path) -> list[tuple[str, str]]:
             continue
         try:
             row = json.loads(line)
-            rows.append((str(row["question"]), str(row["answer"])))
+            rows.append(tuple(str(row[field]) for field in fields))
         except (ValueError, KeyError, TypeError) as error:
-            raise TaskError(f'{path}, line {number}: must be {{"question": …, "answer": …}}: {error!r}') from error
+            form = ", ".join(f'"{field}": …' for field in fields)
+            raise TaskError(f"{path}, line {number}: must be {{{form}}}: {error!r}") from error
     return rows
 
 
 @cache
-def _of_hub(source: Source) -> list[tuple[str, str]]:
+def _of_hub(source: Source) -> list[tuple[str, ...]]:
     try:
         from datasets import load_dataset  # optional
     except ImportError as error:
@@ -92,7 +95,7 @@ def _of_hub(source: Source) -> list[tuple[str, str]]:
             f"{source.repository} is read with the package datasets: pip install datasets; "
             f"or set QSHARP_DATA to a folder that has {source.file}"
         ) from error
-    pairs = []
+    found = []
     for config in source.configs:
         try:
             rows = load_dataset(source.repository, config, split=source.split)
@@ -101,5 +104,5 @@ def _of_hub(source: Source) -> list[tuple[str, str]]:
                 f"{source.repository} could not be loaded from the hub ({type(error).__name__}: {error}); "
                 f"QSHARP_DATA may name a folder that has {source.file}"
             ) from error
-        pairs += [(str(row[source.question]), str(row[source.answer])) for row in rows]
-    return pairs
+        found += [tuple(str(row[field]) for field in source.hub_fields or source.fields) for row in rows]
+    return found

@@ -17,9 +17,10 @@ SUBJECTS = (
     "prealgebra",
     "precalculus",
 )
+FIELDS = ("problem", "solution")
 SOURCES = {
-    "train": Source("math_train.jsonl", "EleutherAI/hendrycks_math", "train", SUBJECTS, "problem", "solution"),
-    "test": Source("math500.jsonl", "HuggingFaceH4/MATH-500", "test", ("default",), "problem", "solution"),
+    "train": Source("math_train.jsonl", "EleutherAI/hendrycks_math", "train", SUBJECTS, hub_fields=FIELDS),
+    "test": Source("math500.jsonl", "HuggingFaceH4/MATH-500", "test", ("default",), hub_fields=FIELDS),
 }
 
 

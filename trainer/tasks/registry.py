@@ -16,6 +16,8 @@ BUILT_IN = {
     "sums": "trainer.tasks.sums:TASK",
     "tree_mdp": "trainer.tasks.tree_mdp:TASK",
     "gsm8k": "trainer.tasks.gsm8k:TASK",
+    "gsm8k-short": "trainer.tasks.gsm8k:SHORT",
+    "svamp": "trainer.tasks.svamp:TASK",
     "math": "trainer.tasks.competition_math:TASK",
     "star_graph": "trainer.tasks.star_graph:TASK",
     "sentence": "trainer.tasks.sentence:TASK",
