@@ -135,6 +135,9 @@ def _arguments() -> argparse.ArgumentParser:
         "--threads", type=int, default=1, help="of fine-tuning (default: 1, which a critic that is trained here has)"
     )
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each kind (default: %(default)s)")
+    parser.add_argument(
+        "--kl-samples", type=int, help="of each problem, by which a fine-tuned model's KL is estimated (default: all)"
+    )
     parser.add_argument("--rows", type=int, default=64, help="samples at once (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("runs/alternatives"), metavar="FOLDER")
@@ -207,7 +210,8 @@ def _of_tuned(
     with _served(given, model, ["--no-critic"], tuning.name) as url:
         found, rules = asyncio.run(sampled(url, wanted, [way], given.out / "samples" / f"{tuning.name}.jsonl"))
     pools: Pools = found[way.name]
-    kl = estimated(model, reference, pools, given.out / "kl" / tuning.name)
+    read = {problem: [some[0][: given.kl_samples]] for problem, some in pools.items()} if given.kl_samples else pools
+    kl = estimated(model, reference, read, given.out / "kl" / tuning.name)
     ratios = estimate([fmean(one.log_ratio for one in some) for some in kl.values()])
     assert ratios is not None
     lrs = given.rft_lr if tuning.method == "rft" else given.dpo_lr

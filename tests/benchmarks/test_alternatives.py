@@ -342,6 +342,11 @@ def test_the_whole_comparison_and_a_second_start_that_adds_to_it(tmp_path: Path)
     made = {path: path.stat().st_mtime_ns for name in kept for path in (tmp_path / "out").rglob(name)}
     again = run("--dpo-lr", "1e-3")
     assert {key: again[key] for key in rows} == rows
+    fewer = run("--dpo-lr", "--kl-samples", "1")
+    assert fewer["RFT", 1, "majority"]["kl"] != rows["RFT", 1, "majority"]["kl"]
+    assert {key: row for key, row in fewer.items() if key[0] != "RFT"} == {
+        k: r for k, r in rows.items() if k[0] != "RFT"
+    }
     assert {*again} - {*rows} == {("DPO", 1, "majority"), ("DPO", 2, "majority")}
     assert {path: path.stat().st_mtime_ns for path in made} == made
     trainer_data.write(rollouts, trainer_data.rollouts(20, 4, seed=1))

@@ -28,7 +28,7 @@ def problems(_: str) -> list[Problem]:
     return [Problem(id=str(i), prompt=question, answer=answer) for i, (question, answer) in enumerate(QUESTIONS)]
 
 
-TASK = Task(name="short", splits=("train", "held_out"), problems=problems)
+TASK = Task(name="short", splits=("train", "held_out", "test"), problems=problems)
 """In place of those whose prompts are longer than the tiny model's context."""
 LONG = ("sums", "sentence", "extraction", "svamp", "gsm8k-short")
 
