@@ -39,6 +39,7 @@ from qsharp_core.answers import VOTES, VoteName
 from qsharp_core.critic.digest import digest as critic_digest
 from qsharp_core.precision import fast_bfloat16
 from server.presets.known import DEFAULT, PRESETS
+from trainer.commands.options import positive
 from trainer.evaluation.statistics import estimate
 from trainer.loop.report import LoopReport
 from trainer.reports import write_json
@@ -102,7 +103,7 @@ def _compare(given: argparse.Namespace, model: Path, guide: Guide, rollouts: Seq
     report.plot(given.out / "report.png", policies, given.n)
     about = {
         "task": given.task, "model": given.model, "rollouts": len(rollouts), "right": sum(r.right for r in rollouts),
-        "critic_seconds": guide.seconds, "seed": given.seed,
+        "critic_seconds": guide.seconds, "seed": given.seed, "kl_samples": given.kl_samples,
     }  # fmt: skip
     write_json(given.out / "report.json", {**about, **report.data(rows, trainings)})
     print(given.out / "report.json")
@@ -136,7 +137,9 @@ def _arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each kind (default: %(default)s)")
     parser.add_argument(
-        "--kl-samples", type=int, help="of each problem, by which a fine-tuned model's KL is estimated (default: all)"
+        "--kl-samples",
+        type=positive,
+        help="of each problem, by which a fine-tuned model's KL is estimated (default: all)",
     )
     parser.add_argument("--rows", type=int, default=64, help="samples at once (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the samples (default: %(default)s)")
@@ -189,7 +192,8 @@ def _of_reference(given: argparse.Namespace, wanted: Wanted, model: Path, guide:
         *(pool(_named(GUIDED, given.eta, eta=eta), eta, wanted.size) for eta in given.eta),
         *(pool(_named("CD", given.cd_eta, eta=eta), eta, wanted.size, "cd") for eta in given.cd_eta),
     ]
-    with _served(given, model, ["--critic", str(guide.critic)], "reference") as url:
+    half = fast_bfloat16() and (given.model not in PRESETS or PRESETS[given.model].bfloat16)
+    with _served(given, model, ["--critic", str(guide.critic)], "bfloat16" if half else "float32", "reference") as url:
         found, rules = asyncio.run(sampled(url, wanted, ways, given.out / "samples" / "reference.jsonl"))
     return [
         Policy(
@@ -207,10 +211,10 @@ def _of_tuned(
     given: argparse.Namespace, wanted: Wanted, reference: Path, tuning: Tuning, model: Path, tuned: Tuned
 ) -> Training:
     way = unguided(tuning.name, wanted.size)
-    with _served(given, model, ["--no-critic"], tuning.name) as url:
+    with _served(given, model, ["--no-critic"], "float32", tuning.name) as url:
         found, rules = asyncio.run(sampled(url, wanted, [way], given.out / "samples" / f"{tuning.name}.jsonl"))
     pools: Pools = found[way.name]
-    read = {problem: [some[0][: given.kl_samples]] for problem, some in pools.items()} if given.kl_samples else pools
+    read = {problem: [[one for pool in some for one in pool][: given.kl_samples]] for problem, some in pools.items()}
     kl = estimated(model, reference, read, given.out / "kl" / tuning.name)
     ratios = estimate([fmean(one.log_ratio for one in some) for some in kl.values()])
     assert ratios is not None
@@ -227,10 +231,13 @@ def _of_tuned(
 
 
 @contextmanager
-def _served(given: argparse.Namespace, model: Path, critic: Sequence[str], name: str) -> Iterator[str]:
-    """A server of a folder, as the default model is served."""
-    half = fast_bfloat16() and (given.model not in PRESETS or PRESETS[given.model].bfloat16)
-    flags = [str(model), *critic, "--dtype", "bfloat16" if half else "float32"]
+def _served(given: argparse.Namespace, model: Path, critic: Sequence[str], dtype: str, name: str) -> Iterator[str]:
+    """A server of a folder, but for the dtype as the default model is served.
+
+    The reference has the dtype of the product. Fine-tuned models have that of their weights: to round them can move
+    them further than a short training has.
+    """
+    flags = [str(model), *critic, "--dtype", dtype]
     if not torch.cuda.is_available():
         flags += ["--enforce-eager", "--block-size", "32"]
     memory = {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "2")}

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -321,7 +322,8 @@ def test_the_whole_comparison_and_a_second_start_that_adds_to_it(tmp_path: Path)
             "--task", "letters:TASK", "--n", "2", "--rft-lr", "1e-3", "--eta", "0.2", "--seconds", "4",
             "--out", "out", *more, "--", "--max-model-len", "64", "--max-num-seqs", "8", "--dtype", "float32",
         ]  # fmt: skip
-        subprocess.run(command, check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": paths})
+        here = {**os.environ, "PYTHONPATH": paths}
+        subprocess.run(command, check=True, cwd=tmp_path, env=here, stderr=subprocess.PIPE, text=True)
         found = json.loads((tmp_path / "out" / "report.json").read_text())
         return {(row["policy"], row["samples"], row["rule"]): row for row in found["rows"]}
 
@@ -350,5 +352,6 @@ def test_the_whole_comparison_and_a_second_start_that_adds_to_it(tmp_path: Path)
     assert {*again} - {*rows} == {("DPO", 1, "majority"), ("DPO", 2, "majority")}
     assert {path: path.stat().st_mtime_ns for path in made} == made
     trainer_data.write(rollouts, trainer_data.rollouts(20, 4, seed=1))
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(subprocess.CalledProcessError) as refused:
         run()  # what is there was made of other rollouts
+    assert re.search(r"inputs\.jsonl was begun with other settings: .*rollouts was", refused.value.stderr)

@@ -111,7 +111,7 @@ def test_means_over_seeds_have_both_errors() -> None:
 def test_what_an_evaluation_has_kept_of_its_problems(tmp_path: Path) -> None:
     def entry(problem: str, setting: str, *samples: tuple[float | None, float]) -> str:
         each = [{"reward": reward, "kl": kl} for reward, kl in samples]
-        return json.dumps({"problem": problem, "setting": setting, "samples": each})
+        return json.dumps({"item": f"{problem}'s text", "problem": problem, "setting": setting, "samples": each})
 
     lines = [
         json.dumps({"command": "evaluate"}),
@@ -121,6 +121,8 @@ def test_what_an_evaluation_has_kept_of_its_problems(tmp_path: Path) -> None:
         entry("b", "reference", (None, 0.0)),
         entry("c", "reference", (1.0, 0.0)),
     ]
+    stale = entry("a", "reference", (1.0, 7.0), (1.0, 7.0)).replace("text", "old text")
+    lines[1:1] = [stale, entry("a", "reference")]
     (tmp_path / "samples.jsonl").write_text("\n".join(lines) + "\n")
     found = of_problems(tmp_path, {"a", "b"}, 2)
     assert found["reference"].rewards == {"a": 0.5}
@@ -161,7 +163,9 @@ def test_variants_are_compared_by_problem_and_the_reference_is_of_all_of_them() 
     found = compared(outcomes, kept)
     for v, variant in enumerate(found):
         ours, theirs = variant.results[1], variant.results[0]
-        assert (theirs.gain, theirs.apart, ours.n) == (None, None, 2 * seeds)
+        assert (theirs.gain, theirs.apart, ours.n, theirs.n) == (None, None, 2 * seeds, 2 * seeds * variants)
+        assert theirs.accuracy is not None
+        assert theirs.accuracy.mean == pytest.approx(reference.mean())
         for figure, values in ((ours.gain, guided[v] - reference.mean((0, 1))), (ours.apart, guided[v] - guided[0])):
             if figure is None:
                 assert (v, figure) == (0, ours.apart)

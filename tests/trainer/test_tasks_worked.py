@@ -208,11 +208,12 @@ def test_a_worked_solution_is_shown_by_its_calculations(tmp_path: Path, monkeypa
         (("7 - 3 = 4",), "4", "-"), (("7 - 3 = 4", "4 / 2 = 2"), "2", "-/"), ((), "4", None),
         (("7 - 3 = 4",), "5", None), (("7 - 3 = 4", "4 / 2 = 2"), "4", None), (("7.5 - 3 = 4.5",), "4.5", None),
         (("( 7 - 3 ) - 1 = 3",), "3", None), (("3 = 3",), "3", None), (("1 + 2 + 3 = 6",), "6", None),
-        (("-7 + 9 = 2",), "2", None), (("2 = 2", "1 + 1 = 2"), "2", None),
+        (("-7 + 9 = 2",), "2", None), (("2 = 2", "1 + 1 = 2"), "2", None), (("86 * 2 = 172",), "172", "*"),
+        (("86 * 2 = 172", "86 + 172 = 258"), "258", "*+"), (("86 + 172 = 258",), "258", None),
     ],
 )  # fmt: skip
 def test_what_can_be_shown(calculations: tuple[str, ...], answer: str, operations: str | None) -> None:
-    worked = Worked("0", "How many?", calculations, answer)
+    worked = Worked("0", "He sold 86, and twice as many. How many?", calculations, answer)
     assert worked.operations() == operations
     assert replace(worked, question="How many? " * 20).operations() is None
 

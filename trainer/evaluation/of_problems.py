@@ -24,28 +24,31 @@ class OfProblems:
 
 
 def of_problems(out: Path, problems: Collection[str], most: int) -> dict[str, OfProblems]:
-    """By the label of a setting.
+    """By the label of a setting. If a problem's text has changed meanwhile, the samples of the newest one count.
 
     Args:
         out: folder of the evaluation.
         problems: ids of those that count.
         most: samples of each problem that count; an evaluation may once have asked for more.
     """
-    samples: dict[str, dict[str, list[tuple[float | None, float]]]] = defaultdict(lambda: defaultdict(list))
+    kept: dict[str, dict[str, dict[str, list[tuple[float | None, float]]]]] = defaultdict(lambda: defaultdict(dict))
     _, *entries = (out / SAMPLES).read_text().splitlines()
     for entry in map(json.loads, entries):
         if entry["problem"] in problems:
             found = [(one["reward"], one["kl"]) for one in entry["samples"]]
-            samples[entry["setting"]][entry["problem"]] += found
+            texts = kept[entry["setting"]][entry["problem"]]
+            texts[entry["item"]] = texts.pop(entry["item"], []) + found  # the newest is the last
     return {
-        setting: OfProblems(
-            rewards={
-                name: statistics.fmean(some) for name, each in by_problem.items() if (some := _judged(each[:most]))
-            },
-            kl={name: statistics.fmean(kl for _, kl in each[:most]) for name, each in by_problem.items() if each},
-        )
-        for setting, by_problem in samples.items()
+        setting: _means({name: [*texts.values()][-1][:most] for name, texts in by_problem.items()})
+        for setting, by_problem in kept.items()
     }
+
+
+def _means(samples: Mapping[str, list[tuple[float | None, float]]]) -> OfProblems:
+    return OfProblems(
+        rewards={name: statistics.fmean(judged) for name, each in samples.items() if (judged := _judged(each))},
+        kl={name: statistics.fmean(kl for _, kl in each) for name, each in samples.items() if each},
+    )
 
 
 def _judged(samples: list[tuple[float | None, float]]) -> list[float]:

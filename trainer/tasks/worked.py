@@ -12,7 +12,7 @@ from qsharp_core.answers import vote_number
 from trainer.tasks.base import Problem, TaskError
 
 LONGEST_EXAMPLE = 160  # characters of a question: solved ones stand before every other
-_CALCULATION = re.compile(r"\d+ ([-+*/]) \d+ = (\d+)")
+_CALCULATION = re.compile(r"(\d+) ([-+*/]) (\d+) = (\d+)")
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,18 @@ class Worked:
         """The operations of the calculations, as `-/`; None if these are no example to show.
 
         An example is short, and its calculations are of two whole numbers each, the last one's result being the answer.
+        Numbers of several digits are in the question, or results; others may be words in it, as `twice`.
         """
-        found = [_CALCULATION.fullmatch(calculation) for calculation in self.calculations]
-        matches = [match for match in found if match]
-        if not matches or len(matches) < len(found) or len(self.question) > LONGEST_EXAMPLE:
+        if len(self.question) > LONGEST_EXAMPLE:
             return None
-        return "".join(match[1] for match in matches) if matches[-1][2] == self.answer else None
+        known, operations, result = set(re.findall(r"\d+", self.question)), "", None
+        for calculation in self.calculations:
+            match = _CALCULATION.fullmatch(calculation)
+            if match is None or any(len(number) > 1 and number not in known for number in (match[1], match[3])):
+                return None
+            operations, result = operations + match[2], match[4]
+            known.add(result)
+        return operations if result == self.answer else None
 
     def said(self) -> str:
         """The solution as it is shown."""

@@ -41,10 +41,10 @@ class SettingOverSeeds(ReportPart):
     Attributes:
         setting: as people read it.
         method, eta: of the setting.
-        n: judged samples, of all seeds together.
-        accuracy: mean reward (pass@1).
-        gain: accuracy less the reference's, paired by problem. Each training measures the reference anew, and its
-            samples of all variants and seeds are taken together.
+        n: judged samples, of all seeds together; of the reference, of all variants together.
+        accuracy: mean reward (pass@1). Each training measures the reference anew, and the samples of all of them are
+            taken together.
+        gain: accuracy less the reference's, paired by problem.
         apart: accuracy less the first variant's, paired by problem and seed; None of the first, and of the reference.
         kl: KL divergence to the reference in nats, per completion.
     """
@@ -88,13 +88,30 @@ def compared(outcomes: Sequence[Sequence[VariantOutcome]], kept: Sequence[Kept])
         outcomes: by variant, of each seed.
         kept: by variant.
     """
-    reference = means([one[REFERENCE].rewards for some in kept for one in some])
-    return [_variant(some, ours, reference, kept[0]) for some, ours in zip(outcomes, kept, strict=True)]
+    rewards = means([one[REFERENCE].rewards for some in kept for one in some])
+    reference = SettingOverSeeds(
+        setting=REFERENCE,
+        method=REFERENCE,
+        eta=None,
+        n=sum(one.results[0].n for some in outcomes for one in some),
+        accuracy=over_seeds([rewards]),
+        gain=None,
+        kl=over_seeds([dict.fromkeys(rewards, 0.0)]),
+    )
+    return [
+        _variant(some, ours, reference, rewards, None if ours is kept[0] else kept[0])
+        for some, ours in zip(outcomes, kept, strict=True)
+    ]
 
 
 def _variant(
-    outcomes: Sequence[VariantOutcome], kept: Kept, reference: Mapping[str, float], first: Kept
+    outcomes: Sequence[VariantOutcome],
+    kept: Kept,
+    reference: SettingOverSeeds,
+    rewards: Mapping[str, float],
+    first: Kept | None,
 ) -> VariantOverSeeds:
+    """A variant's figures; `rewards` are the reference's, by problem."""
     measured = [one.held_out for one in outcomes if one.held_out is not None]
     aucs = [one.auc for one in measured if one.auc is not None]
     return VariantOverSeeds(
@@ -103,27 +120,26 @@ def _variant(
         log_loss=spread([one.log_loss for one in measured]) if measured else None,
         auc=spread(aucs) if aucs else None,
         results=[
-            _setting(results, kept, reference, first)
+            _setting(results, kept, rewards, first) if results[0].guided else reference
             for results in zip(*(one.results for one in outcomes), strict=True)
         ],
     )
 
 
 def _setting(
-    results: Sequence[SettingReport], kept: Kept, reference: Mapping[str, float], first: Kept
+    results: Sequence[SettingReport], kept: Kept, rewards: Mapping[str, float], first: Kept | None
 ) -> SettingOverSeeds:
-    label, guided = label_of(results[0]), results[0].guided
+    label = label_of(results[0])
     ours = [one[label] for one in kept]
-    gains = [differences(one.rewards, reference) for one in ours]
-    apart = [differences(one.rewards, other[label].rewards) for one, other in zip(ours, first, strict=True)]
+    apart = [differences(one.rewards, other[label].rewards) for one, other in zip(ours, first or (), strict=False)]
     return SettingOverSeeds(
         setting=label,
         method=results[0].method,
         eta=results[0].eta,
         n=sum(one.n for one in results),
         accuracy=over_seeds([one.rewards for one in ours]),
-        gain=over_seeds(gains) if guided else None,
-        apart=over_seeds(apart) if guided and kept is not first else None,
+        gain=over_seeds([differences(one.rewards, rewards) for one in ours]),
+        apart=over_seeds(apart) if apart else None,
         kl=over_seeds([one.kl for one in ours]),
     )
 
@@ -137,14 +153,16 @@ def label_of(result: SettingReport) -> str:
 def table(variants: Sequence[VariantOverSeeds], outcomes: Sequence[VariantOutcome], samples: int) -> Table:
     """A row for each variant and setting: means over seeds ± one standard error over problems, and s.d. over seeds.
 
+    A gain has the accuracy's s.d., because the reference is the same for all seeds.
+
     Args:
         variants: over their seeds.
         outcomes: of every variant and seed.
         samples: of each problem, which majorities and best-of-k take; of these there is the mean alone.
     """
     made = Table(
-        "critic", "seeds", "log-loss, s.d.", "AUC, s.d.", "setting", "pass@1", "s.d.", "gain, points", "s.d.",
-        "than the first", "KL, nats", "s.d.", f"wmaj@{samples}", f"best of {samples}", "n",
+        "critic", "seeds", "log-loss, s.d.", "AUC, s.d.", "setting", "pass@1", "s.d.", "gain, points",
+        "above the first", "s.d.", "KL, nats", "s.d.", f"wmaj@{samples}", f"best of {samples}", "n",
     )  # fmt: skip
     for column in (*made.columns[1:4], *made.columns[5:]):
         column.justify = "right"
@@ -162,8 +180,8 @@ def table(variants: Sequence[VariantOverSeeds], outcomes: Sequence[VariantOutcom
                 *(about if i == 0 else ("", "", "", "")),
                 result.setting.replace(result.method, NAMES.get(result.method, result.method), 1),
                 *_columns(result.accuracy, 100, ".1f"),
-                *_columns(result.gain, 100, "+.1f"),
-                _columns(result.apart, 100, "+.1f")[0],
+                _columns(result.gain, 100, "+.1f")[0],
+                *_columns(result.apart, 100, "+.1f"),
                 *_columns(result.kl, 1, ".2f"),
                 *map(_mean, others),
                 str(result.n),
