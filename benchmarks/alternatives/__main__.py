@@ -15,7 +15,6 @@ learning rates, seeds, seconds and pools. Other rollouts, another critic or refe
 
 import argparse
 import asyncio
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ from benchmarks.critics.common import NATIVE, trained
 from benchmarks.search_frontier.sampling import GUIDED, REFERENCE, REFERENCE_ETA, pool, unguided
 from qsharp_core.answers import VOTES, VoteName
 from qsharp_core.critic.digest import digest as critic_digest
+from qsharp_core.critic.digest import file_digest
 from qsharp_core.precision import fast_bfloat16
 from server.presets.known import DEFAULT, PRESETS
 from trainer.commands.options import positive
@@ -72,15 +72,10 @@ def main() -> None:
 def _inputs(model: Path, guide: Guide, rollouts: Sequence[Drawn]) -> dict[str, str]:
     """Digests of what everything in the folder comes of."""
     return {
-        "reference": digest({file.name: _sha256(file) for file in sorted(model.glob("*.safetensors"))}),
+        "reference": digest({file.name: file_digest(file) for file in sorted(model.glob("*.safetensors"))}),
         "critic": critic_digest(guide.critic),
         "rollouts": digest([asdict(one) for one in rollouts]),
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _compare(given: argparse.Namespace, model: Path, guide: Guide, rollouts: Sequence[Drawn]) -> None:
@@ -240,8 +235,8 @@ def _served(given: argparse.Namespace, model: Path, critic: Sequence[str], dtype
     flags = [str(model), *critic, "--dtype", dtype]
     if not torch.cuda.is_available():
         flags += ["--enforce-eager", "--block-size", "32"]
-    memory = {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "2")}
-    with serve([*flags, *given.serve], given.out / "logs" / f"{name}.log", memory, patience=900) as url:
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # else nearly all of the memory
+    with serve([*flags, *given.serve], given.out / "logs" / f"{name}.log", patience=900) as url:
         yield url
 
 

@@ -84,8 +84,8 @@ def served(given: argparse.Namespace, base: Path, asked: Asked) -> list[dict[str
     scaled = given.out / "scaled" / card.name / f"{card.version}.scaled"
     folders = {"raw": given.critic, "scaled": scaled}
     flags = [flag for folder in folders.values() for flag in ("--critic", str(folder))]
-    memory = {"VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "2")}  # else nearly all of it
-    with serve([str(base), *flags, *given.flags], given.out / "server.log", memory, patience=900) as url:
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")  # else nearly all of the memory
+    with serve([str(base), *flags, *given.flags], given.out / "server.log", patience=900) as url:
         found = {
             side: asyncio.run(measured(url, asked, read_card(folder).key, given.out / side))
             for side, folder in folders.items()

@@ -8,6 +8,16 @@ from qsharp_core.critic.files import check_folder
 from qsharp_core.errors import CriticError
 
 
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def digest(folder: Path) -> str:
     """SHA-256 of a critic's files, in hexadecimal: of their names within its folder, and of their contents.
 
@@ -19,8 +29,7 @@ def digest(folder: Path) -> str:
     try:
         files = sorted((path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file())
         for name, path in files:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
+            content = file_digest(path)
             total.update(f"{len(name.encode())} {name} {content}\n".encode())
     except OSError as error:
         raise CriticError(f"{folder} cannot be read: {error.strerror or error}") from error

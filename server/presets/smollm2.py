@@ -6,7 +6,6 @@ user's cache. The folder appears whole or not at all, and is rebuilt when it was
 file than this code expects. `python -m server.presets.smollm2` prints where it is.
 """
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 from rich.console import Console
 
+from qsharp_core.critic.digest import file_digest
 from qsharp_core.errors import ConfigError
 from qsharp_core.user_cache import default_cache_dir
 
@@ -63,7 +63,7 @@ def ensure_smollm2(cache_dir: Path | None = None) -> Path:
 def find_gguf() -> Path:
     """Locate the GGUF in the installed package, and check that it is the expected file."""
     path = _packaged_file()
-    digest = _sha256(path)
+    digest = file_digest(path)
     if digest != GGUF_SHA256:
         raise ConfigError(f"{path} has sha256 {digest}, expected {GGUF_SHA256}; {INSTALL_HINT} --force-reinstall")
     return path
@@ -80,11 +80,6 @@ def _packaged_file() -> Path:
         if file.name == GGUF_NAME and path.is_file():
             return path
     raise ConfigError(f"the installed {PACKAGE} has no {GGUF_NAME}; {INSTALL_HINT}")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _marker() -> dict[str, str | int]:

@@ -2,28 +2,22 @@
 
 import asyncio
 import json
-import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support import benchmark_data
 from trainer.rewards.base import Case
 from trainer.rewards.verifiers import OWN, Judge, TaskRef, Weighted
 from trainer.tasks import benchmarks, competition_math, gsm8k
 from trainer.tasks.base import TaskError
 from trainer.tasks.registry import find_task
 
-BESIDE = Path(__file__).parents[3] / "shared" / "data"
-
 
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = Path(os.environ.get("QSHARP_DATA", BESIDE))
-    if not (folder / "gsm8k_test.jsonl").is_file():
-        pytest.skip(f"no data in {folder}: set QSHARP_DATA")
-    monkeypatch.setenv("QSHARP_DATA", str(folder))
-    return folder
+    return benchmark_data.found("gsm8k_test.jsonl", monkeypatch)
 
 
 @pytest.mark.usefixtures("data")

@@ -1,7 +1,6 @@
 """SVAMP and GSM8K's short problems: splits by stories, solved examples, and the number that is the answer."""
 
 import json
-import os
 import random
 from dataclasses import replace
 from itertools import product
@@ -11,22 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support import benchmark_data
 from trainer.tasks import benchmarks, gsm8k, svamp
 from trainer.tasks.base import Problem, TaskError
 from trainer.tasks.registry import find_task
 from trainer.tasks.worked import Worked, asked_after, examples, right
 
-BESIDE = Path(__file__).parents[3] / "shared" / "data"
 THINGS = ("apples", "books", "coins", "dolls", "eggs", "forks", "games", "hats", "jars", "kites")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 @pytest.fixture
 def data(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = Path(os.environ.get("QSHARP_DATA", BESIDE))
-    if not (folder / "svamp_test.jsonl").is_file():
-        pytest.skip(f"no data in {folder}: set QSHARP_DATA")
-    monkeypatch.setenv("QSHARP_DATA", str(folder))
+    benchmark_data.found("svamp_test.jsonl", monkeypatch)
 
 
 def questions(problem: Problem) -> list[str]:
