@@ -3,7 +3,8 @@ import pytest
 
 from trainer.training.prefix_tree import shared_prefix
 from trainer.training.rollouts import LabelledRollout, SamplingPolicy, kept
-from trainer.training.separate.batching import MAX_PADDING, padded_passes, plan_epoch, share, tree_passes
+from trainer.training.rows import MAX_PADDING, padded_passes
+from trainer.training.separate.batching import plan_epoch, share, tree_passes
 
 VOCAB = 50
 

@@ -40,6 +40,16 @@ def world(prompts: int = 5, each: int = 6, shots: int = 7) -> list[LabelledRollo
     return made
 
 
+def apart(count: int = 25) -> list[LabelledRollout]:
+    """Rollouts of 2 to 40 tokens that hardly share any."""
+    dice = np.random.default_rng(1)
+    made = []
+    for i in range(count):
+        prompt, completion = (dice.integers(3, 90, dice.integers(1, 21)).tolist() for _ in range(2))
+        made.append(rollout(str(i), prompt, completion, first=int(dice.integers(len(completion)))))
+    return made
+
+
 def test_every_distinct_prefix_is_one_node() -> None:
     data = world()
     tree, labelled = merge_rollouts(data)
@@ -86,15 +96,21 @@ def test_nothing_is_common_where_sequences_begin_differently() -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt2", "opt", "mistral"])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(
+    ("temperature", "data", "size"), [(1.0, world(), 16), (0.7, world(), 70), (1.0, apart(), 99), (0.7, apart(), 1)]
+)
 def test_features_are_those_of_plain_forward_passes(
-    kind: str, temperature: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    temperature: float,
+    data: list[LabelledRollout],
+    size: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of a model with a window shorter than the rollouts, too, which knows no trees."""
-    monkeypatch.setattr("trainer.training.features.extract.PASS_NODES", {"cpu": 16})
+    monkeypatch.setattr("trainer.training.features.extract.PASS_NODES", {"cpu": size})
     folder = models.write_reference(tmp_path / "reference", kind)
     reference = ReferenceModel(folder, torch.float32, CPU, temperature)
-    data = world()
     tree, labelled = merge_rollouts(data)
     nodes = np.unique(np.concatenate(labelled)).astype(np.int64)
     found = features(reference, FeatureStore(tmp_path / "f", reference.digest, found_width(folder), LARGE), tree, nodes)
@@ -111,6 +127,20 @@ def test_features_are_those_of_plain_forward_passes(
         assert found.tokens_M[at].tolist() == tokens.tolist()
         torch.testing.assert_close(found.log_ref_M[at], log_probs[places - 1, tokens], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(hidden[at], plain.hidden_states[-1][0, places - 1], atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("data", "rows"), [(world(), False), (apart(), True)])
+def test_what_shares_little_runs_as_rows(data: list[LabelledRollout], rows: bool, llama: Path, tmp_path: Path) -> None:
+    reference = ReferenceModel(llama, torch.float32, CPU)
+    shapes = []
+    reference.model.register_forward_pre_hook(
+        lambda _, args, given: shapes.append(given["input_ids"].shape), with_kwargs=True
+    )
+    tree, labelled = merge_rollouts(data)
+    features(reference, FeatureStore(tmp_path, reference.digest, 64, LARGE), tree, nodes_of(labelled))
+    assert (max(shape[0] for shape in shapes) > 1) == rows
+    if rows:
+        assert sum(map(np.prod, shapes)) < 1.1 * sum(r.length for r in data)
 
 
 def found_width(folder: Path) -> int:

@@ -6,6 +6,7 @@ settings      what decides what is learned, checked once
 outputs       where results go
 data          Parquet files as rollouts with labels: the label rule, refusals with counts, the split by prompt
 prefix_tree   rollouts merged where they begin alike
+rows          sequences run as padded rows
 siblings      labels weighed by node of that tree
 prepare       from files to what a run trains and measures on
 trainable     what a run asks of a critic

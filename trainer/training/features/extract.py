@@ -1,7 +1,8 @@
 """The reference run over prefixes: the hidden state that its language-model head reads, and log-probabilities.
 
 Prefixes run as trees, each once. What all of them begin with, a few-shot prompt for instance, is run before all passes,
-and its keys and values are kept. With a model that does not obey a tree's mask each path is run as a row of its own.
+and its keys and values are kept. Where prefixes share too little for a tree to pay, and with a model that does not obey
+a tree's mask, paths run as padded rows.
 """
 
 import hashlib
@@ -21,9 +22,10 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from qsharp_core.critic.reference import identify
 from trainer.training.base import quiet
-from trainer.training.features.passes import TreePass, common_chain, cut, needed
+from trainer.training.features.passes import TreePass, common_chain, cut, needed, tokens_of_paths
 from trainer.training.features.store import BYTES, FeatureStore, as_keys
 from trainer.training.prefix_tree import NO_NODE, PrefixTree, ancestors, visible
+from trainer.training.rows import WORTHWHILE, padded_passes
 from trainer.training.settings import TrainingError
 
 PASS_NODES = {"cpu": 256, "cuda": 2048}
@@ -81,26 +83,30 @@ class ReferenceModel:
         return PASS_NODES.get(self.device.type, PASS_NODES["cpu"])
 
     @torch.inference_mode()
-    def read(self, read: list[int], cache: DynamicCache | None = None, **inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Runs one row, and reads hidden states `[n, D]` and logits `[n, V]` at some of its positions.
+    def read(
+        self, rows: list[int], places: list[int], cache: DynamicCache | None = None, **inputs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Runs rows, and reads hidden states `[n, D]` and logits `[n, V]` at some of their positions.
 
         Args:
-            read: positions in `input_ids`, `[n]`.
-            cache: keys and values of what comes before the row.
-            inputs: of the model, `input_ids` `[1, S]` among them.
+            rows: the row of each position, `[n]`.
+            places: each position in its row, `[n]`.
+            cache: keys and values of what comes before the rows.
+            inputs: of the model, `input_ids` `[B, S]` among them.
         """
         states: list[Tensor] = []
 
-        def keep(_: Any, inputs_of_head: tuple[Tensor, ...]) -> None:
-            states.append(inputs_of_head[0][0])
+        def choose(_: Any, inputs_of_head: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            states.append(inputs_of_head[0][rows, places])
+            return (states[0][None], *inputs_of_head[1:])
 
-        hook = self.model.get_output_embeddings().register_forward_pre_hook(keep)
+        # Logits are large, so the head is asked for those that are read, in any row.
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(choose)
         try:
             logits = self.model(
                 **{name: value.to(self.device) for name, value in inputs.items()},
                 past_key_values=cache,
                 use_cache=cache is not None,
-                logits_to_keep=torch.tensor(read, device=self.device),
             ).logits[0]
         finally:
             hook.remove()
@@ -186,6 +192,9 @@ def extract(reference: ReferenceModel, tree: PrefixTree, wanted: NDArray[np.int6
 def read_nodes(reference: ReferenceModel, tree: PrefixTree, read: NDArray[np.int64]) -> Iterator[Read]:
     """Runs the reference and yields what it says at the nodes `read` (ascending), each once."""
     nodes = needed(tree, read)
+    if len(nodes) > WORTHWHILE * tokens_of_paths(tree, nodes):
+        yield from _rows(reference, tree, read)
+        return
     wanted = np.zeros(len(tree), dtype=bool)
     wanted[read] = True
     chain = min(common_chain(tree, nodes), int(np.searchsorted(nodes, read[0])))
@@ -217,6 +226,7 @@ def _tree(
         return None
     seen = np.concatenate([np.ones((len(one.nodes), chain), dtype=bool), visible(tree, one.nodes)], axis=1)
     hidden, logits = reference.read(
+        [0] * len(places),
         places,
         cache,
         input_ids=torch.from_numpy(tree.tokens_N[one.nodes].astype(np.int64))[None],
@@ -228,15 +238,27 @@ def _tree(
 
 
 def _rows(reference: ReferenceModel, tree: PrefixTree, read: NDArray[np.int64]) -> Iterator[Read]:
-    """Runs each path as a row of its own; a path that is part of a longer one is read with it."""
+    """Runs paths as padded rows; a path that is part of a longer one is read with it."""
     left = set(read.tolist())
+    paths: list[NDArray[np.int64]] = []
+    places: list[list[int]] = []
     for node in read[::-1].tolist():  # descendants before ancestors
         if node in left:
-            path = np.append(ancestors(tree, node), node)
-            places = [i for i, above in enumerate(path.tolist()) if above in left]
-            left.difference_update(path[places].tolist())
-            ids = torch.from_numpy(tree.tokens_N[path].astype(np.int64))[None]
-            yield Read(path[places], *reference.read(places, input_ids=ids))
+            paths.append(np.append(ancestors(tree, node), node))
+            places.append([i for i, above in enumerate(paths[-1].tolist()) if above in left])
+            left.difference_update(paths[-1][places[-1]].tolist())
+    lengths = dict(enumerate(map(len, paths)))
+    # Attention is within a row, so a pass may be larger than a tree's.
+    for indices in padded_passes(range(len(paths)), lengths, 2 * reference.pass_nodes):
+        ids = torch.zeros(len(indices), max(lengths[i] for i in indices), dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        found = []
+        for row, i in enumerate(indices):
+            ids[row, : lengths[i]] = torch.from_numpy(tree.tokens_N[paths[i]].astype(np.int64))
+            mask[row, : lengths[i]] = 1
+            found += [(int(paths[i][place]), row, place) for place in places[i]]
+        nodes, rows, at = map(list, zip(*sorted(found), strict=True))
+        yield Read(np.array(nodes), *reference.read(rows, at, input_ids=ids, attention_mask=mask))
 
 
 def _obeys_trees(
@@ -258,7 +280,7 @@ def _obeys_trees(
     for place in sorted({deepest, len(part.nodes) // 2, len(part.nodes) - 1}):
         path = np.append(ancestors(tree, int(part.nodes[place])), part.nodes[place])
         ids = torch.from_numpy(tree.tokens_N[path].astype(np.int64))[None]
-        row, _ = reference.read([len(path) - 1], input_ids=ids)
+        row, _ = reference.read([0], [len(path) - 1], input_ids=ids)
         difference = (part.hidden[place].float() - row[0].float()).norm()
         if not difference <= TREE_TOLERANCE[reference.dtype] * row[0].float().norm():
             return False

@@ -20,6 +20,16 @@ def needed(tree: PrefixTree, read: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.nonzero(wanted)[0]
 
 
+def tokens_of_paths(tree: PrefixTree, nodes: NDArray[np.int64]) -> int:
+    """The number of tokens that rows would have: one for each node that is no other's ancestor.
+
+    Args:
+        nodes: as `needed` returns them.
+    """
+    ends = np.isin(nodes, tree.parents_N[nodes], invert=True)
+    return int((tree.depths_N[nodes[ends]] + 1).sum())
+
+
 def common_chain(tree: PrefixTree, nodes: NDArray[np.int64]) -> int:
     """The number of first nodes that are ancestors of all others, which every pass would begin with.
 
@@ -53,9 +63,11 @@ class TreePass:
 
 
 def cut(tree: PrefixTree, nodes: NDArray[np.int64], chain: int, size: int) -> Iterator[TreePass]:
-    """Cuts `nodes[chain:]` into passes of about `size` nodes.
+    """Cuts `nodes[chain:]` into passes of at most `size` nodes, where few ancestors have to be run again.
 
-    A pass whose nodes have more ancestors than `size` is larger: it takes as many new nodes as it has ancestors.
+    A pass whose nodes have more ancestors than `size` is larger: it may take as many new nodes as it has ancestors. Of
+    the new nodes that a pass may take it takes at least half, and ends where the next pass has the fewest ancestors to
+    run again for each of them.
 
     Args:
         nodes: as `needed` returns them.
@@ -63,9 +75,14 @@ def cut(tree: PrefixTree, nodes: NDArray[np.int64], chain: int, size: int) -> It
         size: nodes of a pass, ancestors included.
     """
     apart = set(nodes[:chain].tolist())
+    again = tree.depths_N[nodes] - chain  # what a pass that begins at a node runs once more
     at = chain
     while at < len(nodes):
         above = np.array([a for a in ancestors(tree, int(nodes[at])) if a not in apart], dtype=np.int64)
-        end = at + max(size - len(above), len(above), 1)
+        most = max(size - len(above), len(above), 1)
+        end = min(at + most, len(nodes))
+        if end < len(nodes):
+            new = np.arange(most, (most - 1) // 2, -1)  # the most first: of equally good ends the last
+            end = at + int(new[(again[at + new] / new).argmin()])
         yield TreePass(np.concatenate([above, nodes[at:end]]), len(above))
         at = end

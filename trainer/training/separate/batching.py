@@ -7,12 +7,11 @@ Neither the cut into passes nor the number of processes changes the step's loss.
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from trainer.training.prefix_tree import shared_prefix, sort_key
 from trainer.training.rollouts import Indexed, Rollouts
 
-MAX_PADDING = 0.09
 # The attention mask of a tree has the square of its nodes, and so does the work; beyond this, splitting is cheaper.
 TREE_NODES = 2048
 
@@ -49,22 +48,6 @@ def plan_epoch(rollouts: Rollouts, batch_tokens: int, together: bool, seed: int,
 def tokens_of(rollouts: Rollouts) -> int:
     """The number of tokens of some rollouts."""
     return int(rollouts.lengths.sum())
-
-
-def padded_passes(indices: Sequence[int], lengths: Mapping[int, int], max_tokens: int) -> list[list[int]]:
-    """Cuts rollouts into passes of at most `max_tokens` padded tokens (or one row) and `MAX_PADDING`."""
-    passes: list[list[int]] = []
-    widest = tokens = 0
-    for i in sorted(indices, key=lambda i: (-lengths[i], i)):
-        if passes:
-            area = widest * (len(passes[-1]) + 1)
-            if area <= max_tokens and area - tokens - lengths[i] <= MAX_PADDING * area:
-                passes[-1].append(i)
-                tokens += lengths[i]
-                continue
-        passes.append([i])
-        widest = tokens = lengths[i]
-    return passes
 
 
 def tree_passes(indices: Sequence[int], rollouts: Indexed, max_nodes: int) -> list[list[int]]:

@@ -8,13 +8,11 @@ from accelerate import Accelerator
 from qsharp_core.critic.model import Critic
 from trainer.training.plan import batch_of
 from trainer.training.rollouts import Indexed, Rollouts
+from trainer.training.rows import WORTHWHILE, padded_passes
 from trainer.training.separate.batches import Batch, padded, tree
-from trainer.training.separate.batching import TREE_NODES, padded_passes, plan_epoch, share, tokens_of, tree_passes
+from trainer.training.separate.batching import TREE_NODES, plan_epoch, share, tokens_of, tree_passes
 from trainer.training.separate.scorer import understands_trees
 from trainer.training.settings import TrainSettings
-
-# A tree's attention is dense over its nodes; it has to save at least this part of the tokens to pay.
-WORTHWHILE = 0.8
 
 
 @dataclass(frozen=True)
