@@ -89,8 +89,8 @@ async def measure(url: str, settings: list[Asking], samples: int, rounds: int) -
                 guidance=tuple(asking.guidance.items()),
                 scored=False,
             )
-            report = await evaluate(server, judge, task, evaluation, OUT / asking.label.replace(", ", "-"))
-            results.append({**asking.guidance, **report["results"][-1], **speeds[asking]})
+            evaluated = await evaluate(server, judge, task, evaluation, OUT / asking.label.replace(", ", "-"))
+            results.append({**asking.guidance, **evaluated.report.results[-1].model_dump(), **speeds[asking]})
         return results
 
 

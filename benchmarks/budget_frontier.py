@@ -69,7 +69,7 @@ async def measure(given: argparse.Namespace, url: str, out: Path) -> EvaluationR
             scored=False,
             limit=given.limit,
         )
-        return await evaluate(client, judge, task, evaluation, out, concurrency=32)
+        return (await evaluate(client, judge, task, evaluation, out, concurrency=32)).report
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write the result there")
     given = parser.parse_args()
     runs = [measure(given, run) for run in range(given.runs)]
+    median = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
     result = {
         "settings": {
             "database": "given" if given.url else "sqlite",
@@ -47,12 +48,12 @@ def main() -> None:
             "machine": platform.machine(),
             "python": platform.python_version(),
         },
-        "median": {name: statistics.median(run[name] for run in runs) for name in runs[0]},
+        "median": median,
         "runs": runs,
     }
     if given.json:
         given.json.write_text(json.dumps(result, indent=2) + "\n")
-    for name, value in result["median"].items():
+    for name, value in median.items():
         spread = f"{min(run[name] for run in runs):,.4g} to {max(run[name] for run in runs):,.4g}"
         print(f"{name:28} {value:12,.4g}   ({spread}; median of {len(runs)})")
 

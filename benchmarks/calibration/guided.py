@@ -7,7 +7,7 @@ from typing import Any
 
 from trainer.evaluation.evaluate import evaluate
 from trainer.evaluation.of_problems import OfProblems, of_problems
-from trainer.evaluation.settings import REFERENCE, Evaluation, Setting, every_setting
+from trainer.evaluation.settings import Evaluation, Setting, every_setting
 from trainer.evaluation.statistics import estimate
 from trainer.experiments.ablation.seeds import differences
 from trainer.rewards.verifiers import OWN, Judge, TaskRef, Weighted
@@ -37,8 +37,8 @@ class Asked:
     concurrency: int = 32
 
 
-async def measured(url: str, asked: Asked, critic: str, out: Path) -> dict[str, OfProblems]:
-    """What each setting earns and spends on every problem, by label.
+async def measured(url: str, asked: Asked, critic: str, out: Path) -> dict[Setting, OfProblems]:
+    """What each setting earns and spends on every problem.
 
     Args:
         url: of the server.
@@ -56,25 +56,27 @@ async def measured(url: str, asked: Asked, critic: str, out: Path) -> dict[str, 
             critic=loaded["id"], guidance=(("candidates", asked.candidates), ("min_prob", 0)), scored=False,
             limit=asked.limit,
         )  # fmt: skip
-        await evaluate(client, judge, task, evaluation, out, concurrency=asked.concurrency)
-    return of_problems(out, {problem.id for problem in task.task.of_split("held_out")[: asked.limit]}, asked.samples)
+        evaluated = await evaluate(client, judge, task, evaluation, out, concurrency=asked.concurrency)
+    return of_problems(evaluated.samples)
 
 
-def compared(raw: dict[str, OfProblems], scaled: dict[str, OfProblems], etas: Sequence[float]) -> list[dict[str, Any]]:
+def compared(
+    raw: Mapping[Setting, OfProblems], scaled: Mapping[Setting, OfProblems], etas: Sequence[float]
+) -> list[dict[str, Any]]:
     """Accuracy and KL of both at each eta, and what scaling changes, paired by problem; with standard errors."""
     rows: list[dict[str, Any]] = []
-    reference = raw[REFERENCE]
+    reference = raw[Setting()]
     rows.append({"eta": None, "raw": {"accuracy": _estimate(reference.rewards), "kl": _estimate(reference.kl)}})
     for eta in etas:
-        label = Setting("qsharp", eta).label
-        both = {"raw": raw[label], "scaled": scaled[label]}
+        setting = Setting("qsharp", eta)
+        both = {"raw": raw[setting], "scaled": scaled[setting]}
         rows.append(
-            {"eta": eta, "problems": len(raw[label].rewards)}
+            {"eta": eta, "problems": len(raw[setting].rewards)}
             | {name: {"accuracy": _estimate(one.rewards), "kl": _estimate(one.kl)} for name, one in both.items()}
             | {
                 "change": {
-                    "accuracy": _estimate(differences(scaled[label].rewards, raw[label].rewards)),
-                    "kl": _estimate(differences(scaled[label].kl, raw[label].kl)),
+                    "accuracy": _estimate(differences(scaled[setting].rewards, raw[setting].rewards)),
+                    "kl": _estimate(differences(scaled[setting].kl, raw[setting].kl)),
                 }
             }
         )

@@ -67,11 +67,11 @@ def main() -> None:
                 made["pool"].append(growth.pool(pair))
             if "http" in parts:
                 tokens = 16 if name == "default" else 64
-                found = serving.without_eta(pair, folder, 32 if name == "default" else 256, tokens, given.rounds)
-                result.setdefault("http", []).append(found)
+                sides = serving.without_eta(pair, folder, 32 if name == "default" else 256, tokens, given.rounds)
+                result.setdefault("http", []).append(sides)
             if "latency" in parts and (name == "default" or given.pairs == ["tiny"]):
-                found = latency.measure(pair, folder, given.streams, given.latency_tokens, given.rounds, given.load)
-                result.setdefault("latency", []).append(found)
+                gaps = latency.measure(pair, folder, given.streams, given.latency_tokens, given.rounds, given.load)
+                result.setdefault("latency", []).append(gaps)
             save(given.json, result, started)
     show(result)
     if given.docs is not None:

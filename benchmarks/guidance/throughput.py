@@ -143,7 +143,7 @@ def sides(pair: Pair, found: list[Measured]) -> Iterator[dict[str, Runner]]:
             dense = engine("dense", peer_dense.PROCESSOR)
             runners["dense"] = lambda case, seed: peer_dense.seconds(dense, pair, _ask(pair, case), seed)
         if "bare" in wanted:
-            critics = {case.head: pair.critic(case.head) for case in asked if case.side == "bare" and case.head}
+            critics = {str(case.head): pair.critic(case.head) for case in asked if case.side == "bare" and case.head}
             runners["bare"] = lambda case, _: bare.seconds(
                 critics[_head(case)], case.rows, case.tokens, case.candidates
             )

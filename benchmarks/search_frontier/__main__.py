@@ -94,6 +94,7 @@ async def measure(given: argparse.Namespace, url: str) -> tuple[list[Point], dic
         plain(way.name, found[way.name], size, rule) for way in pools for rule in rules for size in [1, *given.sizes]
     ]
     for way in searches:
+        assert way.search is not None
         answers = {problem: [one for (one,) in some] for problem, some in found[way.name].items()}
         kind = f"{way.search['kind']}, {_fields(way.search)}"
         points.append(searched(kind, str(way.search.get("by", "value")), way.size, answers))

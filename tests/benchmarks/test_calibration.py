@@ -24,6 +24,7 @@ from tests.conftest import Server
 from tests.support import models
 from tests.support import trainer_data as world
 from trainer.evaluation.of_problems import OfProblems
+from trainer.evaluation.settings import Setting
 from trainer.tasks.base import Problem, SamplingDefaults, Task
 from trainer.training import data
 from trainer.training.heldout import Predictions
@@ -168,10 +169,10 @@ def test_bins_have_equal_weight_and_errors_over_rollouts() -> None:
 
 
 def test_changes_are_paired_by_problem() -> None:
-    label = "qsharp, eta 0.1"
-    raw = {"reference": OfProblems({"a": 0.0, "b": 0.0}, {"a": 0.0, "b": 0.0}),
-           label: OfProblems({"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 3.0})}  # fmt: skip
-    scaled = {label: OfProblems({"a": 0.5, "b": 1.0}, {"a": 2.0, "b": 4.0})}
+    setting = Setting("qsharp", 0.1)
+    raw = {Setting(): OfProblems({"a": 0.0, "b": 0.0}, {"a": 0.0, "b": 0.0}),
+           setting: OfProblems({"a": 0.0, "b": 1.0}, {"a": 1.0, "b": 3.0})}  # fmt: skip
+    scaled = {setting: OfProblems({"a": 0.5, "b": 1.0}, {"a": 2.0, "b": 4.0})}
     reference, row = compared(raw, scaled, [0.1])
     assert reference["eta"] is None
     assert row["change"]["accuracy"] == {"mean": 0.25, "se": pytest.approx(math.sqrt(0.125) / math.sqrt(2))}
@@ -182,6 +183,6 @@ def test_changes_are_paired_by_problem() -> None:
 def test_both_are_measured_through_a_server(server: Server, tmp_path: Path) -> None:
     asked = Asked("tests.benchmarks.test_calibration:TASK", [0.1], samples=2, limit=2, candidates=4)
     found = asyncio.run(measured(server.url, asked, "native", tmp_path))
-    assert sorted(found) == ["qsharp, eta 0.1", "reference"]
+    assert list(found) == [Setting(), Setting("qsharp", 0.1)]
     assert all(len(one.kl) == 2 for one in found.values())
-    assert all(kl > 0 for kl in found["qsharp, eta 0.1"].kl.values())
+    assert all(kl > 0 for kl in found[Setting("qsharp", 0.1)].kl.values())

@@ -17,6 +17,7 @@ from tests.support import trainer_data as world
 from trainer.evaluation.of_problems import OfProblems, of_problems
 from trainer.evaluation.report import SettingReport
 from trainer.evaluation.settings import Setting
+from trainer.evaluation.statistics import JudgedSample
 from trainer.experiments import files
 from trainer.experiments.ablation.choice import RolloutChoice, chosen
 from trainer.experiments.ablation.report import VariantOutcome, compared
@@ -108,34 +109,25 @@ def test_means_over_seeds_have_both_errors() -> None:
     assert differences({"a": 3.0, "b": 1.0}, {"a": 1.0}) == {"a": 2.0}
 
 
-def test_what_an_evaluation_has_kept_of_its_problems(tmp_path: Path) -> None:
-    def entry(problem: str, setting: str, *samples: tuple[float | None, float]) -> str:
-        each = [{"reward": reward, "kl": kl} for reward, kl in samples]
-        return json.dumps({"item": f"{problem}'s text", "problem": problem, "setting": setting, "samples": each})
+def test_means_of_problems_are_of_judged_samples() -> None:
+    def samples(*each: tuple[float | None, float]) -> list[JudgedSample]:
+        return [JudgedSample(reward=reward, kl=kl, tokens=1) for reward, kl in each]
 
-    lines = [
-        json.dumps({"command": "evaluate"}),
-        entry("a", "reference", (1.0, 0.0), (0.0, 0.0)),
-        entry("a", "qsharp, eta 0.1", (1.0, 0.5)),
-        entry("a", "qsharp, eta 0.1", (None, 1.5)),  # asked for later
-        entry("b", "reference", (None, 0.0)),
-        entry("c", "reference", (1.0, 0.0)),
-    ]
-    stale = entry("a", "reference", (1.0, 7.0), (1.0, 7.0)).replace("text", "old text")
-    lines[1:1] = [stale, entry("a", "reference")]
-    (tmp_path / "samples.jsonl").write_text("\n".join(lines) + "\n")
-    found = of_problems(tmp_path, {"a", "b"}, 2)
-    assert found["reference"].rewards == {"a": 0.5}
-    assert found["reference"].kl == {"a": 0.0, "b": 0.0}
-    assert (found["qsharp, eta 0.1"].rewards, found["qsharp, eta 0.1"].kl) == ({"a": 1.0}, {"a": 1.0})
-    first = of_problems(tmp_path, {"a"}, 1)
-    assert (first["reference"].rewards, first["qsharp, eta 0.1"].kl) == ({"a": 1.0}, {"a": 0.5})
+    guided = Setting("qsharp", 0.1)
+    found = of_problems(
+        {
+            Setting(): {"a": samples((1.0, 0.0), (0.0, 0.0)), "b": samples((None, 0.0)), "c": []},
+            guided: {"a": samples((1.0, 0.5), (None, 1.5))},
+        }
+    )
+    assert found == {
+        Setting(): OfProblems({"a": 0.5}, {"a": 0.0, "b": 0.0}), guided: OfProblems({"a": 1.0}, {"a": 1.0}),
+    }  # fmt: skip
 
 
 def test_variants_are_compared_by_problem_and_the_reference_is_of_all_of_them() -> None:
     dice = np.random.default_rng()
     variants, seeds, problems = (int(dice.integers(2, high)) for high in (4, 4, 12))
-    label = Setting("qsharp", 0.1).label
     reference, guided, kl = dice.normal(size=(3, variants, seeds, problems))
 
     def named(values: Any) -> dict[str, float]:
@@ -144,8 +136,8 @@ def test_variants_are_compared_by_problem_and_the_reference_is_of_all_of_them() 
     kept = [
         [
             {
-                "reference": OfProblems(named(reference[v, s]), {}),
-                label: OfProblems(named(guided[v, s]), named(kl[v, s])),
+                Setting(): OfProblems(named(reference[v, s]), {}),
+                Setting("qsharp", 0.1): OfProblems(named(guided[v, s]), named(kl[v, s])),
             }
             for s in range(seeds)
         ]

@@ -133,9 +133,10 @@ def evaluate(
                 seed=seed,
             )
             ballot = None if vote is None else _vote(vote)
-            return await sample_and_report(
+            evaluated = await sample_and_report(
                 client, judge, ref, evaluation, Path(out), vote=ballot, concurrency=concurrency
             )
+            return evaluated.report
 
     report = run(work())
     plot(Path(out) / PLOT, report)

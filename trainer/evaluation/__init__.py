@@ -4,7 +4,7 @@ settings    what is measured
 searches    a search as command lines and recipes spell it
 evaluate    samples, judges and scores what is missing, and writes the report
 statistics  estimates and their standard errors: pure functions
-of_problems what a folder has kept of each problem
+of_problems what each problem earned and cost
 report      report.json as a model
 table       the report as a table
 plot        the report as a plot of accuracy against KL

@@ -7,8 +7,8 @@ and the same evaluation goes on from there; problems, settings and samples may b
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter
@@ -48,6 +48,14 @@ class SampleEntry(BaseModel):
 _SAMPLES = TypeAdapter(list[SampleEntry])
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """The report, and the samples that it is of, by setting and problem."""
+
+    report: EvaluationReport
+    samples: Mapping[Setting, Mapping[str, Sequence[JudgedSample]]]
+
+
 async def evaluate(
     client: ServerClient,
     judge: Judge,
@@ -57,7 +65,7 @@ async def evaluate(
     *,
     vote: Vote | None = None,
     concurrency: int = 16,
-) -> EvaluationReport:
+) -> Evaluated:
     """Samples what is missing and writes `report.json`.
 
     Args:
@@ -122,7 +130,7 @@ async def evaluate(
         results=results,
     )
     report.write(out / REPORT)
-    return report
+    return Evaluated(report, by_setting)
 
 
 class _Run:

@@ -1,8 +1,9 @@
 """An evaluation's `report.json`. Figures are means over problems, and `…_se` are their standard errors."""
 
+from dataclasses import fields
 from typing import Any, Literal
 
-from trainer.evaluation.settings import REFERENCE, budget_text
+from trainer.evaluation.settings import REFERENCE, Setting, budget_text
 from trainer.reports import Report, ReportPart
 
 
@@ -69,6 +70,11 @@ class SettingReport(Figures):
     kl_total: float | None = None
     kl_token: float | None = None
     search: str | None = None
+
+    @property
+    def setting(self) -> Setting:
+        """The setting alone."""
+        return Setting(**{field.name: getattr(self, field.name) for field in fields(Setting)})
 
     @property
     def budget(self) -> str:

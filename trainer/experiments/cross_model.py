@@ -148,10 +148,10 @@ async def _measured(
         if loaded is None:
             raise RecipeError("critic: name one, there is none that comes with the first reference")
         evaluation = recipe.evaluate.of(recipe, served.model, loaded["id"], task.task)
-        report = await evaluate(
+        evaluated = await evaluate(
             served.client, judge, task, evaluation, place / "evaluation", concurrency=recipe.server.concurrency
         )
-        return served.root, Path(loaded["path"]), report
+        return served.root, Path(loaded["path"]), evaluated.report
 
 
 def _plot(path: Path, recipe: CrossModel, reports: list[EvaluationReport]) -> None:

@@ -128,9 +128,10 @@ async def run(recipe: Experiment, folder: Path, console: Console) -> ExperimentO
         await versions.activate(measured)  # this server may be a later one than the loop's
         console.print("[bold]evaluation[/bold]", highlight=False)
         evaluation = recipe.evaluate.of(recipe, served.model, measured.key, task.task)
-        report = await evaluate(
+        evaluated = await evaluate(
             served.client, judge, task, evaluation, folder / "evaluation", concurrency=settings.concurrency
         )
+    report = evaluated.report
     others = recipe.published.rows() if recipe.published else None
     console.print(*tables(report.samples, report.results, others, report.graded))
     if recipe.published:

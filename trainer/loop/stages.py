@@ -197,7 +197,8 @@ async def evaluate_all(
         seed=settings.seed,
     )
     out = folder / "evaluation"
-    report = await evaluate(client, judge, settings.task, evaluation, out, concurrency=settings.concurrency)
+    evaluated = await evaluate(client, judge, settings.task, evaluation, out, concurrency=settings.concurrency)
+    report = evaluated.report
     plot(out / PLOT, report)
     results = [
         SettingSummary(**{name: getattr(result, name) for name in SettingSummary.model_fields})

@@ -1,12 +1,14 @@
 """The ablation, from rollouts to the report."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from trainer.evaluation.evaluate import evaluate
-from trainer.evaluation.of_problems import of_problems
+from trainer.evaluation.of_problems import OfProblems, of_problems
+from trainer.evaluation.settings import Setting
 from trainer.experiments.ablation.choice import chosen
 from trainer.experiments.ablation.plot import plot
 from trainer.experiments.ablation.report import AblationOutcome, VariantOutcome, compared, table
@@ -41,8 +43,8 @@ class _Work:
 async def run(recipe: Ablation, folder: Path, console: Console) -> AblationOutcome:
     """Runs the ablation, or goes on with it where it was stopped."""
     task = recipe.problems()
-    problems = {one.id for one in task.task.of_split(recipe.evaluate.split)[: recipe.evaluate.limit]}
     outcomes: list[list[VariantOutcome]] = []
+    kept: list[list[Mapping[Setting, OfProblems]]] = []
     async with opened(recipe.model, recipe.server, folder, console) as served, recipe.judge() as judge:
         common = with_base(recipe.critic, served.root)
         settings = loop_settings(recipe, recipe.rollouts, task, served.model, common, folder / "critics")
@@ -50,20 +52,20 @@ async def run(recipe: Ablation, folder: Path, console: Console) -> AblationOutco
         work = _Work(recipe, served, judge, settings, data, folder)
         for variant in recipe.variants:
             outcomes.append([])
+            kept.append([])
             for seed in recipe.every_seed:
                 console.print(f"[bold]{recipe.critic_name(variant, seed)}[/bold]", highlight=False)
-                outcomes[-1].append(await _measured(work, variant, seed))
-    names = [[recipe.critic_name(variant, seed) for seed in recipe.every_seed] for variant in recipe.variants]
-    samples = recipe.evaluate.samples
-    kept = [[of_problems(folder / name / EVALUATION, problems, samples) for name in some] for some in names]
+                outcome, problems = await _measured(work, variant, seed)
+                outcomes[-1].append(outcome)
+                kept[-1].append(problems)
     variants, every = compared(outcomes, kept), [one for some in outcomes for one in some]
-    console.print(table(variants, every, samples))
+    console.print(table(variants, every, recipe.evaluate.samples))
     plot(folder / "report.png", recipe, variants, every)
     return AblationOutcome(data=[str(path) for path in data], results=every, over_seeds=variants)
 
 
-async def _measured(work: _Work, variant: Variant, seed: int) -> VariantOutcome:
-    """Trains a variant with a seed, and measures what guidance by it gains."""
+async def _measured(work: _Work, variant: Variant, seed: int) -> tuple[VariantOutcome, dict[Setting, OfProblems]]:
+    """Trains a variant with a seed, and measures what guidance by it gains: in all, and on each problem."""
     recipe, served, settings = work.recipe, work.served, work.settings
     name = recipe.critic_name(variant, seed)
     place = work.folder / name
@@ -79,14 +81,15 @@ async def _measured(work: _Work, variant: Variant, seed: int) -> VariantOutcome:
         served.client, work.judge, settings.task, evaluation, place / EVALUATION, concurrency=settings.concurrency
     )
     await _unload(served, version)
-    return VariantOutcome(
+    outcome = VariantOutcome(
         variant=variant.model_dump(mode="json", exclude_unset=True),
         seed=seed,
         critic=version.key,
         steps=report.steps,
         held_out=report.held_out.overall if report.held_out else None,
-        results=evaluated.results,
+        results=evaluated.report.results,
     )
+    return outcome, of_problems(evaluated.samples)
 
 
 async def _unload(served: Served, version: Version) -> None:

@@ -77,8 +77,8 @@ class AblationOutcome(Outcome):
     over_seeds: list[VariantOverSeeds]
 
 
-Kept = Sequence[Mapping[str, OfProblems]]
-"""What the evaluation of each seed of a variant has kept of its problems, by setting."""
+Kept = Sequence[Mapping[Setting, OfProblems]]
+"""What each problem came to, by setting, of each seed of a variant."""
 
 
 def compared(outcomes: Sequence[Sequence[VariantOutcome]], kept: Sequence[Kept]) -> list[VariantOverSeeds]:
@@ -88,7 +88,7 @@ def compared(outcomes: Sequence[Sequence[VariantOutcome]], kept: Sequence[Kept])
         outcomes: by variant, of each seed.
         kept: by variant.
     """
-    rewards = means([one[REFERENCE].rewards for some in kept for one in some])
+    rewards = means([one[Setting()].rewards for some in kept for one in some])
     reference = SettingOverSeeds(
         setting=REFERENCE,
         method=REFERENCE,
@@ -129,11 +129,11 @@ def _variant(
 def _setting(
     results: Sequence[SettingReport], kept: Kept, rewards: Mapping[str, float], first: Kept | None
 ) -> SettingOverSeeds:
-    label = label_of(results[0])
-    ours = [one[label] for one in kept]
-    apart = [differences(one.rewards, other[label].rewards) for one, other in zip(ours, first or (), strict=False)]
+    setting = results[0].setting
+    ours = [one[setting] for one in kept]
+    apart = [differences(one.rewards, other[setting].rewards) for one, other in zip(ours, first or (), strict=False)]
     return SettingOverSeeds(
-        setting=label,
+        setting=setting.label,
         method=results[0].method,
         eta=results[0].eta,
         n=sum(one.n for one in results),
@@ -142,12 +142,6 @@ def _setting(
         apart=over_seeds(apart) if apart else None,
         kl=over_seeds([one.kl for one in ours]),
     )
-
-
-def label_of(result: SettingReport) -> str:
-    """The label of a result's setting, as journals have it."""
-    names = ("method", "eta", "samples", "kl_total", "kl_token", "search")
-    return Setting(**{name: getattr(result, name) for name in names}).label
 
 
 def table(variants: Sequence[VariantOverSeeds], outcomes: Sequence[VariantOutcome], samples: int) -> Table:

@@ -162,9 +162,10 @@ async def _evaluate(client: ServerClient, recipe: StarGraphRecipe, folder: Path,
         seed=recipe.seed,
     )
     async with Judge([Weighted(OWN)]) as judge:
-        return await evaluate(
+        evaluated = await evaluate(
             client, judge, TaskRef(task), evaluation, folder / "evaluation", concurrency=settings.concurrency
         )
+        return evaluated.report
 
 
 @asynccontextmanager
