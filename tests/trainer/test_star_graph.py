@@ -187,6 +187,40 @@ def test_a_reference_learns_a_graph_of_one_arm() -> None:
     assert log[-1].next < 0.05 < log[0].next
 
 
+def test_a_reference_goes_on_where_its_training_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "LOGGED", 10)
+    stages = [(Shape(degree=1, length=2, labels=6), 13), (Shape(degree=1, length=3, labels=6), 15)]
+    killed_at = random.Random().randint(1, 28)
+
+    def trained(checkpoint: Path | None) -> tuple[Any, list[report.ReferenceEntry]]:
+        made, tokens = model.build(SMALL, 6, seed=0)
+        log = reference.train(
+            made, tokens, stages, batch=2, heads=1, weight=0.5, optimizer=OptimizerSpec(), device=CPU,
+            checkpoint=checkpoint,
+        )  # fmt: skip
+        return made, log
+
+    calls = 0
+
+    def killed(shape: Shape, seed: str) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2 * killed_at:
+            raise KeyboardInterrupt
+        return draw(shape, seed)
+
+    whole, log = trained(None)
+    monkeypatch.setattr(reference, "draw", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "reference.pt")
+    resumed, again = trained(tmp_path / "reference.pt")
+    assert calls - 2 * killed_at == 2 * (28 - (killed_at - 1) // 10 * 10), killed_at
+    assert again == log
+    assert [entry.step for entry in log] == [10, 20, 28]
+    for name, parameter in whole.state_dict().items():
+        assert torch.equal(parameter, resumed.state_dict()[name]), (killed_at, name)
+
+
 def test_a_critic_learns_what_a_first_node_is_worth() -> None:
     """Rollouts are right if they begin with the prompt's first node: to be told by a look back."""
     made, _ = model.build(SMALL, 12, seed=0)

@@ -7,10 +7,10 @@ Star-Graph's critic makes a step whenever the server has sent rollouts.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
@@ -112,6 +112,21 @@ class Optimisation:
             optimizer.zero_grad()
         self._bar.update()
         return OptimisationStep(self.done, loss, self._groups[0][0]["lr"], norm, time.perf_counter() - began)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a training that was stopped goes on from, beside its parameters."""
+        return {"done": self.done, "optimizers": [optimizer.state_dict() for optimizer in self._optimizers]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was taken."""
+        self.done = state["done"]
+        for optimizer, found in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(found)
+        # Loading has put others in the place of the groups.
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        self._groups = [(group, greatest) for group, (_, greatest) in zip(groups, self._groups, strict=True)]
+        self._bar.n = self._bar.initial = self.done
+        self._bar.refresh()
 
     def show(self, **figures: str | int) -> None:
         """Shows figures beside the progress bar."""

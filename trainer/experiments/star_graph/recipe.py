@@ -6,8 +6,8 @@
     folder/evaluation/              every sample
     folder/report.json, report.png
 
-A stage whose result is there is not done again; one that was stopped is done from its start, the evaluation from where
-it was. The server runs while it is needed.
+A stage whose result is there is not done again. One that was stopped is done from where it was, except the critic's
+training, which is done from its start. The server runs while it is needed.
 """
 
 import asyncio
@@ -43,6 +43,7 @@ from trainer.training.publish import is_published, publish
 
 NAME = "star-graph"
 ADMIN_KEY = "star-graph"  # of a server that listens on the loopback interface, while this runs
+CHECKPOINT = "reference.pt"
 PROBED = 300  # graphs that the critic's log is about
 
 __all__ = ["StarGraphRecipe", "run"]
@@ -93,10 +94,12 @@ def _pretrain(recipe: StarGraphRecipe, folder: Path) -> None:
         device=_device(recipe),
         seed=recipe.seed,
         graphs=settings.graphs,
+        checkpoint=folder / CHECKPOINT,
     )
     shutil.rmtree(folder / "reference", ignore_errors=True)
     model.save(folder / "reference", reference_model, tokens)
     ReferenceLog(seconds=time.monotonic() - began, log=log).write(folder / "reference.json")
+    (folder / CHECKPOINT).unlink(missing_ok=True)
 
 
 async def _learn(client: ServerClient, recipe: StarGraphRecipe, folder: Path, max_tokens: int) -> None:

@@ -8,15 +8,18 @@ takes one at random.
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qsharp_core.disk import whole_file
 from trainer.experiments.star_graph.optimizer import OptimizerSpec, optimisation
 from trainer.experiments.star_graph.report import ReferenceEntry
 from trainer.tasks.star_graph import Shape, draw
+from trainer.training.optimisation import Optimisation
 
 IGNORED = -100
 LOGGED = 100  # steps
@@ -34,6 +37,7 @@ def train(
     device: torch.device,
     seed: int = 0,
     graphs: int | None = None,
+    checkpoint: Path | None = None,
 ) -> list[ReferenceEntry]:
     """Trains a model in place on fresh graphs.
 
@@ -48,6 +52,7 @@ def train(
         device: of the training.
         seed: of the graphs and of the heads.
         graphs: the number of different graphs of each size; None means that each graph is new.
+        checkpoint: a file, written every 100 steps, from which a training that was stopped goes on.
 
     Returns:
         The mean losses of every 100 steps.
@@ -74,24 +79,54 @@ def train(
         return loss.item()
 
     with optimisation(model.base_model, [model, ahead], optimizer, steps, "reference") as training:
-        for shape, ids, judged in batches(tokens, stages, batch, seed, graphs):
+        if checkpoint is not None and checkpoint.exists():
+            log = _load(checkpoint, model, ahead, training)
+        for shape, ids, judged in batches(tokens, stages, batch, seed, graphs, done=training.done):
             step = training.step(partial(gradients, ids.to(device), judged.to(device))).number
             if step % LOGGED == 0 or step == steps:
                 means = (sums / (step % LOGGED or LOGGED)).tolist()
                 log.append(ReferenceEntry(step=step, next=means[0], later=means[1]))
                 training.show(graph=str(shape), next=f"{means[0]:.3f}", later=f"{means[1]:.3f}")
                 sums.zero_()
+                if checkpoint is not None:
+                    _save(checkpoint, model, ahead, training, log)
     model.eval()
     return log
 
 
+def _save(path: Path, model: Any, ahead: nn.Module, training: Optimisation, log: Sequence[ReferenceEntry]) -> None:
+    state = {
+        "model": model.state_dict(), "ahead": ahead.state_dict(), "training": training.state_dict(),
+        "random": torch.get_rng_state(), "log": [entry.model_dump() for entry in log],
+    }  # fmt: skip
+    with whole_file(path) as part:
+        torch.save(state, part)
+
+
+def _load(path: Path, model: Any, ahead: nn.Module, training: Optimisation) -> list[ReferenceEntry]:
+    state = torch.load(path, weights_only=True)
+    for part, name in ((model, "model"), (ahead, "ahead"), (training, "training")):
+        part.load_state_dict(state[name])
+    torch.set_rng_state(state["random"])
+    return [ReferenceEntry(**entry) for entry in state["log"]]
+
+
 def batches(
-    tokens: Any, stages: Sequence[tuple[Shape, int]], batch: int, seed: int, graphs: int | None = None
+    tokens: Any,
+    stages: Sequence[tuple[Shape, int]],
+    batch: int,
+    seed: int,
+    graphs: int | None = None,
+    done: int = 0,
 ) -> Iterator[tuple[Shape, Tensor, Tensor]]:
-    """Yields shapes, token ids `[B, S]` of prompts and paths, and the same ids with all but the paths ignored."""
+    """Yields shapes, token ids `[B, S]` of prompts and paths, and the same ids with all but the paths ignored.
+
+    Of the steps of all stages the first `done` are left out.
+    """
     end, pad = tokens.eos_token_id, tokens.pad_token_id
     for shape, steps in stages:
-        for step in range(steps):
+        first, done = min(done, steps), max(done - steps, 0)
+        for step in range(first, steps):
             numbers = [(step * batch + i) % (graphs or steps * batch) for i in range(batch)]
             drawn = [draw(shape, f"pretrain-{seed}-{number}") for number in numbers]
             prompts = tokens([graph.prompt for graph in drawn])["input_ids"]
