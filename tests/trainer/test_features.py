@@ -88,6 +88,20 @@ def test_passes_run_every_node_once_after_its_ancestors(size: int) -> None:
     assert new == nodes[chain:].tolist()
 
 
+def test_passes_end_where_nothing_has_to_be_run_again() -> None:
+    """Trees of 80 nodes: a pass has at least one of them, and no part of another."""
+    dice = np.random.default_rng()
+    data = []
+    for p in range(8):
+        prompt = [p + 3, *dice.integers(3, 90, 29).tolist()]
+        data += [rollout(f"{p}-{k}", prompt, [k, *dice.integers(3, 90, 9).tolist()]) for k in range(5)]
+    tree, _ = merge_rollouts(data)
+    size = int(dice.integers(80, 400))
+    passes = list(cut(tree, np.arange(len(tree)), 0, size))
+    assert [len(one.nodes) for one in passes[:-1]] == [size // 80 * 80] * (len(passes) - 1), size
+    assert all(one.old == 0 for one in passes), size
+
+
 def test_nothing_is_common_where_sequences_begin_differently() -> None:
     tree, _ = merge_rollouts([rollout("a", [5, 6], [7, 8]), rollout("b", [6, 6], [7, 8])])
     assert common_chain(tree, np.arange(len(tree))) == 0

@@ -183,12 +183,13 @@ def test_a_reference_learns_a_graph_of_one_arm() -> None:
         made, tokens, [(Shape(degree=1, length=2, labels=6), 300)], batch=32, heads=1, weight=0.5,
         optimizer=OptimizerSpec(learning_rate=1e-2, other_learning_rate=3e-3), device=CPU,
     )  # fmt: skip
-    assert [entry.step for entry in log] == [100, 200, 300]
-    assert log[-1].next < 0.05 < log[0].next
+    assert [entry.step for entry in log.log] == [100, 200, 300]
+    assert log.log[-1].next < 0.05 < log.log[0].next
 
 
 def test_a_reference_goes_on_where_its_training_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "LOGGED", 10)
+    monkeypatch.setattr(reference, "KEPT", 0)
     stages = [(Shape(degree=1, length=2, labels=6), 13), (Shape(degree=1, length=3, labels=6), 15)]
     killed_at = random.Random().randint(1, 28)
 
@@ -198,7 +199,7 @@ def test_a_reference_goes_on_where_its_training_was_stopped(tmp_path: Path, monk
             made, tokens, stages, batch=2, heads=1, weight=0.5, optimizer=OptimizerSpec(), device=CPU,
             checkpoint=checkpoint,
         )  # fmt: skip
-        return made, log
+        return made, log.log
 
     calls = 0
 
@@ -304,7 +305,7 @@ def test_recipes_are_read_and_train(name: str, tmp_path: Path) -> None:
         made, tokens, stages, batch=2, heads=settings.heads, weight=settings.weight, optimizer=settings.optimizer,
         device=CPU, graphs=settings.graphs,
     )  # fmt: skip
-    assert math.isfinite(log[-1].next)
+    assert math.isfinite(log.log[-1].next)
     critic = critics.fresh_critic(made)
     learner = critics.CriticTrainer(critic, recipe.critic.optimizer, 2, CPU)
     graph = draw(recipe.shape, "0")

@@ -22,11 +22,7 @@ class OfProblems:
 
 
 def of_problems(samples: Mapping[Setting, Mapping[str, Sequence[JudgedSample]]]) -> dict[Setting, OfProblems]:
-    """By setting.
-
-    Args:
-        samples: by setting and problem.
-    """
+    """What each problem earned and cost, by setting; `samples` are by setting and problem."""
     return {
         setting: OfProblems(
             rewards=pass_at_1(problems),

@@ -122,10 +122,10 @@ class Optimisation:
         self.done = state["done"]
         for optimizer, found in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(found)
-        # Loading has put others in the place of the groups.
+        # It has replaced the groups; the greatest rates are still those given at first.
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         self._groups = [(group, greatest) for group, (_, greatest) in zip(groups, self._groups, strict=True)]
-        self._bar.n = self._bar.initial = self.done
+        self._bar.n = self._bar.initial = self._bar.last_print_n = self.done
         self._bar.refresh()
 
     def show(self, **figures: str | int) -> None:

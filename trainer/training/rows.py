@@ -1,9 +1,9 @@
-"""Sequences run as padded rows: which of them in one pass."""
+"""When sequences run as padded rows rather than as trees, and which rows run in one pass."""
 
 from collections.abc import Mapping, Sequence
 
 MAX_PADDING = 0.09
-# A tree's attention is dense over its nodes; no more than this part of the tokens may be left for a tree to pay.
+# Trees pay only if they run at most this fraction of the rows' tokens: a tree's attention is dense over its nodes.
 WORTHWHILE = 0.8
 
 

@@ -44,7 +44,7 @@ async def run(recipe: Ablation, folder: Path, console: Console) -> AblationOutco
     """Runs the ablation, or goes on with it where it was stopped."""
     task = recipe.problems()
     outcomes: list[list[VariantOutcome]] = []
-    kept: list[list[Mapping[Setting, OfProblems]]] = []
+    problems: list[list[Mapping[Setting, OfProblems]]] = []
     async with opened(recipe.model, recipe.server, folder, console) as served, recipe.judge() as judge:
         common = with_base(recipe.critic, served.root)
         settings = loop_settings(recipe, recipe.rollouts, task, served.model, common, folder / "critics")
@@ -52,13 +52,13 @@ async def run(recipe: Ablation, folder: Path, console: Console) -> AblationOutco
         work = _Work(recipe, served, judge, settings, data, folder)
         for variant in recipe.variants:
             outcomes.append([])
-            kept.append([])
+            problems.append([])
             for seed in recipe.every_seed:
                 console.print(f"[bold]{recipe.critic_name(variant, seed)}[/bold]", highlight=False)
-                outcome, problems = await _measured(work, variant, seed)
+                outcome, of_one = await _measured(work, variant, seed)
                 outcomes[-1].append(outcome)
-                kept[-1].append(problems)
-    variants, every = compared(outcomes, kept), [one for some in outcomes for one in some]
+                problems[-1].append(of_one)
+    variants, every = compared(outcomes, problems), [one for some in outcomes for one in some]
     console.print(table(variants, every, recipe.evaluate.samples))
     plot(folder / "report.png", recipe, variants, every)
     return AblationOutcome(data=[str(path) for path in data], results=every, over_seeds=variants)

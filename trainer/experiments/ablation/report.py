@@ -77,18 +77,18 @@ class AblationOutcome(Outcome):
     over_seeds: list[VariantOverSeeds]
 
 
-Kept = Sequence[Mapping[Setting, OfProblems]]
-"""What each problem came to, by setting, of each seed of a variant."""
+OfSeeds = Sequence[Mapping[Setting, OfProblems]]
+"""For each seed of a variant: what each problem earned and cost, by setting."""
 
 
-def compared(outcomes: Sequence[Sequence[VariantOutcome]], kept: Sequence[Kept]) -> list[VariantOverSeeds]:
+def compared(outcomes: Sequence[Sequence[VariantOutcome]], problems: Sequence[OfSeeds]) -> list[VariantOverSeeds]:
     """Every variant's figures over its seeds.
 
     Args:
         outcomes: by variant, of each seed.
-        kept: by variant.
+        problems: by variant.
     """
-    rewards = means([one[Setting()].rewards for some in kept for one in some])
+    rewards = means([one[Setting()].rewards for some in problems for one in some])
     reference = SettingOverSeeds(
         setting=REFERENCE,
         method=REFERENCE,
@@ -99,17 +99,17 @@ def compared(outcomes: Sequence[Sequence[VariantOutcome]], kept: Sequence[Kept])
         kl=over_seeds([dict.fromkeys(rewards, 0.0)]),
     )
     return [
-        _variant(some, ours, reference, rewards, None if ours is kept[0] else kept[0])
-        for some, ours in zip(outcomes, kept, strict=True)
+        _variant(some, ours, reference, rewards, None if ours is problems[0] else problems[0])
+        for some, ours in zip(outcomes, problems, strict=True)
     ]
 
 
 def _variant(
     outcomes: Sequence[VariantOutcome],
-    kept: Kept,
+    problems: OfSeeds,
     reference: SettingOverSeeds,
     rewards: Mapping[str, float],
-    first: Kept | None,
+    first: OfSeeds | None,
 ) -> VariantOverSeeds:
     """A variant's figures; `rewards` are the reference's, by problem."""
     measured = [one.held_out for one in outcomes if one.held_out is not None]
@@ -120,17 +120,17 @@ def _variant(
         log_loss=spread([one.log_loss for one in measured]) if measured else None,
         auc=spread(aucs) if aucs else None,
         results=[
-            _setting(results, kept, rewards, first) if results[0].guided else reference
+            _setting(results, problems, rewards, first) if results[0].guided else reference
             for results in zip(*(one.results for one in outcomes), strict=True)
         ],
     )
 
 
 def _setting(
-    results: Sequence[SettingReport], kept: Kept, rewards: Mapping[str, float], first: Kept | None
+    results: Sequence[SettingReport], problems: OfSeeds, rewards: Mapping[str, float], first: OfSeeds | None
 ) -> SettingOverSeeds:
     setting = results[0].setting
-    ours = [one[setting] for one in kept]
+    ours = [one[setting] for one in problems]
     apart = [differences(one.rewards, other[setting].rewards) for one, other in zip(ours, first or (), strict=False)]
     return SettingOverSeeds(
         setting=setting.label,

@@ -1,6 +1,7 @@
 """Star-Graph, all stages: the reference, its logged rollouts and the critic, the evaluation, the report.
 
     folder/reference/               the reference          reference.json   how its training went
+    folder/reference.pt             of a training that was stopped
     folder/rollouts.db              what the server logged
     folder/critics/star-graph/1/    the critic             critic.json      how its training went
     folder/evaluation/              every sample
@@ -61,6 +62,8 @@ async def run(recipe: StarGraphRecipe, folder: Path, console: Console) -> StarGr
     if not (folder / "reference.json").exists():
         console.print(f"[bold]a reference for {recipe.shape}[/bold]", highlight=False)
         await asyncio.to_thread(_pretrain, recipe, folder)
+    for path in folder.glob(f"*{CHECKPOINT}*"):  # and what a kill has left half written
+        path.unlink()
     if not (folder / report.REPORT).exists():
         async with _server(recipe, folder, console) as client:
             if not (folder / "critic.json").exists():
@@ -80,7 +83,6 @@ async def run(recipe: StarGraphRecipe, folder: Path, console: Console) -> StarGr
 
 
 def _pretrain(recipe: StarGraphRecipe, folder: Path) -> None:
-    began = time.monotonic()
     settings = recipe.reference
     reference_model, tokens = model.build(settings.model, recipe.labels, recipe.seed)
     log = reference.train(
@@ -98,8 +100,7 @@ def _pretrain(recipe: StarGraphRecipe, folder: Path) -> None:
     )
     shutil.rmtree(folder / "reference", ignore_errors=True)
     model.save(folder / "reference", reference_model, tokens)
-    ReferenceLog(seconds=time.monotonic() - began, log=log).write(folder / "reference.json")
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    log.write(folder / "reference.json")
 
 
 async def _learn(client: ServerClient, recipe: StarGraphRecipe, folder: Path, max_tokens: int) -> None:

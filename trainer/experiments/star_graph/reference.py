@@ -6,6 +6,7 @@ which a critic that starts from these layers builds on. The arm itself is predic
 takes one at random.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 
 from qsharp_core.disk import whole_file
 from trainer.experiments.star_graph.optimizer import OptimizerSpec, optimisation
-from trainer.experiments.star_graph.report import ReferenceEntry
+from trainer.experiments.star_graph.report import ReferenceEntry, ReferenceLog
 from trainer.tasks.star_graph import Shape, draw
 from trainer.training.optimisation import Optimisation
 
 IGNORED = -100
 LOGGED = 100  # steps
+KEPT = 60.0
+"""Seconds between two checkpoints."""
 
 
 def train(
@@ -38,7 +41,7 @@ def train(
     seed: int = 0,
     graphs: int | None = None,
     checkpoint: Path | None = None,
-) -> list[ReferenceEntry]:
+) -> ReferenceLog:
     """Trains a model in place on fresh graphs.
 
     Args:
@@ -52,14 +55,15 @@ def train(
         device: of the training.
         seed: of the graphs and of the heads.
         graphs: the number of different graphs of each size; None means that each graph is new.
-        checkpoint: a file, written every 100 steps, from which a training that was stopped goes on.
+        checkpoint: a file, written about once a minute, from which a training that was stopped goes on.
 
     Returns:
-        The mean losses of every 100 steps.
+        How long it took, and the mean losses of every 100 steps.
 
     Raises:
         TrainingError: the loss is not finite.
     """
+    began = kept = time.monotonic()
     model.to(device).train()
     torch.manual_seed(seed)
     vocab = model.config.vocab_size
@@ -80,7 +84,8 @@ def train(
 
     with optimisation(model.base_model, [model, ahead], optimizer, steps, "reference") as training:
         if checkpoint is not None and checkpoint.exists():
-            log = _load(checkpoint, model, ahead, training)
+            before = _load(checkpoint, model, ahead, training)
+            log, began = list(before.log), began - before.seconds
         for shape, ids, judged in batches(tokens, stages, batch, seed, graphs, done=training.done):
             step = training.step(partial(gradients, ids.to(device), judged.to(device))).number
             if step % LOGGED == 0 or step == steps:
@@ -88,27 +93,27 @@ def train(
                 log.append(ReferenceEntry(step=step, next=means[0], later=means[1]))
                 training.show(graph=str(shape), next=f"{means[0]:.3f}", later=f"{means[1]:.3f}")
                 sums.zero_()
-                if checkpoint is not None:
-                    _save(checkpoint, model, ahead, training, log)
+                if checkpoint is not None and time.monotonic() - kept >= KEPT:
+                    kept = time.monotonic()
+                    _save(checkpoint, model, ahead, training, ReferenceLog(seconds=kept - began, log=log))
     model.eval()
-    return log
+    return ReferenceLog(seconds=time.monotonic() - began, log=log)
 
 
-def _save(path: Path, model: Any, ahead: nn.Module, training: Optimisation, log: Sequence[ReferenceEntry]) -> None:
+def _save(path: Path, model: Any, ahead: nn.Module, training: Optimisation, log: ReferenceLog) -> None:
     state = {
         "model": model.state_dict(), "ahead": ahead.state_dict(), "training": training.state_dict(),
-        "random": torch.get_rng_state(), "log": [entry.model_dump() for entry in log],
+        "log": log.model_dump(),
     }  # fmt: skip
     with whole_file(path) as part:
         torch.save(state, part)
 
 
-def _load(path: Path, model: Any, ahead: nn.Module, training: Optimisation) -> list[ReferenceEntry]:
-    state = torch.load(path, weights_only=True)
+def _load(path: Path, model: Any, ahead: nn.Module, training: Optimisation) -> ReferenceLog:
+    state = torch.load(path, map_location="cpu", weights_only=True)
     for part, name in ((model, "model"), (ahead, "ahead"), (training, "training")):
         part.load_state_dict(state[name])
-    torch.set_rng_state(state["random"])
-    return [ReferenceEntry(**entry) for entry in state["log"]]
+    return ReferenceLog.model_validate(state["log"])
 
 
 def batches(

@@ -192,13 +192,13 @@ def extract(reference: ReferenceModel, tree: PrefixTree, wanted: NDArray[np.int6
 def read_nodes(reference: ReferenceModel, tree: PrefixTree, read: NDArray[np.int64]) -> Iterator[Read]:
     """Runs the reference and yields what it says at the nodes `read` (ascending), each once."""
     nodes = needed(tree, read)
-    if len(nodes) > WORTHWHILE * tokens_of_paths(tree, nodes):
-        yield from _rows(reference, tree, read)
-        return
     wanted = np.zeros(len(tree), dtype=bool)
     wanted[read] = True
     chain = min(common_chain(tree, nodes), int(np.searchsorted(nodes, read[0])))
-    passes = list(cut(tree, nodes, chain, reference.pass_nodes))
+    passes = [one for one in cut(tree, nodes, chain, reference.pass_nodes) if wanted[one.nodes[one.old :]].any()]
+    if chain + sum(len(one.nodes) for one in passes) > WORTHWHILE * tokens_of_paths(tree, nodes):
+        yield from _rows(reference, tree, read)
+        return
     cache = reference.begun(tree.tokens_N[nodes[:chain]])
     # Where most paths part, and where a path is longest: what a model may not know of trees shows there.
     parting = max(passes, key=lambda one: one.partings(tree))
@@ -207,9 +207,7 @@ def read_nodes(reference: ReferenceModel, tree: PrefixTree, read: NDArray[np.int
         yield from _rows(reference, tree, read)
         return
     for one in passes:
-        part = _tree(reference, tree, one, chain, cache, wanted)
-        if part is not None:
-            yield part
+        yield _tree(reference, tree, one, chain, cache, wanted)
 
 
 def _tree(
@@ -219,11 +217,9 @@ def _tree(
     chain: int,
     cache: DynamicCache,
     wanted: NDArray[np.bool_],
-) -> Read | None:
-    """Runs a pass and reads those of its new nodes that are wanted; None if there are none."""
+) -> Read:
+    """Runs a pass and reads those of its new nodes that are wanted, of which there are some."""
     places = [i for i in range(one.old, len(one.nodes)) if wanted[one.nodes[i]]]
-    if not places:
-        return None
     seen = np.concatenate([np.ones((len(one.nodes), chain), dtype=bool), visible(tree, one.nodes)], axis=1)
     hidden, logits = reference.read(
         [0] * len(places),
@@ -238,7 +234,10 @@ def _tree(
 
 
 def _rows(reference: ReferenceModel, tree: PrefixTree, read: NDArray[np.int64]) -> Iterator[Read]:
-    """Runs paths as padded rows; a path that is part of a longer one is read with it."""
+    """Runs paths as padded rows; a path that is part of a longer one is read with it.
+
+    Padding is on the right, where no token that is read sees it: it needs no mask.
+    """
     left = set(read.tolist())
     paths: list[NDArray[np.int64]] = []
     places: list[list[int]] = []
@@ -248,17 +247,14 @@ def _rows(reference: ReferenceModel, tree: PrefixTree, read: NDArray[np.int64]) 
             places.append([i for i, above in enumerate(paths[-1].tolist()) if above in left])
             left.difference_update(paths[-1][places[-1]].tolist())
     lengths = dict(enumerate(map(len, paths)))
-    # Attention is within a row, so a pass may be larger than a tree's.
-    for indices in padded_passes(range(len(paths)), lengths, 2 * reference.pass_nodes):
+    for indices in padded_passes(range(len(paths)), lengths, reference.pass_nodes):
         ids = torch.zeros(len(indices), max(lengths[i] for i in indices), dtype=torch.int64)
-        mask = torch.zeros_like(ids)
         found = []
         for row, i in enumerate(indices):
             ids[row, : lengths[i]] = torch.from_numpy(tree.tokens_N[paths[i]].astype(np.int64))
-            mask[row, : lengths[i]] = 1
             found += [(int(paths[i][place]), row, place) for place in places[i]]
         nodes, rows, at = map(list, zip(*sorted(found), strict=True))
-        yield Read(np.array(nodes), *reference.read(rows, at, input_ids=ids, attention_mask=mask))
+        yield Read(np.array(nodes), *reference.read(rows, at, input_ids=ids))
 
 
 def _obeys_trees(
@@ -274,8 +270,6 @@ def _obeys_trees(
         part = _tree(reference, tree, one, chain, cache, wanted)
     except (ValueError, RuntimeError, TypeError):
         return False
-    if part is None:
-        return True
     deepest = int(tree.depths_N[part.nodes].argmax())
     for place in sorted({deepest, len(part.nodes) // 2, len(part.nodes) - 1}):
         path = np.append(ancestors(tree, int(part.nodes[place])), part.nodes[place])

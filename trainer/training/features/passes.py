@@ -63,11 +63,11 @@ class TreePass:
 
 
 def cut(tree: PrefixTree, nodes: NDArray[np.int64], chain: int, size: int) -> Iterator[TreePass]:
-    """Cuts `nodes[chain:]` into passes of at most `size` nodes, where few ancestors have to be run again.
+    """Cuts `nodes[chain:]` into passes of about `size` nodes, where few ancestors have to be run again.
 
-    A pass whose nodes have more ancestors than `size` is larger: it may take as many new nodes as it has ancestors. Of
-    the new nodes that a pass may take it takes at least half, and ends where the next pass has the fewest ancestors to
-    run again for each of them.
+    A pass whose ancestors are more than half of `size` may be larger: it may take as many new nodes as it has
+    ancestors. Of the new nodes that a pass may take it takes at least half, and ends where the next pass has the fewest
+    ancestors to run again for each of them.
 
     Args:
         nodes: as `needed` returns them.

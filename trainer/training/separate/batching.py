@@ -1,8 +1,8 @@
 """Which rollouts make a step, and in which passes through the backbone a step is run. Pure functions on indices.
 
 A *step* is a random set of rollouts of about `batch_tokens` tokens. Rollouts are not chosen by their length, because
-those of similar length have similar rewards. A step is run in *passes* that waste little: rows of similar length (at
-most `MAX_PADDING` of a pass is padding, by construction), or trees of rollouts that share prefixes (no padding at all).
+those of similar length have similar rewards. A step is run in *passes* that waste little: rows of similar length
+(`training.rows`), or trees of rollouts that share prefixes (no padding at all).
 Neither the cut into passes nor the number of processes changes the step's loss.
 """
 
