@@ -7,10 +7,10 @@ Star-Graph's critic makes a step whenever the server has sent rollouts.
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypedDict, TypeVar
 
 import torch
 from torch import nn
@@ -43,6 +43,13 @@ class OptimisationStep:
     rate: float
     norm: float
     seconds: float
+
+
+class OptimisationState(TypedDict):
+    """Steps made so far, and the optimizers' states."""
+
+    done: int
+    optimizers: list[Any]
 
 
 class Optimisation:
@@ -113,11 +120,11 @@ class Optimisation:
         self._bar.update()
         return OptimisationStep(self.done, loss, self._groups[0][0]["lr"], norm, time.perf_counter() - began)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> OptimisationState:
         """What a training that was stopped goes on from, beside its parameters."""
         return {"done": self.done, "optimizers": [optimizer.state_dict() for optimizer in self._optimizers]}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: OptimisationState) -> None:
         """Goes on where `state_dict` was taken."""
         self.done = state["done"]
         for optimizer, found in zip(self._optimizers, state["optimizers"], strict=True):
