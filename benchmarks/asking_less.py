@@ -86,7 +86,7 @@ async def measure(url: str, settings: list[Asking], samples: int, rounds: int) -
                 sampling=sampling,
                 settings=(Setting("qsharp", ETA, samples),) if guided else (),
                 critic=critic if guided else None,
-                guidance=tuple(asking.guidance.items()),
+                guidance=tuple(asking.guidance.items()) if guided else (),
                 scored=False,
             )
             evaluated = await evaluate(server, judge, task, evaluation, OUT / asking.label.replace(", ", "-"))
