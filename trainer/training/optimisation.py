@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, TypedDict, TypeVar
+from typing import Self, TypeVar
 
 import torch
 from torch import nn
@@ -43,13 +43,6 @@ class OptimisationStep:
     rate: float
     norm: float
     seconds: float
-
-
-class OptimisationState(TypedDict):
-    """Steps made so far, and the optimizers' states."""
-
-    done: int
-    optimizers: list[Any]
 
 
 class Optimisation:
@@ -119,21 +112,6 @@ class Optimisation:
             optimizer.zero_grad()
         self._bar.update()
         return OptimisationStep(self.done, loss, self._groups[0][0]["lr"], norm, time.perf_counter() - began)
-
-    def state_dict(self) -> OptimisationState:
-        """What a training that was stopped goes on from, beside its parameters."""
-        return {"done": self.done, "optimizers": [optimizer.state_dict() for optimizer in self._optimizers]}
-
-    def load_state_dict(self, state: OptimisationState) -> None:
-        """Goes on where `state_dict` was taken."""
-        self.done = state["done"]
-        for optimizer, found in zip(self._optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(found)
-        # It has replaced the groups; the greatest rates are still those given at first.
-        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        self._groups = [(group, greatest) for group, (_, greatest) in zip(groups, self._groups, strict=True)]
-        self._bar.n = self._bar.initial = self._bar.last_print_n = self.done
-        self._bar.refresh()
 
     def show(self, **figures: str | int) -> None:
         """Shows figures beside the progress bar."""

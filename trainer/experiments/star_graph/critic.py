@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qsharp_core.critic.model import Critic, Head, HeadShape
 from qsharp_core.returns import Bernoulli
-from trainer.experiments.star_graph.optimizer import OptimizerSpec, optimisation
+from trainer.experiments.star_graph.optimizer import OptimizerSpec, optimisation, optimizers
 from trainer.experiments.star_graph.rows import PROMPT, Rows, rows_of
 from trainer.tasks.star_graph import Graph, as_text
 
@@ -71,7 +71,7 @@ class CriticTrainer:
     def __init__(self, critic: Critic, spec: OptimizerSpec, steps: int, device: torch.device) -> None:
         self.critic = critic.to(device).train()
         self._device = device
-        self._optimisation = optimisation(critic.backbone, [critic], spec, steps, "critic")
+        self._optimisation = optimisation([critic], optimizers(critic.backbone, [critic], spec), spec, steps, "critic")
 
     def __enter__(self) -> Self:
         return self

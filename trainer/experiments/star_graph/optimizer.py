@@ -67,14 +67,20 @@ def trained_parameters(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
 
 
 def optimisation(
-    layers: nn.Module, modules: Sequence[nn.Module], spec: OptimizerSpec, steps: int, description: str
+    modules: Sequence[nn.Module],
+    chosen: Sequence[torch.optim.Optimizer],
+    spec: OptimizerSpec,
+    steps: int,
+    description: str,
+    done: int = 0,
 ) -> Optimisation:
-    """The training loop of `modules`, by `spec`; see `optimizers` and `training.optimisation`."""
+    """The training loop of `modules` by the optimizers `chosen`; see `training.optimisation`."""
     return Optimisation(
         trained_parameters(modules),
-        optimizers(layers, modules, spec),
+        chosen,
         lambda step, greatest: greatest * spec.factor((step - 1) / steps),
         clip=spec.clip,
         steps=steps,
+        done=done,
         description=description,
     )

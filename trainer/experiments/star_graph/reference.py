@@ -15,12 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from qsharp_core.disk import whole_file
-from trainer.experiments.star_graph.optimizer import OptimizerSpec, optimisation
+from trainer.experiments.star_graph.optimizer import OptimizerSpec, optimisation, optimizers
 from trainer.experiments.star_graph.report import ReferenceEntry, ReferenceLog
 from trainer.tasks.star_graph import Shape, draw
-from trainer.training.optimisation import Optimisation
 
 IGNORED = -100
 LOGGED = 100  # steps
@@ -82,11 +82,13 @@ def train(
         sums.add_(torch.stack([soon, mean_later]).detach().cpu())
         return loss.item()
 
-    with optimisation(model.base_model, [model, ahead], optimizer, steps, "reference") as training:
-        if checkpoint is not None and checkpoint.exists():
-            before = _load(checkpoint, model, ahead, training)
-            log, began = list(before.log), began - before.seconds
-        for shape, ids, judged in batches(tokens, stages, batch, seed, graphs, done=training.done):
+    chosen = optimizers(model.base_model, [model, ahead], optimizer)
+    if checkpoint is not None and checkpoint.exists():
+        before = _load(checkpoint, model, ahead, chosen)
+        log, began = list(before.log), began - before.seconds
+    done = log[-1].step if log else 0
+    with optimisation([model, ahead], chosen, optimizer, steps, "reference", done) as training:
+        for shape, ids, judged in batches(tokens, stages, batch, seed, graphs, done):
             step = training.step(partial(gradients, ids.to(device), judged.to(device))).number
             if step % LOGGED == 0 or step == steps:
                 means = (sums / (step % LOGGED or LOGGED)).tolist()
@@ -95,24 +97,27 @@ def train(
                 sums.zero_()
                 if checkpoint is not None and time.monotonic() - kept >= KEPT:
                     kept = time.monotonic()
-                    _save(checkpoint, model, ahead, training, ReferenceLog(seconds=kept - began, log=log))
+                    _save(checkpoint, model, ahead, chosen, ReferenceLog(seconds=kept - began, log=log))
     model.eval()
     return ReferenceLog(seconds=time.monotonic() - began, log=log)
 
 
-def _save(path: Path, model: Any, ahead: nn.Module, training: Optimisation, log: ReferenceLog) -> None:
+def _save(path: Path, model: Any, ahead: nn.Module, chosen: Sequence[Optimizer], log: ReferenceLog) -> None:
     state = {
-        "model": model.state_dict(), "ahead": ahead.state_dict(), "training": training.state_dict(),
+        "model": model.state_dict(), "ahead": ahead.state_dict(), "optimizers": [one.state_dict() for one in chosen],
         "log": log.model_dump(),
     }  # fmt: skip
     with whole_file(path) as part:
         torch.save(state, part)
 
 
-def _load(path: Path, model: Any, ahead: nn.Module, training: Optimisation) -> ReferenceLog:
+def _load(path: Path, model: Any, ahead: nn.Module, chosen: Sequence[Optimizer]) -> ReferenceLog:
     state = torch.load(path, map_location="cpu", weights_only=True)
-    for part, name in ((model, "model"), (ahead, "ahead"), (training, "training")):
-        part.load_state_dict(state[name])
+    model.load_state_dict(state["model"])
+    ahead.load_state_dict(state["ahead"])
+    for one, found in zip(chosen, state["optimizers"], strict=True):
+        # The schedule starts from the greatest rates, and not from those of the last step.
+        one.load_state_dict({**found, "param_groups": one.state_dict()["param_groups"]})
     return ReferenceLog.model_validate(state["log"])
 
 
